@@ -1,0 +1,108 @@
+"""Errors, grouped by what the handler would do.
+
+::
+
+    CkptTasksError
+    |-- ConfigError (ValueError)             stop: fix the configuration or the code     exit 2
+    |   |-- StateError                       a tracked object cannot be saved or restored as asked
+    |   |-- UnsupportedFormatError           written by a newer version: upgrade
+    |   `-- NoProgressError                  attempts died again and again without a commit
+    |-- CheckpointNotFoundError (LookupError) stop: nothing restorable, or no such id     exit 4
+    |-- CorruptCheckpointError               fall back to the next older checkpoint      exit 1
+    |-- StaleAttemptError                    stop, never retry: a later attempt owns it  exit 3
+    |-- RunBusyError                         wait: another live invocation owns the run  exit 5
+    |-- StoreError (OSError)                 retry: storage failed                       exit 1
+    |   |-- ObjectNotFoundError
+    |   `-- ObjectExistsError
+    `-- RegistryError                        queue and go on: the store is the truth     exit 1
+
+Every error takes one message, so that it pickles across processes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CheckpointNotFoundError",
+    "CkptTasksError",
+    "ConfigError",
+    "CorruptCheckpointError",
+    "NoProgressError",
+    "ObjectExistsError",
+    "ObjectNotFoundError",
+    "RegistryError",
+    "RunBusyError",
+    "StaleAttemptError",
+    "StateError",
+    "StoreError",
+    "UnsupportedFormatError",
+]
+
+
+class CkptTasksError(Exception):
+    """Base of all errors of this package.
+
+    Attributes
+    ----------
+    exit_code
+        What a process that ends with this error exits with.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(CkptTasksError, ValueError):
+    """Configuration, arguments or user code are wrong. A retry changes nothing."""
+
+    exit_code = 2
+
+
+class StateError(ConfigError):
+    """A tracked object cannot be represented without pickle, or does not match what was saved."""
+
+
+class UnsupportedFormatError(ConfigError):
+    """A record was written by a version that this one cannot read safely."""
+
+
+class NoProgressError(ConfigError):
+    """Too many attempts in a row ended without a new commit."""
+
+
+class CheckpointNotFoundError(CkptTasksError, LookupError):
+    """No such run or checkpoint, or none of a run's checkpoints can be restored."""
+
+    exit_code = 4
+
+
+class CorruptCheckpointError(CkptTasksError):
+    """Bytes in the store are not the bytes that were committed."""
+
+
+class StaleAttemptError(CkptTasksError):
+    """A later attempt owns the run; this one must not commit, register, publish or prune."""
+
+    exit_code = 3
+
+
+class RunBusyError(CkptTasksError):
+    """Another invocation's attempt of this run is alive."""
+
+    exit_code = 5
+
+
+class StoreError(CkptTasksError, OSError):
+    """Storage failed or did not answer; worth retrying."""
+
+
+class ObjectNotFoundError(StoreError):
+    """The store has no object at this path."""
+
+
+class ObjectExistsError(StoreError):
+    """A conditional create found an object at this path."""
+
+
+class RegistryError(CkptTasksError):
+    """The registry failed or did not answer. Work for it is queued, never lost."""

@@ -1,0 +1,236 @@
+"""What happens in an attempt, as typed records, and the log that carries them.
+
+Each process of an attempt appends to a log file of its own; others follow it. A log is a file
+because appending never blocks training, and what was appended survives the writer's SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from ckpt_tasks.types import Number, Position, Trigger
+
+__all__ = [
+    "AttemptClaimed",
+    "AttemptEnded",
+    "AttemptResumed",
+    "CheckpointCommitted",
+    "CheckpointQuarantined",
+    "CheckpointRegistered",
+    "Event",
+    "EventLog",
+    "EventReader",
+    "EventSink",
+    "MetricsLogged",
+    "MetricsReplayed",
+    "Progress",
+    "RegistryLinked",
+    "RegistryUnavailable",
+    "SaveFailed",
+    "SaveStarted",
+    "Warned",
+    "discard_event",
+]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """Base of all events. Tagged with the class's name."""
+
+
+class AttemptClaimed(Event, frozen=True, kw_only=True, tag=True):
+    """This process owns the run now, under this attempt's number."""
+
+    run: str
+    uid: str
+    attempt: int
+    invocation: str
+    pid: int
+
+
+class AttemptResumed(Event, frozen=True, kw_only=True, tag=True):
+    """Where the attempt starts from; `checkpoint` is ``None`` at the beginning.
+
+    `lost_steps` counts the steps that an earlier attempt is known to have done beyond it.
+    """
+
+    attempt: int
+    checkpoint: str | None
+    position: Position
+    why: str
+    lost_steps: int = 0
+
+
+class CheckpointQuarantined(Event, frozen=True, kw_only=True, tag=True):
+    """A damaged checkpoint was found and marked; an older one is tried."""
+
+    checkpoint: str
+    why: str
+
+
+class Progress(Event, frozen=True, kw_only=True, tag=True):
+    """How far training is; sent at most a few times a second. `epochs` is the total asked for."""
+
+    position: Position
+    epochs: int | None = None
+
+
+class MetricsLogged(Event, frozen=True, kw_only=True, tag=True):
+    """Values logged up to a boundary, as ``(key, value, step, time_ms)``; see `MetricRow`."""
+
+    rows: list[tuple[str, Number, int, int]]
+
+
+class SaveStarted(Event, frozen=True, kw_only=True, tag=True):
+    """A save is under way."""
+
+    checkpoint: str
+    trigger: Trigger
+    reason: str
+
+
+class CheckpointCommitted(Event, frozen=True, kw_only=True, tag=True):
+    """A checkpoint exists. `seconds` is what training waited for it."""
+
+    checkpoint: str
+    position: Position
+    trigger: Trigger
+    reason: str
+    size: int
+    seconds: float
+
+
+class SaveFailed(Event, frozen=True, kw_only=True, tag=True):
+    """A save did not become a checkpoint; training goes on. `unprotected` in seconds."""
+
+    checkpoint: str
+    why: str
+    unprotected: float
+
+
+class CheckpointRegistered(Event, frozen=True, kw_only=True, tag=True):
+    """The registry knows a checkpoint."""
+
+    checkpoint: str
+    registered_model: str
+    version: str
+    model_id: str
+    links: dict[str, str] = {}
+
+
+class RegistryLinked(Event, frozen=True, kw_only=True, tag=True):
+    """The registry's run is open; `links` are pages for people."""
+
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+    links: dict[str, str]
+
+
+class RegistryUnavailable(Event, frozen=True, kw_only=True, tag=True):
+    """The registry did not answer; `queued` requests wait for it, training goes on."""
+
+    why: str
+    queued: int
+
+
+class MetricsReplayed(Event, frozen=True, kw_only=True, tag=True):
+    """Steps done again after a resume were compared with what the registry held."""
+
+    compared: int
+    diverged: int
+    keys: list[str] = []
+
+
+class Warned(Event, frozen=True, kw_only=True, tag=True):
+    """Something the user should know."""
+
+    message: str
+
+
+class AttemptEnded(Event, frozen=True, kw_only=True, tag=True):
+    """The attempt's outcome: an exit code of the command line, and one sentence."""
+
+    attempt: int | None
+    code: int
+    message: str
+    position: Position | None = None
+
+
+AnyEvent = (
+    AttemptClaimed
+    | AttemptResumed
+    | CheckpointQuarantined
+    | Progress
+    | MetricsLogged
+    | SaveStarted
+    | CheckpointCommitted
+    | SaveFailed
+    | CheckpointRegistered
+    | RegistryLinked
+    | RegistryUnavailable
+    | MetricsReplayed
+    | Warned
+    | AttemptEnded
+)
+
+EventSink = Callable[[Event], None]
+
+
+def discard_event(event: Event) -> None:
+    """A sink for callers that do not listen."""
+
+
+class EventLog:
+    """Appends events to a file; also an `EventSink`.
+
+    Each record is one line of JSON written by a single ``write`` in append mode, so readers
+    never see two records mixed, and at most the last one incomplete.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._encoder = msgspec.json.Encoder()
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        line = self._encoder.encode(event) + b"\n"
+        with self._lock:
+            view = memoryview(line)
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class EventReader:
+    """Follows an `EventLog`'s file from its beginning.
+
+    Parameters
+    ----------
+    path
+        The file; it need not exist yet.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._offset = 0
+        self._decoder = msgspec.json.Decoder(AnyEvent)
+
+    def read(self) -> Iterator[Event]:
+        """Yield the complete events appended since the last call; returns when there are none."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return
+                    self._offset += len(line)
+                    yield self._decoder.decode(line)
+        except FileNotFoundError:
+            return

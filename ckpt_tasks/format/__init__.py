@@ -1,0 +1,1 @@
+"""The format on storage: layout, manifest, safetensors headers, digests, the typed tree."""

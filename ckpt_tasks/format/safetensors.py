@@ -1,0 +1,92 @@
+"""Headers of safetensors files, without torch or the safetensors library.
+
+A file is 8 bytes of little-endian header length, the header (JSON, padded with spaces), and the
+tensors' bytes, contiguous and in order of the header
+(https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from ckpt_tasks.format.manifest import MAX_HEADER_BYTES
+
+__all__ = ["DTYPE_BYTES", "HEADER_ALIGNMENT", "TensorSpec", "build_header", "parse_header"]
+
+HEADER_ALIGNMENT = 4096
+"""Tensors start on a page, so that a direct write or a mapping of them is aligned."""
+
+DTYPE_BYTES: Mapping[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes per element of the dtypes that every release of the library since 0.6 opens."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One tensor in a header: its name, its dtype as safetensors spells it, and its shape."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+class _HeaderTensor(msgspec.Struct, forbid_unknown_fields=True):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Length, header and padding for `tensors` in this order; the data follows at its end."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for tensor in tensors:
+        if tensor.key in entries:
+            raise ValueError(f"two tensors are named {tensor.key!r}")
+        entries[tensor.key] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.size],
+        }
+        offset += tensor.size
+    text = msgspec.json.encode(entries)
+    length = -(-(len(text) + 8) // HEADER_ALIGNMENT) * HEADER_ALIGNMENT - 8
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes is more than safetensors allows")
+    return length.to_bytes(8, "little") + text.ljust(length)
+
+
+def parse_header(header: bytes) -> dict[str, tuple[TensorSpec, int]]:
+    """Name to (spec, offset behind the header), from the bytes `build_header` returns.
+
+    Raises ``ValueError`` for anything that is not a well-formed header.
+    """
+    if len(header) < 8 or int.from_bytes(header[:8], "little") != len(header) - 8:
+        raise ValueError("the header's length is wrong")
+    try:
+        raw = msgspec.json.decode(header[8:], type=dict[str, msgspec.Raw])
+        raw.pop("__metadata__", None)
+        entries = {k: msgspec.json.decode(v, type=_HeaderTensor) for k, v in raw.items()}
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"the header is no valid safetensors header: {error}") from error
+    found = {}
+    for key, entry in entries.items():
+        start, stop = entry.data_offsets
+        if entry.dtype not in DTYPE_BYTES or any(n < 0 for n in entry.shape):
+            raise ValueError(f"tensor {key!r} has dtype {entry.dtype} and shape {entry.shape}")
+        spec = TensorSpec(key, entry.dtype, tuple(entry.shape))
+        if start < 0 or stop - start != spec.size:
+            raise ValueError(f"tensor {key!r} has offsets {start}..{stop}")
+        found[key] = (spec, start)
+    return found

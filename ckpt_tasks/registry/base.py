@@ -1,0 +1,147 @@
+"""The contract of a registry: what makes committed checkpoints findable outside the store.
+
+A registry is never the truth. Every call may fail with `RegistryError`; the caller queues and
+repeats it, so **every call is idempotent**: called twice with the same arguments it leaves the
+same state as called once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import msgspec
+
+from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.types import MetricRow, Scalar
+
+__all__ = ["Registry", "RegistryRunIds", "RunDescription", "RunStatus", "Registration"]
+
+RunStatus = Literal["running", "finished", "failed", "stopped"]
+
+
+class RunDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What a registry is told about a training run.
+
+    Parameters
+    ----------
+    run, uid
+        The run's name, and its identity: one registry run per `uid`.
+    store_url
+        Root of the store, userinfo masked.
+    hyperparameters
+        Flattened and masked.
+    tags
+        Ids of the orchestrator that triggered the run (``prefect.flow_run_id``, ...).
+    """
+
+    run: str
+    uid: str
+    store_url: str
+    hyperparameters: Mapping[str, Scalar]
+    tags: Mapping[str, str] = {}
+
+
+class RegistryRunIds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Content of ``<run>/<registry>.json``: how to find the run again in the registry."""
+
+    format: int = 1
+    tracking_uri: str
+    experiment_id: str
+    experiment: str
+    run_id: str
+    registered_model: str
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a checkpoint is found in the registry."""
+
+    checkpoint: str
+    model_id: str
+    registered_model: str
+    version: str
+    run_id: str
+
+
+class Registry(ABC):
+    """One registry, bound to one training run once `open_run` has returned.
+
+    Raises
+    ------
+    RegistryError
+        From any method: the registry failed or did not answer. Repeat the call later.
+    ConfigError
+        From `open_run`: the configuration can never work.
+    """
+
+    name: ClassVar[str]
+    """Names the ids file in the run's folder: ``mlflow`` for ``mlflow.json``."""
+
+    @abstractmethod
+    def find_run(self, description: RunDescription) -> RegistryRunIds | None:
+        """Search the run by its uid: a crash may have hidden that it was made."""
+
+    @abstractmethod
+    def create_run(self, description: RunDescription) -> RegistryRunIds:
+        """Make the run, without binding to it."""
+
+    @abstractmethod
+    def discard_run(self, ids: RegistryRunIds) -> None:
+        """Delete a run made by `create_run` when another process's was chosen."""
+
+    @abstractmethod
+    def open_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
+        """Bind to the run, mark it running, and bring its params and tags up to date.
+
+        A hyperparameter that changed since an earlier attempt, or is too long, never raises.
+        """
+
+    @abstractmethod
+    def high_water(self) -> dict[str, int]:
+        """The highest step of each metric key that the run holds."""
+
+    @abstractmethod
+    def history(self, key: str, after_step: int) -> list[MetricRow]:
+        """Rows of `key` with a step greater than `after_step`, in any order."""
+
+    @abstractmethod
+    def log_metrics(self, rows: Sequence[MetricRow]) -> None:
+        """Send rows, any number of them. The same row sent again does not double."""
+
+    @abstractmethod
+    def registered(self) -> dict[str, Registration]:
+        """Every checkpoint of this run that is completely registered, by checkpoint id."""
+
+    @abstractmethod
+    def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
+        """Make a committed checkpoint known, completing what an earlier call left half done.
+
+        Parameters
+        ----------
+        record
+            The checkpoint's commit record.
+        uri
+            Where its commit record lies, userinfo masked.
+        manifest
+            The record's bytes as stored.
+        """
+
+    @abstractmethod
+    def set_alias(self, alias: str, registration: Registration) -> None:
+        """Point `alias` at a registered checkpoint; the name is sanitised by the registry."""
+
+    @abstractmethod
+    def write_note(self, text: str) -> None:
+        """Replace this package's part of the run's description (Markdown)."""
+
+    @abstractmethod
+    def end_run(self, status: RunStatus) -> None:
+        """Give the run its status at the end of an attempt."""
+
+    @abstractmethod
+    def links(self, registration: Registration | None) -> dict[str, str]:
+        """Pages for people: ``run``, and with a registration ``model`` and ``version``."""
+
+    def close(self) -> None:  # noqa: B027 - most registries hold nothing open
+        """Release connections."""

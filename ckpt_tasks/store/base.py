@@ -1,0 +1,117 @@
+"""The contract of a store: named immutable objects, a conditional create, an honest listing.
+
+Paths are relative to the store's root, ``/``-separated, as `ckpt_tasks.format.layout` spells
+them. Every method either does what it says or raises; nothing degrades silently.
+
+Raises
+------
+StoreError
+    From any method: storage failed or did not answer. After it, a `create`, `put` or `write`
+    may or may not have taken effect; `create_once` finds out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+__all__ = ["ObjectInfo", "Store"]
+
+
+class ObjectInfo(msgspec.Struct, frozen=True, order=True):
+    """One object of a listing.
+
+    Parameters
+    ----------
+    path
+        Relative to the store's root.
+    size
+        Bytes.
+    modified
+        When it was last written, in seconds since the epoch by the **store's** clock, or
+        ``None`` where the store does not tell.
+    """
+
+    path: str
+    size: int
+    modified: float | None = None
+
+
+class Store(ABC):
+    """A root that holds runs. Thread-safe; not shared between processes: reopen by `url`.
+
+    Attributes
+    ----------
+    url
+        The root, with userinfo masked: safe to print, log and record.
+    supports_conditional_create
+        Whether `create` is atomic among all writers, in this and other processes and hosts.
+        Where it is not, `checkpointer` refuses to write unless the store was declared
+        single-writer.
+    """
+
+    url: str
+    supports_conditional_create: bool
+
+    @abstractmethod
+    def read(self, path: str, *, limit: int | None = None) -> bytes:
+        """The whole object. Raises `ObjectNotFoundError`, or `CorruptCheckpointError` when it
+        is larger than `limit` bytes (checked before memory is taken).
+        """
+
+    @abstractmethod
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` (exclusive). Raises `ObjectNotFoundError`, or
+        `CorruptCheckpointError` when the object ends before `stop`.
+        """
+
+    @abstractmethod
+    def create(self, path: str, data: bytes) -> None:
+        """Make a small object durable, whole, and only if there is none at `path`.
+
+        Raises `ObjectExistsError` if there is one; exactly one of many concurrent callers does
+        not. Nobody ever sees part of it. Never a multipart upload.
+        """
+
+    @abstractmethod
+    def put(self, path: str, data: bytes) -> None:
+        """Write or overwrite a small object, atomically for readers. For heartbeats."""
+
+    @abstractmethod
+    def write(self, path: str, parts: Iterable[Any], size: int) -> None:
+        """Write a new data object from bytes-like `parts` that add up to `size`.
+
+        Durable, and its size confirmed by the store, when this returns. Raises
+        `ObjectExistsError` if there is one already (paths contain a write-id, so there never
+        is), and leaves nothing behind where it can when it fails.
+        """
+
+    @abstractmethod
+    def exists(self, path: str) -> bool:
+        """Whether there is an object at `path` **now**: one request, never from a cache."""
+
+    @abstractmethod
+    def size(self, path: str) -> int:
+        """The object's size in bytes. Raises `ObjectNotFoundError`."""
+
+    @abstractmethod
+    def list_objects(self, prefix: str) -> list[ObjectInfo]:
+        """All objects whose path starts with `prefix`, recursively, sorted by path; uncached.
+
+        `prefix` is empty or ends with ``/``. Empty list where there is nothing. Temporary
+        names of writes under way are not listed.
+        """
+
+    @abstractmethod
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names of the direct subfolders of `prefix` that hold an object, sorted; uncached."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove the object; no error if there is none."""
+
+    def close(self) -> None:  # noqa: B027 - most stores hold nothing open
+        """Release connections."""
