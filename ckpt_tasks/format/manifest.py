@@ -288,9 +288,16 @@ R = TypeVar("R", bound=_Record)
 
 
 def encode(record: _Record) -> bytes:
-    """A record's bytes: indented JSON for people, except the index, which is for machines."""
+    """A record's bytes: JSON, indented for people except for the index, with a checksum.
+
+    The last field, ``checksum``, is the digest of every byte before it, so that a flipped bit
+    in a record that is still valid JSON is found too.
+    """
     data = msgspec.json.encode(record)
-    return data if isinstance(record, Index) else msgspec.json.format(data, indent=1) + b"\n"
+    if not isinstance(record, Index):
+        data = msgspec.json.format(data, indent=1)
+    body = data[: data.rindex(b"}")].rstrip()
+    return body + _SEAL % digest(body).encode("ascii")
 
 
 def decode(data: bytes, kind: type[R], *, path: str) -> R:
@@ -312,13 +319,28 @@ def decode(data: bytes, kind: type[R], *, path: str) -> R:
     CorruptCheckpointError
         Anything else that is not a valid record of this kind.
     """
-    _check_version(data, path)
+    body = _unseal(data, path)
+    _check_version(body, path)
     try:
-        record = msgspec.json.decode(data, type=kind)
+        record = msgspec.json.decode(body, type=kind)
         _validate(record)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} is not a valid {kind.__name__}: {error}") from error
     return record
+
+
+_SEAL = b',\n "checksum": "%s"\n}\n'
+_SEAL_BYTES = len(_SEAL % (b"0" * DIGEST_HEX))
+
+
+def _unseal(data: bytes, path: str) -> bytes:
+    """The record's JSON without its checksum, once that has been found right."""
+    body, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    if seal != _SEAL % digest(body).encode("ascii"):
+        raise CorruptCheckpointError(
+            f"{path} is damaged: its checksum does not match its {len(data)} bytes"
+        )
+    return body + b"}"
 
 
 class _Version(msgspec.Struct):
