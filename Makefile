@@ -1,0 +1,69 @@
+# Everything works from a clone with Python 3.11 or later and nothing else installed.
+#
+#   make demo       the main job: train, be killed twice, resume, prove it
+#   make test       the whole test suite
+#
+# PYTHON=... chooses the interpreter, VENV=... where the environment is made.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+VENV ?= .venv
+UV_VERSION := 0.13.9
+DEMO_FOLDER ?= demo-run
+
+STAMP := $(VENV)/.installed
+UV := $(VENV)/bin/uv
+# A folder of wheels, where pip has been told of one.
+FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format ui wheel extras constraints clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo "make install|lint|format|ui|wheel|extras|constraints|clean"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or later is needed; found '$(PYTHON)'. Say PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	test -x $(UV) || $(VENV)/bin/python -m pip install --quiet uv==$(UV_VERSION)
+	$(UV) pip install --quiet --python $(VENV)/bin/python $(FIND_LINKS) \
+	  --constraints constraints.txt --editable '.[all]' --group dev
+	touch $@
+
+demo: $(STAMP)
+	$(VENV)/bin/ckpt-tasks demo
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+ui: $(STAMP)
+	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(DEMO_FOLDER)/mlflow.db
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(VENV)/bin/python -m build --no-isolation --wheel --outdir dist .
+
+# Each extra alone, in a fresh environment, from the wheel.
+extras: wheel
+	$(VENV)/bin/python tests/packaging/check_extras.py --uv $(UV) dist/*.whl
+
+constraints: $(STAMP)
+	$(UV) pip compile --quiet --upgrade --python-version 3.11 $(FIND_LINKS) --no-header --no-annotate \
+	  --extra all --group dev --output-file $(VENV)/constraints.txt pyproject.toml
+	sed 's/+cpu$$//' $(VENV)/constraints.txt > constraints.txt
+
+clean:
+	rm -rf $(VENV) dist build $(DEMO_FOLDER) .mypy_cache .ruff_cache .pytest_cache .hypothesis
