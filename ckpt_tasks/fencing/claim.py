@@ -1,0 +1,211 @@
+"""Claiming a run: its identity, who owns it, and the next attempt's number."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from ckpt_tasks.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptCheckpointError,
+    NoProgressError,
+    ObjectNotFoundError,
+    RunBusyError,
+)
+from ckpt_tasks.fencing.attempts import (
+    MAX_RECORD_BYTES,
+    AttemptView,
+    next_attempt,
+    read_attempts,
+)
+from ckpt_tasks.fencing.heartbeat import HeartbeatObserver
+from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.manifest import AttemptClaim, RunRecord, decode, encode, now
+from ckpt_tasks.store.ambiguity import create_once
+from ckpt_tasks.store.base import Store
+from ckpt_tasks.types import Scalar
+
+__all__ = ["Attempt", "ClaimRequest", "claim_attempt", "open_run", "read_run"]
+
+
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process that wants to execute the run says of itself.
+
+    Parameters
+    ----------
+    invocation
+        The orchestrator's id for one triggered execution; its retries share it.
+    takeover
+        Take the run over even from a live attempt of another invocation.
+    takeover_after
+        Seconds without a heartbeat after which another invocation's attempt counts as dead.
+    without_commit
+        Attempts of this invocation in a row that may end without a new commit.
+    """
+
+    invocation: str
+    entrypoint: str
+    hyperparameters: Mapping[str, Scalar]
+    resume: str = "auto"
+    tags: Mapping[str, str] = {}
+    takeover: bool = False
+    takeover_after: float = 60.0
+    without_commit: int = 5
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that this process has claimed, and those before it."""
+
+    claim: AttemptClaim
+    earlier: tuple[AttemptView, ...]
+
+    @property
+    def number(self) -> int:
+        return self.claim.attempt
+
+
+def read_run(store: Store, layout: RunLayout) -> RunRecord:
+    """The run's identity.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        There is no such run.
+    ConfigError
+        ``run.json`` is damaged. It is written once and never changed, so somebody changed it:
+        no retry mends that.
+    """
+    try:
+        data = store.read(layout.run_record, limit=MAX_RECORD_BYTES)
+    except ObjectNotFoundError as error:
+        raise CheckpointNotFoundError(f"no run {layout.run!r} in {store.url}") from error
+    try:
+        record = decode(data, RunRecord, path=f"{store.url}/{layout.run_record}")
+    except CorruptCheckpointError as error:
+        raise ConfigError(
+            f"run {layout.run!r} cannot be identified: {error}. Its checkpoints are untouched; "
+            "restore run.json from a copy, or use another run name"
+        ) from error
+    if record.run != layout.run:
+        raise ConfigError(
+            f"{store.url}/{layout.run_record} belongs to run {record.run!r}, not "
+            f"{layout.run!r}; was the folder renamed?"
+        )
+    return record
+
+
+def open_run(store: Store, layout: RunLayout, *, created_by: str) -> RunRecord:
+    """The run's identity, made if this is its first attempt. Errors as `read_run`."""
+    try:
+        return read_run(store, layout)
+    except CheckpointNotFoundError:
+        record = RunRecord(
+            uid=uuid.uuid4().hex, run=layout.run, created_at=now(), created_by=created_by
+        )
+    created = create_once(store, layout.run_record, encode(record))
+    return record if created else read_run(store, layout)
+
+
+def claim_attempt(
+    store: Store,
+    layout: RunLayout,
+    run: RunRecord,
+    request: ClaimRequest,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Attempt:
+    """Take the next attempt's number by conditional create.
+
+    From this moment every earlier attempt is fenced off. Nothing has been chosen yet:
+    choosing before claiming loses what an earlier attempt commits in between.
+
+    Raises
+    ------
+    RunBusyError
+        Another invocation's attempt is alive.
+    NoProgressError
+        Too many attempts of this invocation in a row ended without a commit.
+    """
+    while True:
+        attempts = read_attempts(store, layout)
+        _check_progress(store, layout, attempts, request)
+        if attempts:
+            _take_over(store, layout, attempts[-1], request, sleep=sleep, clock=clock)
+        claim = _claim(next_attempt([a.number for a in attempts]), run, request)
+        if create_once(store, layout.attempt(claim.attempt), encode(claim)):
+            return Attempt(claim=claim, earlier=tuple(attempts))
+
+
+def _claim(number: int, run: RunRecord, request: ClaimRequest) -> AttemptClaim:
+    return AttemptClaim(
+        uid=run.uid,
+        attempt=number,
+        claim_id=uuid.uuid4().hex,
+        invocation=request.invocation,
+        process=this_process(),
+        claimed_at=now(),
+        entrypoint=request.entrypoint,
+        hyperparameters=dict(request.hyperparameters),
+        resume=request.resume,
+        tags=dict(request.tags),
+    )
+
+
+def _take_over(
+    store: Store,
+    layout: RunLayout,
+    owner: AttemptView,
+    request: ClaimRequest,
+    *,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> None:
+    """Make sure that the owner may be replaced, or raise `RunBusyError`."""
+    claim = owner.claim
+    if claim is not None and (claim.invocation == request.invocation or request.takeover):
+        end_process(claim.process)
+        return
+    if claim is not None and process_is_alive(claim.process) is False:
+        return
+    observer = HeartbeatObserver(store, layout, owner.number, sleep=sleep, clock=clock)
+    if not observer.is_silent(request.takeover_after):
+        who = (
+            f"of invocation {claim.invocation!r} (process {claim.process.pid} on "
+            f"{claim.process.host}, since {claim.claimed_at})"
+            if claim is not None
+            else "(its claim is unreadable)"
+        )
+        raise RunBusyError(
+            f"run {layout.run!r} is being trained by attempt {owner.number} {who}; wait for "
+            "it, use another run name, or take it over with --takeover"
+        )
+
+
+def _check_progress(
+    store: Store, layout: RunLayout, attempts: Sequence[AttemptView], request: ClaimRequest
+) -> None:
+    """Refuse to loop for ever: the cap counts attempts that committed nothing."""
+    if len(attempts) < request.without_commit:
+        return
+    committed = {
+        checkpoint.attempt
+        for info in store.list_objects(layout.commits)
+        if (checkpoint := layout.checkpoint_id(info.path)) is not None
+    }
+    idle = 0
+    for attempt in reversed(attempts):
+        mine = attempt.claim is None or attempt.claim.invocation == request.invocation
+        if not mine or attempt.number in committed:
+            break
+        idle += 1
+    if idle >= request.without_commit:
+        raise NoProgressError(
+            f"the last {idle} attempts of run {layout.run!r} ended without a new checkpoint; "
+            "not trying again. Look at their logs, mend the cause, and start a new invocation"
+        )

@@ -1,0 +1,116 @@
+"""Heartbeats: how one host tells another that an attempt is alive, without trusting clocks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from ckpt_tasks.errors import CkptTasksError, ObjectNotFoundError, StoreError
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.manifest import Heartbeat, decode, encode, now
+from ckpt_tasks.store.base import Store
+
+__all__ = ["Heart", "HeartbeatObserver"]
+
+
+class Heart:
+    """Overwrites an attempt's heartbeat from a thread until it is stopped.
+
+    Parameters
+    ----------
+    interval
+        Seconds between two beats.
+    alive
+        Asked before every beat; when it says no, the heart stops by itself.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layout: RunLayout,
+        attempt: int,
+        *,
+        interval: float,
+        alive: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._store = store
+        self._path = layout.heartbeat(attempt)
+        self._attempt = attempt
+        self._interval = interval
+        self._alive = alive
+        self._beat = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.last_error: StoreError | None = None
+        """Why the latest beat failed; a missed beat costs nothing until others take over."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop, and say in the store that the attempt has ended."""
+        self._stopped.set()
+        self._thread.join()
+        self._write(ended=True)
+
+    def _run(self) -> None:
+        while self._alive():
+            self._write(ended=False)
+            if self._stopped.wait(self._interval):
+                return
+
+    def _write(self, *, ended: bool) -> None:
+        self._beat += 1
+        beat = Heartbeat(attempt=self._attempt, beat=self._beat, at=now(), ended=ended)
+        try:
+            self._store.put(self._path, encode(beat))
+            self.last_error = None
+        except StoreError as error:
+            self.last_error = error
+
+
+class HeartbeatObserver:
+    """Watches another attempt's heartbeat by this process's own clock."""
+
+    def __init__(
+        self,
+        store: Store,
+        layout: RunLayout,
+        attempt: int,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._path = layout.heartbeat(attempt)
+        self._sleep = sleep
+        self._clock = clock
+
+    def is_silent(self, seconds: float, *, poll: float = 0.5) -> bool:
+        """Wait until the heartbeat changes (False), or says that the attempt has ended or has
+        not changed for `seconds` (True)."""
+        first = self._read()
+        deadline = self._clock() + seconds
+        while True:
+            if first is not None and first.ended:
+                return True
+            if self._clock() >= deadline:
+                return True
+            self._sleep(min(poll, seconds))
+            current = self._read()
+            if current is not None and current.ended:
+                return True
+            if current != first:
+                return False
+
+    def _read(self) -> Heartbeat | None:
+        try:
+            return decode(self._store.read(self._path, limit=65536), Heartbeat, path=self._path)
+        except ObjectNotFoundError:
+            return None
+        except StoreError:
+            raise
+        except CkptTasksError:
+            # A heartbeat that cannot be read is no sign of life; it protects nothing by itself.
+            return None

@@ -1,0 +1,69 @@
+"""Lineage: which checkpoints belong to the run as it stands now.
+
+From the newest attempt that has resumed, follow back what each one started from. A checkpoint
+of an attempt beyond what a later attempt resumed from is a zombie's: that work was done again
+(or is being done again), and going on from it would fork the run. Timestamps decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from ckpt_tasks.fencing.attempts import AttemptView
+from ckpt_tasks.format.manifest import LineageEntry
+from ckpt_tasks.types import CheckpointId
+
+__all__ = ["Lineage", "trace_lineage"]
+
+
+class Lineage(msgspec.Struct, frozen=True):
+    """The chain of attempts, newest first, each with the checkpoint it started from."""
+
+    entries: tuple[LineageEntry, ...] = ()
+
+    def valid(self, checkpoints: Iterable[CheckpointId]) -> list[CheckpointId]:
+        """Those of `checkpoints` that lie on this lineage, newest first."""
+        limits = self._limits()
+        found = [
+            checkpoint
+            for checkpoint in checkpoints
+            if checkpoint.attempt in limits and checkpoint.sequence <= limits[checkpoint.attempt]
+        ]
+        return sorted(found, key=lambda c: (c.attempt, c.sequence), reverse=True)
+
+    def _limits(self) -> dict[int, float]:
+        """The last valid sequence of each attempt on the lineage."""
+        limits: dict[int, float] = {}
+        limit: float = float("inf")
+        for entry in self.entries:
+            limits[entry.attempt] = limit
+            if entry.resumed_from is not None:
+                limit = CheckpointId.parse(entry.resumed_from).sequence
+        return limits
+
+    def extended(self, attempt: int, resumed_from: CheckpointId | None) -> Lineage:
+        """The lineage of an attempt that starts from `resumed_from`, which may lie anywhere
+        on this one; ``None`` starts a lineage of its own."""
+        entry = LineageEntry(
+            attempt=attempt, resumed_from=str(resumed_from) if resumed_from else None
+        )
+        if resumed_from is None:
+            return Lineage((entry,))
+        rest = tuple(e for e in self.entries if e.attempt <= resumed_from.attempt)
+        return Lineage((entry, *rest))
+
+
+def trace_lineage(attempts: Sequence[AttemptView], *, start: int | None = None) -> Lineage:
+    """Follow back from the newest attempt that has resumed, or from attempt `start`."""
+    resumed = {a.number: a.resumed for a in attempts if a.resumed is not None}
+    current = start if start is not None else max(resumed, default=None)
+    entries: list[LineageEntry] = []
+    while current is not None and current in resumed:
+        checkpoint = resumed[current].checkpoint
+        entries.append(LineageEntry(attempt=current, resumed_from=checkpoint))
+        # A chain only ever goes back, whatever a record claims.
+        earlier = CheckpointId.parse(checkpoint).attempt if checkpoint else None
+        current = earlier if earlier is not None and earlier < current else None
+    return Lineage(tuple(entries))
