@@ -1,0 +1,1 @@
+"""From captured state to a committed checkpoint, and back to verified bytes."""

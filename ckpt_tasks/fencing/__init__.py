@@ -4,7 +4,7 @@ from ckpt_tasks.fencing.attempts import AttemptView, list_attempts, next_attempt
 from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run, read_run
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import Heart, HeartbeatObserver
-from ckpt_tasks.fencing.lineage import Lineage, trace_lineage
+from ckpt_tasks.fencing.lineage import Lineage, extend_lineage, trace_lineage
 from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Lineage",
     "claim_attempt",
     "end_process",
+    "extend_lineage",
     "list_attempts",
     "next_attempt",
     "open_run",

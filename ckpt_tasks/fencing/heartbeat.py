@@ -89,7 +89,8 @@ class HeartbeatObserver:
 
     def is_silent(self, seconds: float, *, poll: float = 0.5) -> bool:
         """Wait until the heartbeat changes (False), or says that the attempt has ended or has
-        not changed for `seconds` (True)."""
+        not changed for `seconds` (True).
+        """
         first = self._read()
         deadline = self._clock() + seconds
         while True:

@@ -15,7 +15,7 @@ from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.format.manifest import LineageEntry
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["Lineage", "trace_lineage"]
+__all__ = ["Lineage", "extend_lineage", "trace_lineage"]
 
 
 class Lineage(msgspec.Struct, frozen=True):
@@ -43,17 +43,6 @@ class Lineage(msgspec.Struct, frozen=True):
                 limit = CheckpointId.parse(entry.resumed_from).sequence
         return limits
 
-    def extended(self, attempt: int, resumed_from: CheckpointId | None) -> Lineage:
-        """The lineage of an attempt that starts from `resumed_from`, which may lie anywhere
-        on this one; ``None`` starts a lineage of its own."""
-        entry = LineageEntry(
-            attempt=attempt, resumed_from=str(resumed_from) if resumed_from else None
-        )
-        if resumed_from is None:
-            return Lineage((entry,))
-        rest = tuple(e for e in self.entries if e.attempt <= resumed_from.attempt)
-        return Lineage((entry, *rest))
-
 
 def trace_lineage(attempts: Sequence[AttemptView], *, start: int | None = None) -> Lineage:
     """Follow back from the newest attempt that has resumed, or from attempt `start`."""
@@ -67,3 +56,14 @@ def trace_lineage(attempts: Sequence[AttemptView], *, start: int | None = None) 
         earlier = CheckpointId.parse(checkpoint).attempt if checkpoint else None
         current = earlier if earlier is not None and earlier < current else None
     return Lineage(tuple(entries))
+
+
+def extend_lineage(
+    attempts: Sequence[AttemptView], attempt: int, start: CheckpointId | None
+) -> Lineage:
+    """The lineage of a new `attempt` that starts from `start`, a checkpoint of any earlier one;
+    ``None`` starts a lineage of its own.
+    """
+    entry = LineageEntry(attempt=attempt, resumed_from=str(start) if start else None)
+    rest = trace_lineage(attempts, start=start.attempt).entries if start else ()
+    return Lineage((entry, *rest))

@@ -1,0 +1,1 @@
+"""Which checkpoint a retry starts from, and bringing it back verified."""

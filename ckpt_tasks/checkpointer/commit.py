@@ -1,0 +1,109 @@
+"""The commit: a conditional create between two fence checks.
+
+Order matters. Data first, then the fence, then the record, then the fence again: an attempt
+that lost its run before the record was made never makes it, and one that lost it afterwards
+never registers it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from ckpt_tasks.errors import StaleAttemptError, StoreError
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.format.layout import MarkKind, RunLayout
+from ckpt_tasks.format.manifest import (
+    MAX_COMMIT_BYTES,
+    CommitRecord,
+    Index,
+    encode,
+)
+from ckpt_tasks.store.ambiguity import create_once
+from ckpt_tasks.store.base import Store
+
+__all__ = ["commit", "new_write_id"]
+
+_WRITE_ID = re.compile(r"a([0-9]+)-s([0-9]+)-[0-9a-f]+", re.ASCII)
+
+
+def new_write_id(attempt: int, sequence: int, unique: str) -> str:
+    """The name of one write: ``a0002-s0007-<unique>``; never used twice."""
+    return f"a{attempt:04d}-s{sequence:04d}-{unique}"
+
+
+def commit(
+    store: Store,
+    layout: RunLayout,
+    fence: Fence,
+    record: CommitRecord,
+    indexes: Iterable[Index],
+) -> bytes:
+    """Make the checkpoint exist.
+
+    Parameters
+    ----------
+    record
+        Names every index by digest; all of them are durable.
+    indexes
+        The same indexes, for the bytes of earlier writes that they refer to.
+
+    Returns
+    -------
+    bytes
+        The record as it stands in the store.
+
+    Raises
+    ------
+    StaleAttemptError
+        A later attempt owns the run. The record was not made, or was made before that attempt
+        was claimed and is now that attempt's to use or to pass over; either way this one must
+        not register it.
+    StoreError
+        Storage failed. Whether the record was made may be unknown, so its data must be kept.
+    """
+    data = encode(record)
+    if len(data) > MAX_COMMIT_BYTES:
+        raise StoreError(
+            f"the commit record of {record.id} takes {len(data)} bytes, more than "
+            f"{MAX_COMMIT_BYTES}; log fewer or shorter hyperparameters and metrics"
+        )
+    fence.check()
+    _check_references(store, layout, record.write_id, indexes)
+    if not create_once(store, layout.commit(record.checkpoint), data):
+        raise StaleAttemptError(
+            f"{record.id} of run {layout.run!r} was committed by another process that executes "
+            f"the same attempt {fence.attempt}; this process stops"
+        )
+    fence.check()
+    return data
+
+
+def _check_references(
+    store: Store, layout: RunLayout, write_id: str, indexes: Iterable[Index]
+) -> None:
+    """Refuse to commit references to bytes of an earlier write that is being removed."""
+    own = layout.write_folder_in_run(write_id) + "/"
+    foreign = {
+        file.path for index in indexes for file in index.files if not file.path.startswith(own)
+    }
+    if not foreign:
+        return
+    kinds: tuple[MarkKind, ...] = ("expired", "collecting")
+    doomed = {
+        (checkpoint.attempt, checkpoint.sequence)
+        for kind in kinds
+        for info in store.list_objects(layout.marks(kind))
+        if (checkpoint := layout.checkpoint_id(info.path)) is not None
+    }
+    for path in sorted(foreign):
+        match = _WRITE_ID.search(path)
+        if match and (int(match[1]), int(match[2])) in doomed:
+            raise StoreError(
+                f"{path} of run {layout.run!r}, which this checkpoint refers to, is marked for "
+                "removal; the next save writes those bytes again"
+            )
+        if not store.exists(layout.in_run(path)):
+            raise StoreError(
+                f"{path} of run {layout.run!r}, which this checkpoint refers to, is gone"
+            )

@@ -1,0 +1,177 @@
+"""Which checkpoints an attempt may start from, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ckpt_tasks.checkpointer.catalog import list_checkpoints
+from ckpt_tasks.checkpointer.marks import marked
+from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError
+from ckpt_tasks.fencing.attempts import AttemptView
+from ckpt_tasks.fencing.lineage import Lineage, trace_lineage
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.manifest import PassedOver
+from ckpt_tasks.store.base import Store
+from ckpt_tasks.types import CheckpointId
+
+__all__ = ["Candidates", "choose"]
+
+_FALL_BACK_AFTER = 3
+"""Attempts that died from one checkpoint without a commit before an older one is tried."""
+
+
+class Candidates(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be started from.
+
+    Parameters
+    ----------
+    checkpoints
+        To be tried in this order. Empty: start from the beginning.
+    passed_over
+        Newer ones that are not tried, and why.
+    why
+        One sentence for people.
+    asked_for
+        The one checkpoint was named by a person, who may want an unhealthy one.
+    """
+
+    checkpoints: tuple[CheckpointId, ...] = ()
+    passed_over: tuple[PassedOver, ...] = ()
+    why: str
+    asked_for: bool = False
+
+
+def choose(
+    store: Store,
+    layout: RunLayout,
+    attempts: Sequence[AttemptView],
+    *,
+    resume: str = "auto",
+    invocation: str | None = None,
+) -> Candidates:
+    """List and order what an attempt may start from. Call it after claiming, never before.
+
+    Parameters
+    ----------
+    attempts
+        Those claimed before this one.
+    resume
+        ``auto``: the newest on the lineage. ``fresh``: the beginning. Or a checkpoint's id.
+        The latter two bind only the first attempt of an invocation that trains: an orchestrator
+        hands every retry the same words.
+    invocation
+        This attempt's.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        Checkpoints were committed on this lineage and none may be restored, or the one asked
+        for does not exist. A run never starts again at step 0 silently.
+    ConfigError
+        `resume` is no checkpoint id.
+    """
+    lineage = trace_lineage(attempts)
+    committed = list_checkpoints(store, layout)
+    if resume != "auto" and not _has_trained(attempts, invocation):
+        return _as_asked(layout, committed, resume)
+    return _newest(store, layout, attempts, lineage, committed)
+
+
+def _has_trained(attempts: Sequence[AttemptView], invocation: str | None) -> bool:
+    return any(
+        attempt.resumed is not None
+        and attempt.claim is not None
+        and attempt.claim.invocation == invocation
+        for attempt in attempts
+    )
+
+
+def _as_asked(layout: RunLayout, committed: Sequence[CheckpointId], resume: str) -> Candidates:
+    if resume == "fresh":
+        return Candidates(why="a fresh start was asked for")
+    try:
+        wanted = CheckpointId.parse(resume)
+    except ValueError as error:
+        raise ConfigError(f"resume takes 'auto', 'fresh' or a checkpoint's id: {error}") from error
+    if wanted not in committed:
+        raise CheckpointNotFoundError(
+            f"run {layout.run!r} has no checkpoint {wanted}; `ckpt-tasks ls` lists them"
+        )
+    return Candidates(checkpoints=(wanted,), why="this checkpoint was asked for", asked_for=True)
+
+
+def _newest(
+    store: Store,
+    layout: RunLayout,
+    attempts: Sequence[AttemptView],
+    lineage: Lineage,
+    committed: Sequence[CheckpointId],
+) -> Candidates:
+    valid = lineage.valid(committed)
+    if not valid:
+        why = "no earlier attempt committed a checkpoint" if attempts else "the first attempt"
+        return Candidates(why=why)
+    passed = _passed_over(store, layout, attempts, committed, valid)
+    tried = tuple(checkpoint for checkpoint in valid if checkpoint not in passed)
+    if not tried:
+        raise nothing_restorable(layout, list(passed.values()))
+    return Candidates(
+        checkpoints=tried,
+        passed_over=tuple(passed[c] for c in valid[: valid.index(tried[0])]),
+        why="the newest checkpoint of the run's lineage",
+    )
+
+
+def nothing_restorable(layout: RunLayout, passed: Sequence[PassedOver]) -> CheckpointNotFoundError:
+    """The error for a run that has committed, and has nothing left to start from."""
+    reasons = "; ".join(f"{p.checkpoint}: {p.why}" for p in passed[:5])
+    return CheckpointNotFoundError(
+        f"none of the {len(passed)} checkpoints of run {layout.run!r} can be restored ({reasons}). "
+        "It is not started again from step 0 by itself: copy back what was damaged, or ask for "
+        "it with --resume fresh"
+    )
+
+
+def _passed_over(
+    store: Store,
+    layout: RunLayout,
+    attempts: Sequence[AttemptView],
+    committed: Sequence[CheckpointId],
+    valid: Sequence[CheckpointId],
+) -> dict[CheckpointId, PassedOver]:
+    marks = marked(store, layout)
+    reasons: dict[CheckpointId, str] = {}
+    for checkpoint in valid:
+        if checkpoint in marks["quarantined"]:
+            reasons[checkpoint] = "quarantined: it was found damaged"
+        elif checkpoint in marks["expired"] or checkpoint in marks["collecting"]:
+            reasons[checkpoint] = "expired: it may be removed at any time"
+    usable = [checkpoint for checkpoint in valid if checkpoint not in reasons]
+    deadly = _deadly(attempts, committed)
+    if deadly is not None and len(usable) > 1 and usable[0] == deadly:
+        reasons[deadly] = (
+            f"{_FALL_BACK_AFTER} attempts that started from it ended without a new checkpoint"
+        )
+    return {
+        checkpoint: PassedOver(checkpoint=str(checkpoint), why=why)
+        for checkpoint, why in reasons.items()
+    }
+
+
+def _deadly(
+    attempts: Sequence[AttemptView], committed: Sequence[CheckpointId]
+) -> CheckpointId | None:
+    """The checkpoint from which the latest attempts all died without a commit."""
+    productive = {checkpoint.attempt for checkpoint in committed}
+    starts: list[str | None] = []
+    for attempt in reversed(attempts):
+        if attempt.number in productive:
+            break
+        if attempt.resumed is not None:
+            starts.append(attempt.resumed.checkpoint)
+    latest = starts[:_FALL_BACK_AFTER]
+    if len(latest) < _FALL_BACK_AFTER or latest[0] is None or len(set(latest)) > 1:
+        return None
+    return CheckpointId.parse(latest[0])

@@ -1,0 +1,187 @@
+"""Recovery: after the claim, choose, verify while loading, fall back, and say so.
+
+The order is the protocol's: claim, list, choose, verify, then ``resumed.json``, then train. An
+attempt that dies before it has written ``resumed.json`` never trained, and leaves the lineage
+as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ckpt_tasks.checkpointer.marks import mark
+from ckpt_tasks.checkpointer.reader import LoadedCheckpoint, load_checkpoint, read_commit
+from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError, StaleAttemptError
+from ckpt_tasks.events import CheckpointQuarantined, EventSink, discard_event
+from ckpt_tasks.fencing.attempts import AttemptView
+from ckpt_tasks.fencing.claim import Attempt
+from ckpt_tasks.fencing.lineage import Lineage, extend_lineage
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.manifest import PassedOver, ResumedRecord, RunRecord, encode, now
+from ckpt_tasks.recovery.choose import Candidates, choose, nothing_restorable
+from ckpt_tasks.store.ambiguity import create_once
+from ckpt_tasks.store.base import Store
+from ckpt_tasks.types import CheckpointId
+
+__all__ = ["Recovered", "RecoveryPreview", "preview_recovery", "recover"]
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """Where an attempt starts: a verified checkpoint in host memory, or the beginning."""
+
+    checkpoint: LoadedCheckpoint | None
+    resumed: ResumedRecord
+    lineage: Lineage
+
+
+class RecoveryPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt that began now would start from. Read-only, and stale as soon as made."""
+
+    run: str
+    checkpoint: str | None
+    step: int
+    why: str
+    passed_over: list[PassedOver]
+
+
+def recover(
+    store: Store,
+    layout: RunLayout,
+    run: RunRecord,
+    attempt: Attempt,
+    *,
+    on_event: EventSink = discard_event,
+) -> Recovered:
+    """Choose, load and verify what `attempt` starts from, and record it.
+
+    A damaged checkpoint is quarantined and reported, and the next older one is tried.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        Checkpoints were committed and none can be restored.
+    CorruptCheckpointError
+        The one that was asked for by id is damaged.
+    StoreError
+        Storage failed: nothing is quarantined for that.
+    """
+    claim = attempt.claim
+    candidates = choose(
+        store, layout, attempt.earlier, resume=claim.resume, invocation=claim.invocation
+    )
+    passed = list(candidates.passed_over)
+    loaded = None
+    if candidates.checkpoints:
+        by = f"attempt {attempt.number}"
+        loaded, damaged = _load_newest(store, layout, run, candidates, by=by, on_event=on_event)
+        passed += damaged
+        if loaded is None:
+            raise nothing_restorable(layout, passed)
+    start = loaded.record.checkpoint if loaded else None
+    resumed = ResumedRecord(
+        attempt=attempt.number,
+        checkpoint=str(start) if start else None,
+        why=candidates.why,
+        passed_over=passed[:100],
+        resumed_at=now(),
+    )
+    if not create_once(store, layout.resumed(attempt.number), encode(resumed)):
+        raise StaleAttemptError(
+            f"attempt {attempt.number} of run {layout.run!r} is executed by another process too; "
+            "this one stops"
+        )
+    return Recovered(loaded, resumed, extend_lineage(attempt.earlier, attempt.number, start))
+
+
+def preview_recovery(
+    store: Store,
+    layout: RunLayout,
+    run: RunRecord,
+    attempts: Sequence[AttemptView],
+    *,
+    resume: str = "auto",
+    invocation: str | None = None,
+) -> RecoveryPreview:
+    """What `recover` would find now, verified, without claiming or marking anything."""
+    candidates = choose(store, layout, attempts, resume=resume, invocation=invocation)
+    passed = list(candidates.passed_over)
+    for checkpoint in candidates.checkpoints:
+        try:
+            loaded = _load_healthy(store, layout, run, checkpoint, candidates)
+        except CorruptCheckpointError as error:
+            loaded = PassedOver(checkpoint=str(checkpoint), why=str(error)[:4000])
+        if isinstance(loaded, PassedOver):
+            passed.append(loaded)
+            continue
+        record = loaded.record
+        return RecoveryPreview(
+            run=layout.run,
+            checkpoint=record.id,
+            step=record.position.step,
+            why=candidates.why,
+            passed_over=passed,
+        )
+    if candidates.checkpoints:
+        raise nothing_restorable(layout, passed)
+    return RecoveryPreview(
+        run=layout.run, checkpoint=None, step=0, why=candidates.why, passed_over=passed
+    )
+
+
+def _load_newest(
+    store: Store,
+    layout: RunLayout,
+    run: RunRecord,
+    candidates: Candidates,
+    *,
+    by: str,
+    on_event: EventSink,
+) -> tuple[LoadedCheckpoint | None, list[PassedOver]]:
+    passed: list[PassedOver] = []
+    for checkpoint in candidates.checkpoints:
+        try:
+            loaded = _load_healthy(store, layout, run, checkpoint, candidates)
+        except CorruptCheckpointError as error:
+            why = str(error)[:4000]
+            mark(store, layout, "quarantined", checkpoint, why=why, by=by)
+            on_event(CheckpointQuarantined(checkpoint=str(checkpoint), why=why))
+            if candidates.asked_for:
+                raise
+            loaded = PassedOver(checkpoint=str(checkpoint), why=why)
+        if isinstance(loaded, LoadedCheckpoint):
+            return loaded, passed
+        passed.append(loaded)
+    return None, passed
+
+
+def _load_healthy(
+    store: Store,
+    layout: RunLayout,
+    run: RunRecord,
+    checkpoint: CheckpointId,
+    candidates: Candidates,
+) -> LoadedCheckpoint | PassedOver:
+    """Load and verify; a second look before damage is believed, as a transfer can fail too."""
+    try:
+        return _load_once(store, layout, run, checkpoint, candidates)
+    except CorruptCheckpointError:
+        return _load_once(store, layout, run, checkpoint, candidates)
+
+
+def _load_once(
+    store: Store,
+    layout: RunLayout,
+    run: RunRecord,
+    checkpoint: CheckpointId,
+    candidates: Candidates,
+) -> LoadedCheckpoint | PassedOver:
+    try:
+        record = read_commit(store, layout, checkpoint, uid=run.uid)
+    except CheckpointNotFoundError as error:
+        raise CorruptCheckpointError(f"{checkpoint} was listed and cannot be read") from error
+    if record.nonfinite and not candidates.asked_for:
+        names = ", ".join(record.nonfinite[:3])
+        return PassedOver(checkpoint=record.id, why=f"unhealthy: NaN or infinity in {names}")
+    return load_checkpoint(store, layout, record)
