@@ -1,30 +1,69 @@
 """Configuration: one frozen, typed model per component, composed in `CheckpointConfig`.
 
 The same names serve TOML files, the environment (``CKPT_TASKS_<SECTION>_<KEY>``), keyword
-arguments and, for the common ones, command-line flags.
+arguments and, for the common ones, command-line flags. Values are checked wherever they come
+from, also by the constructors.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
 import msgspec
+
+from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.masking import MASK, is_secret_name, mask_url
+from ckpt_tasks.suggest import did_you_mean
 
 __all__ = [
     "AttemptConfig",
     "CheckpointConfig",
     "RegistryConfig",
     "ScheduleConfig",
+    "Seconds",
     "StoreConfig",
+    "load_config",
+    "parse_duration",
 ]
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+"""A duration; TOML, environment and flags also take ``"90s"``, ``"10m"``, ``"1h30m"``."""
+
+_Delay = Annotated[float, msgspec.Meta(ge=0)]  # seconds, where none is a choice too
+_AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+_Name = Annotated[str, msgspec.Meta(min_length=1)]
+
+_ENVIRONMENT_PREFIX = "CKPT_TASKS_"
+_FILE_VARIABLE = "CKPT_TASKS_CONFIG"
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+_PLAIN_SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+_BEST = re.compile(r"(?P<metric>.+):(?P<mode>min|max)")
+_BEATS_BEFORE_TAKEOVER = 3
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+    def __post_init__(self) -> None:
+        # Decoding checks types and ranges, but a call of the constructor does not.
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            try:
+                msgspec.convert(value, field.type)
+            except msgspec.ValidationError as error:
+                name = f"{type(self).__name__.removesuffix('Config').lower()}.{field.name}"
+                raise ConfigError(f"{name} = {_shown(name, value)}: {error}") from error
 
 
 class StoreConfig(_Section, frozen=True, kw_only=True):
     """Where checkpoints are stored."""
 
-    url: str = "checkpoints"
+    url: _Name = "checkpoints"
     """Root: a path, or a URL that fsspec opens (``s3://bucket/prefix``)."""
     single_writer: bool = False
     """Declare that no two attempts can ever write at once. Needed for a store without a
@@ -33,14 +72,24 @@ class StoreConfig(_Section, frozen=True, kw_only=True):
     """Options for the file system, as fsspec names them (``endpoint_url``). Never credentials:
     those come from the environment or the cloud's own configuration."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.options:
+            if name == "key" or is_secret_name(name):
+                raise ConfigError(
+                    f"store.options.{name} is a credential, and configuration is written to "
+                    "records that others can read; set it in the environment "
+                    "(AWS_SECRET_ACCESS_KEY, ...) or in the cloud's own configuration"
+                )
+
 
 class ScheduleConfig(_Section, frozen=True, kw_only=True):
     """When a save is due; any of them."""
 
-    every_steps: int | None = None
-    every_epochs: int | None = None
-    every: float | None = None
-    """Seconds since the last save (TOML, environment and flags also take ``"10m"``)."""
+    every_steps: _AtLeastOne | None = None
+    every_epochs: _AtLeastOne | None = None
+    every: Seconds | None = None
+    """Seconds since the last save."""
     final: bool = True
     """Save when training ends."""
 
@@ -48,34 +97,51 @@ class ScheduleConfig(_Section, frozen=True, kw_only=True):
 class RegistryConfig(_Section, frozen=True, kw_only=True):
     """Where checkpoints are registered; without a `tracking_uri`, nowhere."""
 
-    kind: str = "mlflow"
+    kind: _Name = "mlflow"
     """Name of the entry point in the group ``ckpt_tasks.registries``."""
-    tracking_uri: str | None = None
-    experiment: str = "ckpt_tasks"
-    registered_model: str | None = None
+    tracking_uri: _Name | None = None
+    experiment: _Name = "ckpt_tasks"
+    registered_model: _Name | None = None
     """Default: the experiment's name."""
     best: str | None = None
     """``METRIC:min`` or ``METRIC:max``: the alias ``best`` follows it."""
     hyperparameter_tags: list[str] | None = None
     """Hyperparameters shown as tags of each version. Default: the first few."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.best is not None and not _BEST.fullmatch(self.best):
+            raise ConfigError(
+                f"registry.best = {self.best!r} does not say which way is better; write "
+                "METRIC:min or METRIC:max, for example 'val_loss:min'"
+            )
+
 
 class AttemptConfig(_Section, frozen=True, kw_only=True):
     """How attempts follow one another and end."""
 
-    heartbeat: float = 5.0
+    heartbeat: Seconds = 5.0
     """Seconds between two heartbeats."""
-    takeover_after: float = 60.0
+    takeover_after: Seconds = 60.0
     """Seconds without a heartbeat, by the observer's own clock, after which another
     invocation takes over."""
-    without_commit: int = 5
+    without_commit: _AtLeastOne = 5
     """Attempts of one invocation in a row that may end without a new commit."""
-    grace: float = 30.0
+    grace: _Delay = 30.0
     """Seconds that the trainer has to save and stop after a signal."""
-    max_unprotected: float = 1800.0
+    max_unprotected: Seconds = 1800.0
     """Seconds without a durable checkpoint, while saves fail, after which the attempt fails."""
-    drain: float = 60.0
+    drain: _Delay = 60.0
     """Seconds that the registrar has to empty its queue after the trainer has ended."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.takeover_after < _BEATS_BEFORE_TAKEOVER * self.heartbeat:
+            raise ConfigError(
+                f"attempt.takeover_after = {self.takeover_after:g} s is less than "
+                f"{_BEATS_BEFORE_TAKEOVER} x attempt.heartbeat = {self.heartbeat:g} s: one late "
+                "heartbeat would cost a live attempt its run"
+            )
 
 
 class CheckpointConfig(_Section, frozen=True, kw_only=True):
@@ -85,3 +151,174 @@ class CheckpointConfig(_Section, frozen=True, kw_only=True):
     schedule: ScheduleConfig = ScheduleConfig()
     registry: RegistryConfig = RegistryConfig()
     attempt: AttemptConfig = AttemptConfig()
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "store": StoreConfig,
+    "schedule": ScheduleConfig,
+    "registry": RegistryConfig,
+    "attempt": AttemptConfig,
+}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``"90s"``, ``"10m"``, ``"1h30m"``, ``"2d"`` or plain ``"600"``.
+
+    Raises ``ValueError`` for anything else.
+    """
+    stripped = text.strip()
+    if _PLAIN_SECONDS.fullmatch(stripped):
+        return float(stripped)
+    match = _DURATION.fullmatch(stripped)
+    if not stripped or match is None:
+        raise ValueError(f"{text!r} is not a duration; write '90s', '10m', '1h30m' or seconds")
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+class _Setting(msgspec.Struct, frozen=True):
+    """One value as it was found, and where."""
+
+    section: str
+    key: str
+    value: Any
+    origin: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.section}.{self.key}"
+
+
+def load_config(
+    file: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> CheckpointConfig:
+    """Put the configuration together: `overrides` win over `environ`, that over `file`.
+
+    Parameters
+    ----------
+    file
+        A TOML file with the tables ``[store]``, ``[schedule]``, ``[registry]``, ``[attempt]``.
+        Default: what ``CKPT_TASKS_CONFIG`` names, if it is set.
+    environ
+        Variables ``CKPT_TASKS_<SECTION>_<KEY>``; default: the process's own. Lists and
+        mappings are written as JSON.
+    overrides
+        ``{"schedule.every_steps": 500}``; values may be text, as from a command line.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or a key or value is wrong: the message names it, where it
+        came from, and the nearest valid one.
+    """
+    variables = os.environ if environ is None else environ
+    file = file if file is not None else variables.get(_FILE_VARIABLE) or None
+    found: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    origins: dict[str, str] = {}
+    for settings in (
+        _from_file(Path(file)) if file is not None else (),
+        _from_environment(variables),
+        _from_overrides(overrides or {}),
+    ):
+        for setting in settings:
+            found[setting.section][setting.key] = _convert(setting)
+            origins[setting.name] = setting.origin
+    return CheckpointConfig(**{name: _build(name, found[name], origins) for name in _SECTIONS})
+
+
+def _from_file(path: Path) -> Iterator[_Setting]:
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {path} is not valid TOML: {error}") from error
+    for section, table in document.items():
+        _check_section(section, f"{path}: [{section}]")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {section} is a value; write a table, [{section}]")
+        for key, value in table.items():
+            yield _setting(section, key, value, f"{path}: {section}.{key}")
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[_Setting]:
+    known = {
+        f"{_ENVIRONMENT_PREFIX}{section}_{key}".upper(): (section, key)
+        for section in _SECTIONS
+        for key in _keys(section)
+    }
+    prefixes = tuple(f"{_ENVIRONMENT_PREFIX}{section}_".upper() for section in _SECTIONS)
+    for variable in sorted(environ):
+        if variable in known:
+            yield _setting(*known[variable], environ[variable], f"environment: {variable}")
+        elif variable.startswith(prefixes):
+            hint = did_you_mean(variable, known, what="variables")
+            raise ConfigError(f"unknown environment variable {variable}; {hint}")
+
+
+def _from_overrides(overrides: Mapping[str, Any]) -> Iterator[_Setting]:
+    for name, value in overrides.items():
+        section, _, key = name.partition(".")
+        origin = f"argument {name}"
+        _check_section(section, origin)
+        yield _setting(section, key, value, origin)
+
+
+def _check_section(section: str, origin: str) -> None:
+    if section not in _SECTIONS:
+        hint = did_you_mean(section, _SECTIONS, what="sections")
+        raise ConfigError(f"unknown section {section!r} ({origin}); {hint}")
+
+
+def _setting(section: str, key: str, value: Any, origin: str) -> _Setting:
+    if key not in _keys(section):
+        hint = did_you_mean(key, _keys(section), what=f"keys of [{section}]")
+        raise ConfigError(f"unknown key {key!r} in [{section}] ({origin}); {hint}")
+    return _Setting(section, key, value, origin)
+
+
+def _keys(section: str) -> tuple[str, ...]:
+    return _SECTIONS[section].__struct_fields__
+
+
+def _convert(setting: _Setting) -> Any:
+    """The value as its field's type wants it; text is read as the type asks."""
+    fields = msgspec.structs.fields(_SECTIONS[setting.section])
+    kind = next(field.type for field in fields if field.name == setting.key)
+    value = setting.value
+    try:
+        if isinstance(value, str):
+            value = _read_text(value, kind)
+        return msgspec.convert(value, kind, strict=not isinstance(setting.value, str))
+    except (msgspec.MsgspecError, ValueError) as error:
+        shown = _shown(setting.name, setting.value)
+        raise ConfigError(f"{setting.name} = {shown} ({setting.origin}): {error}") from error
+
+
+def _read_text(text: str, kind: Any) -> Any:
+    alternatives = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if Seconds in alternatives or _Delay in alternatives:
+        return parse_duration(text)
+    if any(get_origin(alternative) in (dict, list) for alternative in alternatives):
+        return msgspec.json.decode(text)
+    return text
+
+
+def _build(name: str, values: dict[str, Any], origins: Mapping[str, str]) -> Any:
+    try:
+        return _SECTIONS[name](**values)
+    except ConfigError as error:
+        involved = [origins[f"{name}.{key}"] for key in values if f"{name}.{key}" in str(error)]
+        if not involved:
+            raise
+        raise ConfigError(f"{error} ({'; '.join(involved)})") from error
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value as messages show it: no credential, not too long."""
+    if is_secret_name(name):
+        return MASK
+    text = repr(mask_url(value) if isinstance(value, str) else value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
