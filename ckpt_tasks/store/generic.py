@@ -16,9 +16,10 @@ from ckpt_tasks.errors import (
     StoreError,
 )
 from ckpt_tasks.format.layout import check_relative
+from ckpt_tasks.masking import mask_text
 from ckpt_tasks.store.base import ObjectInfo, Store
 
-__all__ = ["FsspecStore"]
+__all__ = ["FsspecStore", "modified_time"]
 
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _MODIFIED = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
@@ -131,7 +132,7 @@ class FsspecStore(Store):
         return self._full(prefix.removesuffix("/")) if prefix else self._root
 
     def _shown(self, path: str) -> str:
-        return f"{self.url}/{path}"
+        return f"{self.url}/{path}" if path else self.url
 
     def _pipe(self, full: str, data: bytes) -> None:
         self._make_parent(full)
@@ -175,7 +176,7 @@ class FsspecStore(Store):
             if info["type"] == "directory":
                 yield from self._walk(f"{prefix}{name}/")
             else:
-                yield ObjectInfo(prefix + name, int(info["size"]), _modified(info))
+                yield ObjectInfo(prefix + name, int(info["size"]), modified_time(info))
 
     def _holds_object(self, prefix: str) -> bool:
         return any(self._walk(prefix))
@@ -198,10 +199,12 @@ class FsspecStore(Store):
             raise self._failure(verb, path, error) from error
 
     def _failure(self, verb: str, path: str, error: Exception) -> CkptTasksError:
-        return StoreError(f"cannot {verb} {self._shown(path)}: {type(error).__name__}: {error}")
+        said = mask_text(f"{type(error).__name__}: {error}")
+        return StoreError(f"cannot {verb} {self._shown(path)}: {said}")
 
 
-def _modified(info: dict[str, Any]) -> float | None:
+def modified_time(info: dict[str, Any]) -> float | None:
+    """When an object was written, from what a file system tells about it; seconds since 1970."""
     for key in _MODIFIED:
         value = info.get(key)
         if isinstance(value, datetime):

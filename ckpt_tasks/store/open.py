@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.masking import is_secret_name, mask_url
 from ckpt_tasks.store.base import Store
+from ckpt_tasks.store.generic import FsspecStore
 from ckpt_tasks.store.local import LocalStore
+from ckpt_tasks.store.object import CONDITIONAL_PROTOCOLS, ObjectStore
+from ckpt_tasks.store.probe import honours_conditions
 
 __all__ = ["open_store"]
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?(.*)", re.DOTALL)
+_S3 = ("s3", "s3a")
+_CREDENTIALS = {"key", "secret", "token", "username", "password", "connection_string", "sas_token"}
+_PACKAGES = {
+    "s3": "ckpt-tasks[s3]", "s3a": "ckpt-tasks[s3]", "gs": "gcsfs", "gcs": "gcsfs",
+    "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs",
+}  # fmt: skip
 
 
 def open_store(config: StoreConfig | str, *, for_writing: bool = False) -> Store:
@@ -22,15 +33,22 @@ def open_store(config: StoreConfig | str, *, for_writing: bool = False) -> Store
     ----------
     config
         A configuration, or just its URL: a path, ``file:``, ``memory:``, ``s3:``, or any other
-        that fsspec opens.
+        that fsspec opens. Relative paths are taken from the working directory.
     for_writing
-        Also check that attempts may write here: that the place is writable, and that no two
-        writers can both win a create, unless it is declared single-writer.
+        Also check that attempts may write here: that the place is writable, and that of two
+        writers only one can win a create, unless it is declared single-writer. An object store
+        is asked by writing a small object twice, once per process.
+
+    Returns
+    -------
+    Store
+        Its `url` opens the same store again in another process, given the same options, unless
+        it held userinfo, which is masked.
 
     Raises
     ------
     ConfigError
-        The URL, its options or the place cannot be used as asked.
+        The URL, its options, the credentials or the place cannot be used as asked.
     StoreError
         Storage did not answer.
     """
@@ -43,32 +61,105 @@ def open_store(config: StoreConfig | str, *, for_writing: bool = False) -> Store
 
 
 def _open(config: StoreConfig) -> Store:
-    if not config.url:
+    if not config.url.strip():
         raise ConfigError("the store's url is empty; give a path or a URL such as s3://bucket/dir")
     match = _URL.fullmatch(config.url)
-    protocol = match[1].lower() if match else None
-    if match is None or (match[2] is None and protocol not in ("file", "memory")):
+    if match is None:
         return _open_local(config, config.url)
+    protocol, slashes, rest = match[1].lower(), match[2], match[3]
     if protocol in ("file", "local"):
-        return _open_local(config, match[3])
+        return _open_local(config, _local_path(config.url, slashes, rest))
     if protocol == "memory":
-        from ckpt_tasks.store.memory import MemoryStore
+        return _open_memory(config, rest)
+    if slashes is None:
+        import fsspec
 
-        return MemoryStore(match[3])
-    raise ConfigError(f"no store opens {config.url}")
+        if protocol in fsspec.available_protocols():
+            raise ConfigError(f"write {protocol}://{rest} instead of {config.url}")
+        return _open_local(config, config.url)
+    return _open_remote(config, protocol, rest)
 
 
 def _open_local(config: StoreConfig, path: str) -> LocalStore:
-    if config.options:
-        raise ConfigError(f"a store on a local path takes no options: {sorted(config.options)}")
+    _refuse_options(config)
     return LocalStore(os.path.abspath(os.path.expanduser(path)))
+
+
+def _local_path(url: str, slashes: str | None, rest: str) -> str:
+    if slashes and not rest.startswith(("/", "~")):
+        raise ConfigError(f"{url} names a host, not a path; write file:///{rest} or file:{rest}")
+    if not rest:
+        raise ConfigError(f"{url} names no path")
+    return rest
+
+
+def _open_memory(config: StoreConfig, rest: str) -> Store:
+    from ckpt_tasks.store.memory import MemoryStore
+
+    _refuse_options(config)
+    if not rest.strip("/"):
+        raise ConfigError("a store in memory needs a name, as in memory://name")
+    return MemoryStore(rest)
+
+
+def _refuse_options(config: StoreConfig) -> None:
+    if config.options:
+        raise ConfigError(f"the store {config.url} takes no options: {sorted(config.options)}")
+
+
+def _open_remote(config: StoreConfig, protocol: str, rest: str) -> Store:
+    import fsspec  # only here: it takes a tenth of a second
+
+    shown = mask_url(config.url)
+    secret = [k for k in config.options if k.lower() in _CREDENTIALS or is_secret_name(k)]
+    if secret:
+        raise ConfigError(
+            f"the options {sorted(secret)} of the store {shown} are credentials; those come from "
+            "the environment or the cloud's own configuration files"
+        )
+    if "::" in config.url:
+        raise ConfigError(f"{shown} chains file systems, whose caches hide other writers' objects")
+    try:
+        if protocol in _S3:
+            return _open_s3(rest, shown, config.options)
+        filesystem, root = fsspec.url_to_fs(
+            config.url, use_listings_cache=False, skip_instance_cache=True, **config.options
+        )
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        hint = f"pip install '{package}'" if package else str(error)
+        raise ConfigError(f"{shown} needs a package that is not installed: {hint}") from error
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"cannot open the store {shown}: {error}") from error
+    kind = ObjectStore if protocol in CONDITIONAL_PROTOCOLS else FsspecStore
+    return kind(filesystem, root, shown)
+
+
+def _open_s3(rest: str, shown: str, options: dict[str, Any]) -> Store:
+    from ckpt_tasks.store.s3 import S3Store
+
+    bucket, _, prefix = rest.strip("/").partition("/")
+    if not bucket or "@" in bucket:
+        raise ConfigError(
+            f"{shown} does not begin with a bucket; write s3://bucket/prefix, and leave "
+            "credentials to the environment"
+        )
+    store = S3Store(bucket, prefix, options)
+    store.check_reachable()
+    return store
 
 
 def _check_writing(store: Store, config: StoreConfig) -> None:
     if isinstance(store, LocalStore):
         store.check_writable()
+    elif isinstance(store, ObjectStore):
+        key = f"{config.url} {sorted(config.options.items())}"
+        store.supports_conditional_create = honours_conditions(store, key)
     if not (store.supports_conditional_create or config.single_writer):
         raise ConfigError(
-            f"{store.url} has no conditional create, so two attempts could both commit; use "
-            "another store, or declare that only one attempt can ever write: single_writer = true"
+            f"the store {store.url} does not refuse to create what exists already, so two attempts "
+            "could both commit; use another store, or declare that only one attempt can ever "
+            "write: single_writer = true"
         )

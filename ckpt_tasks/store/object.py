@@ -1,0 +1,90 @@
+"""Object stores whose fsspec file system has a conditional create.
+
+``pipe_file(mode="create")`` is one conditional request, atomic at the server, in s3fs
+(``If-None-Match: *``), gcsfs (``ifGenerationMatch=0``) and adlfs (``If-None-Match: *``); read in
+their sources of 2026. fsspec's own default is check-then-write, which is what `FsspecStore` is
+for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.store.base import ObjectInfo
+from ckpt_tasks.store.generic import FsspecStore, modified_time
+
+__all__ = ["CONDITIONAL_PROTOCOLS", "MAX_CREATE_BYTES", "ObjectStore", "http_status"]
+
+CONDITIONAL_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
+
+MAX_CREATE_BYTES = 16 * 1024 * 1024
+"""Far below the sizes from which the clients split an upload, which some servers then complete
+without looking at the condition."""
+
+
+class ObjectStore(FsspecStore):
+    """Objects of a bucket or container, below a prefix.
+
+    Attributes
+    ----------
+    supports_conditional_create
+        Set to False by `open_store` where a probe shows that the server ignores the condition;
+        `create` then checks and writes, which only a single writer may rely on.
+    """
+
+    supports_conditional_create = True
+
+    def create(self, path: str, data: bytes) -> None:
+        if len(data) > MAX_CREATE_BYTES:
+            raise ConfigError(
+                f"{path} has {len(data)} bytes; an object of more than {MAX_CREATE_BYTES} cannot "
+                "be created in one request"
+            )
+        if not self.supports_conditional_create:
+            super().create(path, data)
+            return
+        with self._errors("create", path):
+            self._pipe_exclusively(self._full(path), data)
+
+    def _pipe_exclusively(self, full: str, data: bytes) -> None:
+        """One conditional request; raises ``FileExistsError`` where the object stands."""
+        try:
+            self._fs.pipe_file(full, data, mode="create")
+        except Exception as error:
+            status = http_status(error)
+            # 409: a write to the same name is under way, and may yet fail.
+            if status == 412 or (status == 409 and self._stands(full)):
+                raise FileExistsError(full) from error
+            raise
+
+    def _make_parent(self, full: str) -> None:
+        """Folders are only prefixes; making one would create a bucket."""
+
+    def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        """One flat listing instead of one per folder."""
+        folder = self._folder(prefix)
+        for name, info in self._fs.find(folder, detail=True).items():
+            path = prefix + name.removeprefix(folder).lstrip("/")
+            hidden = any(part.startswith(".") for part in path.split("/"))
+            # Consoles mark folders by empty objects whose names end with a slash.
+            if info["type"] == "file" and not hidden and not name.endswith("/") and name != folder:
+                yield ObjectInfo(path, int(info["size"]), modified_time(info))
+
+    def _holds_object(self, prefix: str) -> bool:
+        return True  # else it would not be a prefix
+
+
+def http_status(error: BaseException | None) -> int | None:
+    """The status of the HTTP response behind an error or one of its causes, if there was one."""
+    while error is not None:
+        response: Any = getattr(error, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            status = getattr(error, "status", None) or getattr(error, "code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None
