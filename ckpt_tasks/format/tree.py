@@ -1,0 +1,414 @@
+"""The typed JSON tree: values of Python as JSON, exactly, and back, without pickle.
+
+What JSON spells by itself stays as it is, so that an index can be read by people: ``None``,
+booleans, finite floats, integers of 64 bits, text, lists, and dicts whose keys are text. All
+else is a **tagged node**, an object of two members: ``{"$": "tuple", "v": [1, 2]}``.
+
+====================  ============================================================
+tag                   ``v``
+====================  ============================================================
+tuple                 list of nodes
+dict, odict, counter  list of ``[key node, value node]``, in order
+set, frozenset        list of nodes, in an order that depends on the values alone
+deque                 ``[list of nodes, maxlen or null]``
+int                   hexadecimal text, for what does not fit in 64 bits
+float                 ``nan``, ``inf``, ``-inf``, or the 8 bytes of another NaN in hexadecimal
+complex               ``[real node, imaginary node]``
+bytes, bytearray      base64
+text                  base64 of UTF-8 with surrogates, for text that is no valid Unicode
+range, slice          ``[start, stop, step]``
+====================  ============================================================
+
+Other tags belong to the caller's `leaf`. A container that occurs twice comes back as two equal
+containers; only what a leaf handles (tensors) can keep its identity.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from ckpt_tasks.errors import CorruptCheckpointError, StateError
+
+__all__ = ["MAX_DEPTH", "Path", "decode_tree", "encode_tree", "path_text"]
+
+MAX_DEPTH = 64
+"""Containers within containers; a state that is deeper is taken for one that has no end."""
+
+Path = tuple[object, ...]
+"""The tracked name, then the keys and indices that lead from it to a value."""
+
+EncodeLeaf = Callable[[object, Path], "tuple[str, object] | None"]
+DecodeLeaf = Callable[[str, object], object]
+
+_TAG = "$"
+_VALUE = "v"
+_TAGGED = frozenset((_TAG, _VALUE))
+_CANONICAL_NAN = struct.pack(">d", math.nan)
+_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
+
+
+def path_text(path: Path) -> str:
+    """A path as Python spells it: ``optimizer['state'][0]['exp_avg']``."""
+    return str(path[0]) + "".join(f"[{key!r}]" for key in path[1:])
+
+
+def encode_tree(value: object, *, path: Path, leaf: EncodeLeaf) -> Any:
+    """Turn a value into its typed JSON tree.
+
+    Parameters
+    ----------
+    value
+        What to encode.
+    path
+        Where it belongs, for messages; the tracked name first.
+    leaf
+        Called with an object that JSON does not spell, and its path. It returns a tag and a
+        value, which is encoded in turn, or ``None`` for what it does not know.
+
+    Returns
+    -------
+    Any
+        ``None``, a boolean, number, text, list or dict that any JSON encoder takes.
+
+    Raises
+    ------
+    StateError
+        A type that is not known, a cycle, or too deep a nesting; names the path and the type.
+    """
+    try:
+        return _Encoder(leaf).encode(value, path)
+    except RecursionError as error:
+        raise StateError(f"{path_text(path)} is nested too deeply to be saved") from error
+
+
+def decode_tree(node: object, *, leaf: DecodeLeaf) -> Any:
+    """Turn a tree back into the value; the inverse of `encode_tree`.
+
+    Parameters
+    ----------
+    node
+        The tree, as a JSON decoder returned it. It is not trusted.
+    leaf
+        Called with a tag that is not listed above, and its decoded value. It raises
+        ``ValueError``, ``TypeError``, ``LookupError`` or ``OverflowError`` for what it refuses.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        Anything that `encode_tree` does not write.
+    """
+    try:
+        return _Decoder(leaf).decode(node, 0)
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+        raise CorruptCheckpointError(f"the saved state is damaged: {error}") from error
+
+
+def _tagged(tag: str, value: object) -> dict[str, object]:
+    return {_TAG: tag, _VALUE: value}
+
+
+def _base64(data: bytes | bytearray) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+class _Encoder:
+    def __init__(self, leaf: EncodeLeaf) -> None:
+        self._leaf = leaf
+        self._open: set[int] = set()
+
+    def encode(self, value: object, path: Path) -> Any:
+        if value is None or value is True or value is False:
+            return value
+        kind = type(value)
+        scalar = _SCALARS.get(kind)
+        if scalar is not None:
+            return scalar(value)
+        if kind not in _PLAIN_CONTAINERS:
+            found = self._leaf(value, path)
+            if found is not None:
+                tag, inner = found
+                return _tagged(tag, self.encode(inner, path))
+        container = _CONTAINERS.get(kind)
+        if container is None:
+            raise StateError(_refusal(value, path))
+        return self._nested(container, value, path)
+
+    def _nested(self, container: Callable[..., Any], value: object, path: Path) -> Any:
+        if id(value) in self._open:
+            raise StateError(f"{path_text(path)} contains itself and cannot be saved")
+        if len(self._open) >= MAX_DEPTH:
+            raise StateError(
+                f"{path_text(path[:4])}… is nested more than {MAX_DEPTH} levels deep; flatten it"
+            )
+        self._open.add(id(value))
+        try:
+            return container(self, value, path)
+        finally:
+            self._open.discard(id(value))
+
+    def encode_list(self, value: list[object], path: Path) -> Any:
+        return [self.encode(item, (*path, i)) for i, item in enumerate(value)]
+
+    def encode_tuple(self, value: tuple[object, ...], path: Path) -> Any:
+        return _tagged("tuple", [self.encode(item, (*path, i)) for i, item in enumerate(value)])
+
+    def encode_dict(self, value: dict[object, object], path: Path) -> Any:
+        if _TAG not in value and all(type(key) is str and _is_unicode(key) for key in value):
+            return {key: self.encode(item, (*path, key)) for key, item in value.items()}
+        return _tagged("dict", self._pairs(value, path))
+
+    def encode_ordered_dict(self, value: OrderedDict[object, object], path: Path) -> Any:
+        return _tagged("odict", self._pairs(value, path))
+
+    def encode_counter(self, value: Counter[object], path: Path) -> Any:
+        return _tagged("counter", self._pairs(value, path))
+
+    def _pairs(self, value: Any, path: Path) -> list[Any]:
+        return [
+            [self.encode(key, (*path, key)), self.encode(item, (*path, key))]
+            for key, item in value.items()
+        ]
+
+    def encode_set(self, value: set[object], path: Path) -> Any:
+        return _tagged("set", self._members(value, path))
+
+    def encode_frozenset(self, value: frozenset[object], path: Path) -> Any:
+        return _tagged("frozenset", self._members(value, path))
+
+    def _members(self, value: Any, path: Path) -> list[Any]:
+        # Text hashes differ between processes: without an order of its own the same set would
+        # have another digest in every attempt.
+        return sorted((self.encode(item, (*path, item)) for item in value), key=repr)
+
+    def encode_deque(self, value: deque[object], path: Path) -> Any:
+        items = [self.encode(item, (*path, i)) for i, item in enumerate(value)]
+        return _tagged("deque", [items, value.maxlen])
+
+    def encode_slice(self, value: slice, path: Path) -> Any:
+        parts = (value.start, value.stop, value.step)
+        return _tagged("slice", [self.encode(part, path) for part in parts])
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _encode_str(value: str) -> Any:
+    if _is_unicode(value):
+        return value
+    return _tagged("text", _base64(value.encode("utf-8", "surrogatepass")))
+
+
+def _encode_int(value: int) -> Any:
+    return value if _INT_MIN <= value <= _INT_MAX else _tagged("int", f"{value:x}")
+
+
+def _encode_float(value: float) -> Any:
+    if math.isfinite(value):
+        return value
+    if math.isinf(value):
+        return _tagged("float", "inf" if value > 0 else "-inf")
+    raw = struct.pack(">d", value)
+    return _tagged("float", "nan" if raw == _CANONICAL_NAN else raw.hex())
+
+
+def _encode_complex(value: complex) -> Any:
+    return _tagged("complex", [_encode_float(value.real), _encode_float(value.imag)])
+
+
+def _encode_range(value: range) -> Any:
+    return _tagged("range", [_encode_int(part) for part in (value.start, value.stop, value.step)])
+
+
+_SCALARS: dict[type, Callable[[Any], Any]] = {
+    str: _encode_str,
+    int: _encode_int,
+    float: _encode_float,
+    complex: _encode_complex,
+    bytes: lambda value: _tagged("bytes", _base64(value)),
+    bytearray: lambda value: _tagged("bytearray", _base64(value)),
+    range: _encode_range,
+}
+_PLAIN_CONTAINERS = frozenset((list, tuple, dict))
+_CONTAINERS: dict[type, Callable[..., Any]] = {
+    list: _Encoder.encode_list,
+    tuple: _Encoder.encode_tuple,
+    dict: _Encoder.encode_dict,
+    OrderedDict: _Encoder.encode_ordered_dict,
+    Counter: _Encoder.encode_counter,
+    set: _Encoder.encode_set,
+    frozenset: _Encoder.encode_frozenset,
+    deque: _Encoder.encode_deque,
+    slice: _Encoder.encode_slice,
+}
+
+
+def _refusal(value: object, path: Path) -> str:
+    kind = type(value)
+    return (
+        f"{path_text(path)} is a {kind.__module__}.{kind.__qualname__}, which cannot be saved "
+        "without pickle; turn it into plain values (numbers, text, lists, dicts, tensors), or "
+        "give the object that holds it state_dict() and load_state_dict()"
+    )
+
+
+class _Decoder:
+    def __init__(self, leaf: DecodeLeaf) -> None:
+        self._leaf = leaf
+
+    def decode(self, node: object, depth: int) -> Any:
+        kind = type(node)
+        if kind is list or kind is dict:
+            # One level of a tagged container takes up to four levels of JSON.
+            if depth > 4 * MAX_DEPTH:
+                raise ValueError("nested too deeply")
+            return self._list(node, depth + 1) if kind is list else self._dict(node, depth + 1)
+        if kind not in _JSON_SCALARS:
+            raise ValueError(f"a {kind.__name__} is not JSON")
+        return node
+
+    def _list(self, node: Any, depth: int) -> list[Any]:
+        return [self.decode(item, depth) for item in node]
+
+    def _dict(self, node: Any, depth: int) -> Any:
+        if _TAG not in node:
+            return {_text(key): self.decode(item, depth) for key, item in node.items()}
+        tag = node[_TAG]
+        if node.keys() != _TAGGED or type(tag) is not str:
+            raise ValueError(f"a tagged node has the members {sorted(map(str, node))}")
+        scalar = _SCALAR_TAGS.get(tag)
+        if scalar is not None:
+            return scalar(node[_VALUE])
+        container = _CONTAINER_TAGS.get(tag)
+        if container is not None:
+            return container(self, node[_VALUE], depth)
+        return self._leaf(tag, self.decode(node[_VALUE], depth))
+
+    def items(self, node: object, depth: int) -> list[Any]:
+        if type(node) is not list:
+            raise ValueError(f"a list was expected, not a {type(node).__name__}")
+        return self._list(node, depth + 1)
+
+    def decode_tuple(self, node: object, depth: int) -> Any:
+        return tuple(self.items(node, depth))
+
+    def decode_dict(self, node: object, depth: int) -> Any:
+        return self._pairs({}, node, depth)
+
+    def decode_ordered_dict(self, node: object, depth: int) -> Any:
+        return self._pairs(OrderedDict(), node, depth)
+
+    def decode_counter(self, node: object, depth: int) -> Any:
+        return self._pairs(Counter(), node, depth)
+
+    def _pairs(self, target: Any, node: object, depth: int) -> Any:
+        for pair in self.items(node, depth):
+            if type(pair) is not list or len(pair) != 2:
+                raise ValueError("a dict's entry is no pair")
+            key, item = pair
+            if key in target:
+                raise ValueError(f"a dict has the key {key!r} twice")
+            target[key] = item
+        return target
+
+    def decode_set(self, node: object, depth: int) -> Any:
+        return set(self._distinct(node, depth))
+
+    def decode_frozenset(self, node: object, depth: int) -> Any:
+        return frozenset(self._distinct(node, depth))
+
+    def _distinct(self, node: object, depth: int) -> list[Any]:
+        items = self.items(node, depth)
+        if len(frozenset(items)) != len(items):
+            raise ValueError("a set has an element twice")
+        return items
+
+    def decode_deque(self, node: object, depth: int) -> Any:
+        items, maxlen = _parts(node, 2)
+        if maxlen is not None and type(maxlen) is not int:
+            raise ValueError(f"a deque's maxlen is {maxlen!r}")
+        items = self.items(items, depth)
+        if maxlen is not None and len(items) > maxlen:
+            raise ValueError(f"a deque of at most {maxlen} has {len(items)} items")
+        return deque(items, maxlen)
+
+    def decode_slice(self, node: object, depth: int) -> Any:
+        return slice(*self.items(_parts(node, 3), depth))
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise ValueError(f"text was expected, not a {type(value).__name__}")
+    return value
+
+
+def _parts(node: object, count: int) -> list[Any]:
+    if type(node) is not list or len(node) != count:
+        raise ValueError(f"a list of {count} was expected")
+    return node
+
+
+def _decode_bytes(node: object) -> bytes:
+    return base64.b64decode(_text(node), validate=True)
+
+
+def _decode_str(node: object) -> str:
+    return _decode_bytes(node).decode("utf-8", "surrogatepass")
+
+
+def _decode_int(node: object) -> int:
+    return int(_text(node), 16)
+
+
+def _decode_range_part(node: object) -> int:
+    if type(node) is dict and node.keys() == _TAGGED and node[_TAG] == "int":
+        return _decode_int(node[_VALUE])
+    if type(node) is not int:
+        raise ValueError(f"an integer was expected, not a {type(node).__name__}")
+    return node
+
+
+def _decode_float(node: object) -> float:
+    text = _text(node)
+    if text in ("nan", "inf", "-inf"):
+        return float(text)
+    raw = bytes.fromhex(text)
+    value: float = struct.unpack(">d", raw)[0] if len(raw) == 8 else 0.0
+    if not math.isnan(value):
+        raise ValueError("a tagged float is no NaN")
+    return value
+
+
+def _decode_complex_part(node: object) -> float:
+    if type(node) is float:
+        return node
+    if type(node) is dict and node.keys() == _TAGGED and node[_TAG] == "float":
+        return _decode_float(node[_VALUE])
+    raise ValueError("a complex number's part is no float")
+
+
+_JSON_SCALARS = frozenset((type(None), bool, int, float, str))
+_SCALAR_TAGS: dict[str, Callable[[Any], Any]] = {
+    "int": _decode_int,
+    "float": _decode_float,
+    "complex": lambda node: complex(*map(_decode_complex_part, _parts(node, 2))),
+    "bytes": _decode_bytes,
+    "bytearray": lambda node: bytearray(_decode_bytes(node)),
+    "text": _decode_str,
+    "range": lambda node: range(*map(_decode_range_part, _parts(node, 3))),
+}
+_CONTAINER_TAGS: dict[str, Callable[..., Any]] = {
+    "tuple": _Decoder.decode_tuple,
+    "dict": _Decoder.decode_dict,
+    "odict": _Decoder.decode_ordered_dict,
+    "counter": _Decoder.decode_counter,
+    "set": _Decoder.decode_set,
+    "frozenset": _Decoder.decode_frozenset,
+    "deque": _Decoder.decode_deque,
+    "slice": _Decoder.decode_slice,
+}
