@@ -11,6 +11,8 @@
     |-- CorruptCheckpointError               fall back to the next older checkpoint      exit 1
     |-- StaleAttemptError                    stop, never retry: a later attempt owns it  exit 3
     |-- RunBusyError                         wait: another live invocation owns the run  exit 5
+    |-- AttemptFailedError                   retry: the trainer died or raised           exit 1
+    |-- AttemptStoppedError                  run again: saved and stopped on a signal    exit 75
     |-- StoreError (OSError)                 retry: storage failed                       exit 1
     |   |-- ObjectNotFoundError
     |   `-- ObjectExistsError
@@ -24,6 +26,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AttemptFailedError",
+    "AttemptStoppedError",
     "CheckpointNotFoundError",
     "CkptTasksError",
     "ConfigError",
@@ -90,6 +94,16 @@ class RunBusyError(CkptTasksError):
     """Another invocation's attempt of this run is alive."""
 
     exit_code = 5
+
+
+class AttemptFailedError(CkptTasksError):
+    """The trainer died or raised; another attempt resumes from the last checkpoint."""
+
+
+class AttemptStoppedError(CkptTasksError):
+    """The trainer saved and stopped on a signal; another attempt goes on from there."""
+
+    exit_code = 75
 
 
 class StoreError(CkptTasksError, OSError):

@@ -1,0 +1,128 @@
+"""Step 5: point an alias of the registry at a checkpoint."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+import msgspec
+
+from ckpt_tasks.checkpointer.catalog import RunView, view_run
+from ckpt_tasks.config import CheckpointConfig, RegistryConfig
+from ckpt_tasks.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    ObjectNotFoundError,
+    RegistryError,
+)
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.registry.base import Registration, Registry, RegistryRunIds, RunDescription
+from ckpt_tasks.store import Store, open_store
+from ckpt_tasks.suggest import did_you_mean
+
+__all__ = ["Promotion", "load_registry", "promote"]
+
+_GROUP = "ckpt_tasks.registries"
+_MAX_IDS_BYTES = 64 * 1024
+
+
+class Promotion(msgspec.Struct, frozen=True, kw_only=True):
+    """An alias and what it points at now."""
+
+    alias: str
+    registration: Registration
+    links: dict[str, str]
+
+    def __str__(self) -> str:
+        to = self.registration
+        return f"{to.registered_model}@{self.alias} is version {to.version}: {to.checkpoint}"
+
+
+def load_registry(config: RegistryConfig) -> Registry:
+    """Make the registry that `config.kind` names, not yet bound to a run.
+
+    Raises
+    ------
+    ConfigError
+        No installed package offers a registry of this name.
+    """
+    found = {entry.name: entry for entry in entry_points(group=_GROUP)}
+    if config.kind not in found:
+        hint = did_you_mean(config.kind, found, what="installed registries")
+        raise ConfigError(f"there is no registry {config.kind!r}: {hint}")
+    registry: Registry = found[config.kind].load()(config)
+    return registry
+
+
+def promote(config: CheckpointConfig, run: str, checkpoint: str, alias: str) -> Promotion:
+    """Point `alias` at the registered version of a checkpoint.
+
+    Parameters
+    ----------
+    config
+        Names the store and the registry.
+    run, checkpoint
+        Which checkpoint; it must be registered.
+    alias
+        Name of the alias, sanitised by the registry.
+
+    Raises
+    ------
+    RegistryError
+        The registry did not answer, or does not know the checkpoint yet; worth repeating.
+    ConfigError
+        No registry is configured, or the configured one cannot be used.
+    CheckpointNotFoundError
+        There is no such run or checkpoint.
+    """
+    if config.registry.tracking_uri is None:
+        raise ConfigError("no registry is configured: set registry.tracking_uri to promote")
+    store = open_store(config.store)
+    registry = load_registry(config.registry)
+    try:
+        return _promote(store, registry, run, checkpoint, alias)
+    finally:
+        registry.close()
+        store.close()
+
+
+def _promote(store: Store, registry: Registry, run: str, checkpoint: str, alias: str) -> Promotion:
+    view = view_run(store, run)
+    description = _describe(store, view, checkpoint)
+    registry.open_run(_find(store, registry, description), description)
+    try:
+        registration = registry.registered().get(checkpoint)
+        if registration is None:
+            raise RegistryError(
+                f"checkpoint {checkpoint} of run {run!r} is not registered yet, so alias "
+                f"{alias!r} cannot point at it; try again when the registry has caught up"
+            )
+        registry.set_alias(alias, registration)
+    finally:
+        registry.end_run("finished" if view.completed else "stopped")
+    return Promotion(alias=alias, registration=registration, links=registry.links(registration))
+
+
+def _describe(store: Store, view: RunView, checkpoint: str) -> RunDescription:
+    records = [c.record for c in view.checkpoints if c.id == checkpoint and c.record]
+    if not records:
+        raise CheckpointNotFoundError(f"run {view.run.run!r} has no checkpoint {checkpoint}")
+    return RunDescription(
+        run=view.run.run,
+        uid=view.run.uid,
+        store_url=store.url,
+        hyperparameters=records[0].hyperparameters,
+    )
+
+
+def _find(store: Store, registry: Registry, description: RunDescription) -> RegistryRunIds:
+    """The ids that the store keeps, or those that a search for the run's uid finds."""
+    path = RunLayout(description.run).registry_ids(registry.name)
+    try:
+        return msgspec.json.decode(store.read(path, limit=_MAX_IDS_BYTES), type=RegistryRunIds)
+    except (ObjectNotFoundError, msgspec.MsgspecError):
+        found = registry.find_run(description)
+    if found is None:
+        raise RegistryError(
+            f"{registry.name} does not know run {description.run!r} yet; try again when it has "
+            "caught up"
+        )
+    return found

@@ -1,0 +1,85 @@
+"""Step 1: turn what was asked for into a spec that can work, or say at once why it cannot."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_tasks.config import CheckpointConfig
+from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.store import open_store
+from ckpt_tasks.suggest import did_you_mean
+from ckpt_tasks.training.entrypoint import EntrypointSignature, read_signature
+from ckpt_tasks.training.spec import TrainSpec
+from ckpt_tasks.types import CheckpointId
+
+__all__ = ["resolve"]
+
+
+def resolve(
+    entrypoint: str,
+    *,
+    run: str,
+    params: Mapping[str, Any],
+    config: CheckpointConfig,
+    invocation: str,
+    resume: str = "auto",
+    tags: Mapping[str, str] | None = None,
+    python: str | None = None,
+) -> TrainSpec:
+    """Check everything that can be checked before a training process is started.
+
+    Parameters
+    ----------
+    entrypoint
+        ``package.module:function`` of the training function; its source is read, not imported.
+    run
+        Name of the training run.
+    params
+        Hyperparameters for the function.
+    config
+        Store, schedule, registry and attempts.
+    invocation
+        The orchestrator's id of this execution; all its retries share it.
+    resume
+        ``auto``, ``fresh`` or a checkpoint's id.
+    tags
+        Ids of the orchestrator, for attempts and the registry.
+    python
+        Interpreter of the training process; default: this one.
+
+    Raises
+    ------
+    ConfigError
+        The function, a hyperparameter, the run's name, `resume`, the interpreter or the store
+        is wrong; a retry changes nothing.
+    StoreError
+        Storage did not answer.
+    """
+    RunLayout(run)
+    _check_resume(resume)
+    _check_python(python)
+    _check_params(read_signature(entrypoint), params)
+    open_store(config.store, for_writing=True).close()
+    return TrainSpec(
+        entrypoint=entrypoint,
+        run=run,
+        params=dict(params),
+        config=config,
+        resume=resume,
+        invocation=invocation,
+        tags=dict(tags or {}),
+        python=python,
+    )
+
+
+def _check_resume(resume: str) -> None:
+    if resume in ("auto", "fresh"):
+        return
+    try:
+        CheckpointId.parse(resume)
+    except ValueError as error:
+        raise ConfigError(f"resume takes 'auto', 'fresh' or a checkpoint's id: {error}") from error
