@@ -1,0 +1,91 @@
+"""Metrics of a run: one value per key and step, sent in batches, kept with each checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_tasks.errors import StateError
+from ckpt_tasks.types import Number, finite_or_text
+
+__all__ = ["MetricBuffer"]
+
+Row = tuple[str, Number, int, int]
+
+_JOURNAL_ROWS = 100_000  # what came before these has long been published
+_LATEST_KEYS = 500
+
+
+class MetricBuffer:
+    """Collects what `TrainingRun.log` is given until a boundary gives it its step."""
+
+    def __init__(self) -> None:
+        self._current: dict[str, tuple[Any, int]] = {}
+        self._unsent: list[tuple[str, Any, int, int]] = []
+        self._journal: deque[Row] = deque(maxlen=_JOURNAL_ROWS)
+        self._last_step: dict[str, int] = {}
+        self.latest: dict[str, Number] = {}
+        """The latest value of each key, for the commit record."""
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Keep `values` for the step under way; a key given twice keeps its last value."""
+        now = time.time_ns() // 1_000_000
+        for key, value in values.items():
+            self._current[key] = (_detached(key, value), now)
+
+    def close_step(self, step: int) -> list[str]:
+        """Give what was logged since the last boundary the number `step`.
+
+        Returns the keys that were dropped, as they had a value for this step already.
+        """
+        dropped = []
+        for key, (value, time_ms) in self._current.items():
+            if self._last_step.get(key) == step:
+                dropped.append(key)
+                continue
+            self._last_step[key] = step
+            self._unsent.append((key, value, step, time_ms))
+        self._current.clear()
+        return dropped
+
+    def drain(self) -> list[Row]:
+        """Rows not yet sent. Values on an accelerator are read here, not at every step."""
+        rows: list[Row] = [
+            (key, finite_or_text(float(value)), step, time_ms)
+            for key, value, step, time_ms in self._unsent
+        ]
+        self._unsent.clear()
+        self._journal.extend(rows)
+        for key, value, _, _ in rows:
+            if key in self.latest or len(self.latest) < _LATEST_KEYS:
+                self.latest[key] = value
+        return rows
+
+    def journal(self) -> list[Row]:
+        """Rows sent since the last checkpoint."""
+        return list(self._journal)
+
+    def forget_journal(self) -> None:
+        """A checkpoint holds them now."""
+        self._journal.clear()
+
+    def restore(self, latest: Mapping[str, Number]) -> None:
+        """Start from what a checkpoint knew."""
+        self.latest = dict(latest)
+
+
+def _detached(key: str, value: Any) -> Any:
+    if type(value) in (float, int):
+        return value
+    if getattr(value, "requires_grad", False):
+        value = value.detach()
+    if getattr(value, "numel", None) is not None:
+        if value.numel() != 1:
+            raise StateError(f"metric {key!r} is a tensor of {value.numel()} elements, not one")
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise StateError(f"metric {key!r} is no number but {type(value).__name__}") from error

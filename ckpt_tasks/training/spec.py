@@ -1,0 +1,118 @@
+"""What is to be trained, and how it ended: the two records that cross the process boundary."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ckpt_tasks.config import CheckpointConfig
+from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Position
+
+__all__ = ["AttemptFolder", "TrainOutcome", "TrainSpec"]
+
+
+class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution of a training run, as the orchestrator or the shell asks for it.
+
+    Parameters
+    ----------
+    entrypoint
+        ``MODULE:FUNCTION`` or ``path/to/file.py:FUNCTION``.
+    run
+        The run's name, any text.
+    params
+        Hyperparameters: the training function's keyword arguments.
+    resume
+        ``auto``, ``fresh`` or a checkpoint's id.
+    invocation
+        The orchestrator's id for one triggered execution; all its retries share it.
+    tags
+        The orchestrator's ids, for the registry.
+    python
+        The interpreter that trains. Default: this one.
+    takeover
+        Take the run over even from another invocation's live attempt.
+    """
+
+    entrypoint: str
+    run: str
+    params: dict[str, Any] = {}
+    config: CheckpointConfig = CheckpointConfig()
+    resume: str = "auto"
+    invocation: str
+    tags: dict[str, str] = {}
+    python: str | None = None
+    takeover: bool = False
+
+
+class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended.
+
+    Parameters
+    ----------
+    code
+        An exit code of the command line (``EXIT_*`` in `ckpt_tasks.types`).
+    message
+        One sentence for people.
+    position, checkpoint
+        How far training came, and the newest checkpoint of the attempt or what it resumed from.
+    """
+
+    code: int
+    message: str
+    run: str
+    uid: str | None = None
+    attempt: int | None = None
+    position: Position | None = None
+    checkpoint: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """The run is complete."""
+        return self.code == EXIT_DONE
+
+    @property
+    def retryable(self) -> bool:
+        """A retry may do better."""
+        return self.code in (EXIT_FAILED, EXIT_STOPPED)
+
+
+class AttemptFolder:
+    """The private folder through which the processes of one attempt talk.
+
+    Everything in it is a file, so that nothing blocks and nothing is lost with the process that
+    wrote it. It is removed by the launcher when the attempt is over.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.spec = self.path / "spec.json"
+        self.output = self.path / "output.log"
+        self.trainer_events = self.path / "trainer.events"
+        self.registrar_events = self.path / "registrar.events"
+        self.trainer_outcome = self.path / "trainer-outcome.json"
+        self.outcome = self.path / "outcome.json"
+
+    def write_spec(self, spec: TrainSpec) -> None:
+        """Hyperparameters may be confidential: a 0600 file, never a command line."""
+        descriptor = os.open(self.spec, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(spec))
+
+    def read_spec(self) -> TrainSpec:
+        return msgspec.json.decode(self.spec.read_bytes(), type=TrainSpec)
+
+    def write_outcome(self, outcome: TrainOutcome, path: Path) -> None:
+        """Atomically: a reader finds the whole of it or nothing."""
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(msgspec.json.encode(outcome))
+        temporary.replace(path)
+
+    def read_outcome(self, path: Path) -> TrainOutcome | None:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=TrainOutcome)
+        except FileNotFoundError:
+            return None
