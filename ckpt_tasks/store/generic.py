@@ -163,12 +163,14 @@ class FsspecStore(Store):
     def _children(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Name and details of each entry of a folder, without hidden ones."""
         try:
-            entries = self._fs.ls(self._folder(prefix), detail=True)
+            entries = self._fs.ls(folder := self._folder(prefix), detail=True)
         except _NO_OBJECT:
             return
         for info in entries:
-            name = info["name"].rstrip("/").rpartition("/")[2]
-            if name and not name.startswith("."):
+            full = info["name"].strip("/")
+            name = full.rpartition("/")[2]
+            # Listing an object shows the object itself.
+            if name and not name.startswith(".") and full != folder.strip("/"):
                 yield name, info
 
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:

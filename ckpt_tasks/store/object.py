@@ -9,6 +9,7 @@ for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ckpt_tasks.errors import ConfigError
@@ -22,6 +23,8 @@ CONDITIONAL_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "a
 MAX_CREATE_BYTES = 16 * 1024 * 1024
 """Far below the sizes from which the clients split an upload, which some servers then complete
 without looking at the condition."""
+
+_REQUESTS = 8  # at once
 
 
 class ObjectStore(FsspecStore):
@@ -72,8 +75,13 @@ class ObjectStore(FsspecStore):
             if info["type"] == "file" and not hidden and not name.endswith("/") and name != folder:
                 yield ObjectInfo(path, int(info["size"]), modified_time(info))
 
-    def _holds_object(self, prefix: str) -> bool:
-        return True  # else it would not be a prefix
+    def list_folders(self, prefix: str) -> list[str]:
+        with self._errors("list", prefix):
+            names = [name for name, info in self._children(prefix) if info["type"] == "directory"]
+            # Some servers keep showing a folder whose last object is gone.
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                held = pool.map(lambda name: self._holds_object(f"{prefix}{name}/"), names)
+                return sorted(name for name, holds in zip(names, held, strict=True) if holds)
 
 
 def http_status(error: BaseException | None) -> int | None:

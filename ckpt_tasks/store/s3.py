@@ -176,6 +176,11 @@ class S3Store(ObjectStore):
         bucket, key, _ = self._fs.split_path(full)
         return int(self._fs.call_s3("head_object", Bucket=bucket, Key=key)["ContentLength"])
 
+    def _holds_object(self, prefix: str) -> bool:
+        bucket, key, _ = self._fs.split_path(self._folder(prefix))
+        found = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
+        return bool(found["KeyCount"])
+
     def _endpoint(self) -> str:
         return f" at {mask_url(self._fs.endpoint_url)}" if self._fs.endpoint_url else ""
 

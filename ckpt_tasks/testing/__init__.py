@@ -1,0 +1,12 @@
+"""Tools to test a store or a registry of your own with: contract tests, faults, a clock.
+
+Needs pytest, which the package itself does not.
+"""
+
+from __future__ import annotations
+
+from ckpt_tasks.testing.clock import FakeClock
+from ckpt_tasks.testing.stores import StoreTests
+from ckpt_tasks.testing.wrappers import Fault, FaultyStore, LatencyStore, WrapperStore
+
+__all__ = ["FakeClock", "Fault", "FaultyStore", "LatencyStore", "StoreTests", "WrapperStore"]

@@ -1,0 +1,41 @@
+"""Servers that tests of several parts use. One of each per session, started on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support import s3_servers
+from support.s3_proxy import Faults, s3_proxy
+from support.s3_servers import CREDENTIALS, S3Server
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real object store, which honours conditions."""
+    with s3_servers.seaweedfs_server(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An emulated S3, quick, and not picky about signatures: for faults."""
+    with s3_servers.moto_server(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture
+def faulty_s3(moto_server: S3Server) -> Iterator[tuple[S3Server, Faults]]:
+    """An emulated S3 behind a proxy, and the faults that the proxy makes."""
+    with s3_proxy(moto_server) as proxied:
+        yield proxied
+
+
+@pytest.fixture
+def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Credentials for the servers above in the environment, and no others."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return CREDENTIALS
