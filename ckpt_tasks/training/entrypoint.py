@@ -15,7 +15,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -33,6 +32,7 @@ from ckpt_tasks.training.signature import (
     signature_of,
     toplevel_names,
 )
+from ckpt_tasks.training.source import Source, find_spec, read_source
 
 __all__ = [
     "Entrypoint",
@@ -107,23 +107,15 @@ def read_signature(
     return signature
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Source:
-    path: Path
-    module: str
-    is_package: bool
-    tree: ast.Module
-
-
-def _find_source(parsed: Entrypoint, folders: list[str]) -> _Source:
+def _find_source(parsed: Entrypoint, folders: list[str]) -> Source:
     if parsed.file is not None:
         if not parsed.file.is_file():
             raise ConfigError(
                 f"entry point {parsed.text!r}: there is no file {parsed.file} in {os.getcwd()}"
             )
-        return _read_source(parsed, parsed.file, parsed.file.stem)
+        return read_source(parsed.text, parsed.file, parsed.file.stem)
     module = parsed.module or ""
-    spec = _find_spec(module, folders)
+    spec = find_spec(module, folders)
     if spec is None:
         raise ConfigError(
             f"entry point {parsed.text!r}: there is no module {module!r} in "
@@ -133,55 +125,12 @@ def _find_source(parsed: Entrypoint, folders: list[str]) -> _Source:
         raise ConfigError(
             f"entry point {parsed.text!r}: module {module!r} has no Python source to read"
         )
-    return _read_source(parsed, Path(spec.origin), module)
-
-
-def _read_source(parsed: Entrypoint, path: Path, module: str) -> _Source:
-    try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
-    except OSError as error:
-        raise ConfigError(
-            f"entry point {parsed.text!r}: cannot read {path}: {error.strerror}"
-        ) from error
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"{path}:{line}" if line else str(path)
-        raise ConfigError(f"entry point {parsed.text!r}: {where}: {error}") from error
-    return _Source(path, module, path.name == "__init__.py", tree)
-
-
-def _find_spec(module: str, folders: list[str]) -> ModuleSpec | None:
-    """Like `importlib.util.find_spec`, which imports the parents of a module, without that."""
-    spec: ModuleSpec | None = None
-    name = ""
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        if spec is None:
-            found = PathFinder.find_spec(name, [*folders, *sys.path]) or _find_by_hooks(name, None)
-        elif spec.submodule_search_locations is None:
-            return None
-        else:
-            inside = list(spec.submodule_search_locations)
-            found = PathFinder.find_spec(name, inside) or _find_by_hooks(name, inside)
-        if found is None:
-            return None
-        spec = found
-    return spec
-
-
-def _find_by_hooks(name: str, path: list[str] | None) -> ModuleSpec | None:
-    """Ask the other finders, which serve editable installations and zip files."""
-    for finder in sys.meta_path:
-        if finder is not PathFinder:
-            found = finder.find_spec(name, path)
-            if found is not None:
-                return found
-    return None
+    return read_source(parsed.text, Path(spec.origin), module)
 
 
 def _find_function(
-    parsed: Entrypoint, source: _Source, folders: list[str]
-) -> tuple[FunctionNode, _Source]:
+    parsed: Entrypoint, source: Source, folders: list[str]
+) -> tuple[FunctionNode, Source]:
     """The definition, through one ``from MODULE import FUNCTION`` where there is one."""
     node = find_definition(source.tree, parsed.function)
     name = parsed.function
@@ -207,17 +156,17 @@ def _find_function(
 
 
 def _find_imported(
-    parsed: Entrypoint, node: ast.ImportFrom, source: _Source, folders: list[str]
-) -> _Source | None:
+    parsed: Entrypoint, node: ast.ImportFrom, source: Source, folders: list[str]
+) -> Source | None:
     module = node.module or ""
     if node.level:
         parents = source.module.split(".")
         keep = len(parents) - node.level + (1 if source.is_package else 0)
         module = ".".join([*parents[:keep], *([module] if module else [])])
-    spec = _find_spec(module, [str(source.path.parent), *folders]) if module else None
+    spec = find_spec(module, [str(source.path.parent), *folders]) if module else None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
-    return _read_source(parsed, Path(spec.origin), module)
+    return read_source(parsed.text, Path(spec.origin), module)
 
 
 def check_params(
