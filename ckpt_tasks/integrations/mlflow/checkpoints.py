@@ -1,0 +1,276 @@
+"""Checkpoints in MLflow: a logged model of the run, then a version of the registered model.
+
+The version is made last. So a version in MLflow says that everything before it was done, and a
+registration that died in between is found again by the logged model's tags and completed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.integrations.mlflow import names
+from ckpt_tasks.integrations.mlflow.connection import Connection, error_code
+from ckpt_tasks.integrations.mlflow.description import (
+    logged_model_name,
+    logged_model_params,
+    version_description,
+    version_tags,
+)
+from ckpt_tasks.integrations.mlflow.metrics import OWN_PREFIX, ROWS_PER_CALL, RunMetrics
+from ckpt_tasks.integrations.mlflow.runs import UID_TAG
+from ckpt_tasks.registry import Registration, RegistryRunIds
+
+__all__ = ["Checkpoints"]
+
+_CHECKPOINT_TAG = "ckpt.checkpoint"
+_VERSIONS_TAG = "mlflow.modelVersions"  # what a logged model's page links to
+_PAGE = 200
+
+
+class Checkpoints:
+    """Logged models and versions of one run.
+
+    Parameters
+    ----------
+    connection
+        To MLflow.
+    ids, uid, run
+        Of the run; `run` is its name.
+    metrics
+        The run's metrics.
+    hyperparameter_tags
+        Hyperparameters that become tags of a version; ``None`` for the first few.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        ids: RegistryRunIds,
+        *,
+        uid: str,
+        run: str,
+        metrics: RunMetrics,
+        hyperparameter_tags: list[str] | None,
+    ) -> None:
+        self._connection = connection
+        self._ids = ids
+        self._uid = uid
+        self._run = run
+        self._metrics = metrics
+        self._hyperparameter_tags = hyperparameter_tags
+        self._outputs: set[str] | None = None
+        self._has_registered_model = False
+
+    @property
+    def _client(self) -> MlflowClient:
+        return self._connection.client
+
+    def registered(self) -> dict[str, Registration]:
+        """Every checkpoint of the run that has a version, by checkpoint id."""
+        checkpoints = {
+            model.model_id: model.tags[_CHECKPOINT_TAG]
+            for model in self._logged_models(f"tags.`{UID_TAG}` = '{self._uid}'")
+            if model.status == LoggedModelStatus.READY and _CHECKPOINT_TAG in model.tags
+        }
+        found: dict[str, Registration] = {}
+        for version in self._versions(f"run_id = '{self._ids.run_id}'"):
+            checkpoint = checkpoints.get(_model_id(version))
+            if checkpoint is not None and version.name == self._ids.registered_model:
+                found.setdefault(checkpoint, self._registration(checkpoint, version))
+        return found
+
+    def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
+        """Do what is not yet done of a checkpoint's registration."""
+        model = self._logged_model(record, uri=uri, manifest=manifest)
+        version = self._version_of(model)
+        if version is None:
+            self._log_metrics(record, model.model_id)
+            if model.status != LoggedModelStatus.READY:
+                self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            self._link_output(model.model_id, record.position.step)
+            self._client.log_text(
+                self._ids.run_id, manifest.decode(), f"checkpoints/{record.id}/manifest.json"
+            )
+            version = self._make_version(record, model, uri=uri, manifest=manifest)
+        self._link_version(model, version)
+        return self._registration(record.id, version)
+
+    def set_alias(self, alias: str, registration: Registration) -> None:
+        """Point an alias at a version; nothing is written when it points there already."""
+        name, version = registration.registered_model, str(registration.version)
+        alias = names.alias(alias)
+        aliases = self._client.get_registered_model(name).aliases
+        if str(aliases.get(alias)) != version:
+            self._client.set_registered_model_alias(name, alias, version)
+
+    def _logged_model(self, record: CommitRecord, *, uri: str, manifest: bytes) -> LoggedModel:
+        """The checkpoint's logged model: found, or made."""
+        found = list(
+            self._logged_models(
+                f"tags.`{UID_TAG}` = '{self._uid}' AND tags.`{_CHECKPOINT_TAG}` = '{record.id}'"
+            )
+        )
+        if not found:
+            return self._client.create_logged_model(
+                self._ids.experiment_id,
+                name=logged_model_name(record.checkpoint),
+                source_run_id=self._ids.run_id,
+                model_type="checkpoint",
+                params=logged_model_params(record, uri=uri, manifest=manifest),
+                tags={
+                    "mlflow.model.isExternal": "true",
+                    UID_TAG: self._uid,
+                    "ckpt.run": names.text_value(self._run, names.MAX_TAG),
+                    _CHECKPOINT_TAG: record.id,
+                },
+            )
+        found.sort(key=lambda model: (model.status != LoggedModelStatus.READY, _age(model)))
+        for twin in found[1:]:  # of a request that was given up, and carried out late
+            if self._version_of(twin) is None:
+                self._client.delete_logged_model(twin.model_id)
+        return found[0]
+
+    def _log_metrics(self, record: CommitRecord, model_id: str) -> None:
+        """Show on the checkpoint the metrics it had; the run gets no second row from it.
+
+        A value is sent as the row that the run holds already, for MLflow writes every metric of
+        a logged model to its run as well. One that the run does not hold, or not as a finite
+        number (MLflow would show NaN as 0), is told in the version's description only.
+        """
+        step = record.position.step
+        time_ms = round(datetime.fromisoformat(record.created_at).timestamp() * 1000)
+        own = {"epoch": record.position.epoch, "bytes": record.size}
+        metrics = [
+            Metric(OWN_PREFIX + name, float(value), time_ms, step, model_id=model_id)
+            for name, value in own.items()
+        ]
+        for name, value in record.metrics.items():
+            row = self._metrics.at(name, float(value), step)
+            if row is not None and abs(row.value) < float("inf"):
+                metrics.append(
+                    Metric(names.key(name), row.value, row.time_ms, row.step, model_id=model_id)
+                )
+        for start in range(0, len(metrics), ROWS_PER_CALL):
+            batch = metrics[start : start + ROWS_PER_CALL]
+            self._client.log_batch(self._ids.run_id, metrics=batch, synchronous=True)
+
+    def _link_output(self, model_id: str, step: int) -> None:
+        """Make the logged model an output of the run; MLflow itself would add it twice."""
+        if self._outputs is None:
+            run = self._client.get_run(self._ids.run_id)
+            outputs = run.outputs.model_outputs if run.outputs is not None else []
+            self._outputs = {output.model_id for output in outputs}
+        known = self._outputs
+        if model_id in known:
+            return
+        self._outputs = None  # unknown until the call has answered
+        self._client.log_outputs(self._ids.run_id, [LoggedModelOutput(model_id, step)])
+        self._outputs = known | {model_id}
+
+    def _make_version(
+        self, record: CommitRecord, model: LoggedModel, *, uri: str, manifest: bytes
+    ) -> ModelVersion:
+        self._make_registered_model()
+        with self._connection.as_default():
+            return self._client.create_model_version(
+                self._ids.registered_model,
+                source=_source(model.model_id),
+                model_id=model.model_id,
+                run_id=self._ids.run_id,
+                tags=version_tags(record, run=self._run, hyperparameters=self._hyperparameter_tags),
+                description=version_description(record, run=self._run, uri=uri, manifest=manifest),
+                await_creation_for=0,
+            )
+
+    def _make_registered_model(self) -> None:
+        if self._has_registered_model:
+            return
+        try:
+            self._client.create_registered_model(
+                self._ids.registered_model,
+                description=(
+                    f"Training checkpoints of the experiment **{self._ids.experiment}**, one "
+                    "version each. The alias `resume-<run>` marks the one that a run goes on "
+                    "from. To compare them, use the experiment's *Models* tab."
+                ),
+            )
+        except MlflowException as error:
+            if error_code(error) != "RESOURCE_ALREADY_EXISTS":
+                raise
+        self._has_registered_model = True
+
+    def _version_of(self, model: LoggedModel) -> ModelVersion | None:
+        """The model's version; of two, made by a request carried out late, the older stays."""
+        found = [
+            version
+            for version in self._versions(f"source_path = '{_source(model.model_id)}'")
+            if version.name == self._ids.registered_model
+        ]
+        found.sort(key=lambda version: int(version.version))
+        for twin in found[1:]:
+            if not self._client.get_model_version(twin.name, twin.version).aliases:
+                self._client.delete_model_version(twin.name, twin.version)
+        return found[0] if found else None
+
+    def _link_version(self, model: LoggedModel, version: ModelVersion) -> None:
+        """Let the logged model's page name the version; a server does it by itself."""
+        if self._connection.is_server:
+            return
+        links = [{"name": version.name, "version": int(version.version)}]
+        if json.loads(model.tags.get(_VERSIONS_TAG, "[]")) != links:
+            self._client.set_logged_model_tags(model.model_id, {_VERSIONS_TAG: json.dumps(links)})
+
+    def _logged_models(self, filter_string: str) -> Iterator[LoggedModel]:
+        token: str | None = None
+        while True:
+            page = self._client.search_logged_models(
+                [self._ids.experiment_id],
+                filter_string=filter_string,
+                max_results=_PAGE,
+                page_token=token,
+            )
+            yield from page
+            if not (token := page.token):
+                return
+
+    def _versions(self, filter_string: str) -> Iterator[ModelVersion]:
+        token: str | None = None
+        while True:
+            page = self._client.search_model_versions(
+                filter_string,
+                max_results=_PAGE,
+                order_by=["version_number ASC"],
+                page_token=token,
+            )
+            yield from page
+            if not (token := page.token):
+                return
+
+    def _registration(self, checkpoint: str, version: ModelVersion) -> Registration:
+        return Registration(
+            checkpoint=checkpoint,
+            model_id=_model_id(version),
+            registered_model=version.name,
+            version=str(version.version),
+            run_id=self._ids.run_id,
+        )
+
+
+def _source(model_id: str) -> str:
+    return f"models:/{model_id}"
+
+
+def _model_id(version: ModelVersion) -> str:
+    return str(version.source).removeprefix("models:/")
+
+
+def _age(model: LoggedModel) -> tuple[int, str]:
+    return int(model.creation_timestamp), str(model.model_id)

@@ -1,0 +1,118 @@
+"""The connection to MLflow: one explicit client, bounded waiting, and one kind of error."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+from ckpt_tasks.errors import CkptTasksError, ConfigError, RegistryError
+from ckpt_tasks.masking import mask_text, mask_url
+
+__all__ = ["Connection", "error_code"]
+
+_DEFAULTS = {
+    # No second try inside MLflow's HTTP client: a request whose answer was lost may have been
+    # done, and only a search tells. The caller repeats the whole call, which begins with one.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+_CHATTY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry")
+_TRACKING_URI = "MLFLOW_TRACKING_URI"
+_MAX_MESSAGE = 600
+
+
+class Connection:
+    """A lazily opened `MlflowClient`.
+
+    Parameters
+    ----------
+    tracking_uri
+        Of the tracking server or database; it is the model registry's too.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+        self.shown_uri = mask_url(tracking_uri)
+        self._client: MlflowClient | None = None
+        for name, value in _DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        for name in _CHATTY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client; for a database the first use also makes its tables."""
+        if self._client is None:
+            try:
+                self._client = MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
+            except UnsupportedModelRegistryStoreURIException as error:
+                raise ConfigError(
+                    f"registry.tracking_uri = {self.shown_uri!r} is nothing that MLflow opens; "
+                    "give the URL of an MLflow server, or sqlite:///PATH"
+                ) from error
+        return self._client
+
+    @property
+    def is_server(self) -> bool:
+        """Whether a server answers, which also has pages for people."""
+        return self.tracking_uri.startswith(("http://", "https://"))
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Turn whatever MLflow raises into a `RegistryError` that says what was being done.
+
+        Everything is caught, for MLflow lets the errors of its plugins through: of database
+        drivers, of artifact stores, of HTTP.
+        """
+        try:
+            yield
+        except CkptTasksError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            masked = mask_text(text)[:_MAX_MESSAGE]
+            message = f"MLflow at {self.shown_uri} did not {what}: {type(error).__name__}: {masked}"
+            # A cause with credentials in its message must not reach a traceback.
+            raise RegistryError(message) from (error if mask_text(text) == text else None)
+
+    @contextmanager
+    def as_default(self) -> Iterator[None]:
+        """Make this database the one that MLflow's own code opens by default.
+
+        Without a server it is `MlflowClient`, in this process, that resolves ``models:/<id>``
+        as a version's source, and it asks the default tracking URI instead of the client's.
+        """
+        if self.is_server:
+            yield
+            return
+        before = os.environ.get(_TRACKING_URI)
+        os.environ[_TRACKING_URI] = self.tracking_uri
+        try:
+            if mlflow.get_tracking_uri() != self.tracking_uri:
+                raise RegistryError(
+                    "this process has called mlflow.set_tracking_uri with another URI than "
+                    f"{self.shown_uri}; register from a process of its own"
+                )
+            yield
+        finally:
+            if before is None:
+                del os.environ[_TRACKING_URI]
+            else:
+                os.environ[_TRACKING_URI] = before
+
+    def close(self) -> None:
+        """Forget the client; the next use opens another."""
+        self._client = None
+
+
+def error_code(error: MlflowException) -> str:
+    """MLflow's name of the error: ``RESOURCE_ALREADY_EXISTS``, ..."""
+    return str(error.error_code)

@@ -1,0 +1,142 @@
+"""What people read about a checkpoint in MLflow: params, tags, and a description in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ckpt_tasks.format.digest import digest
+from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.integrations.mlflow import names
+from ckpt_tasks.types import CheckpointId, Scalar
+
+__all__ = ["logged_model_name", "logged_model_params", "version_description", "version_tags"]
+
+_SHOWN_HYPERPARAMETERS = 3
+_SHORT = 40
+_MAX_DESCRIPTION = 5000
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def logged_model_name(checkpoint: CheckpointId) -> str:
+    """``step-00001200``: short enough for a chip; the whole id is a param."""
+    return f"step-{checkpoint.step:08d}"
+
+
+def logged_model_params(record: CommitRecord, *, uri: str, manifest: bytes) -> dict[str, str]:
+    """Params of the logged model: its page shows these, and no tags.
+
+    A hyperparameter whose name is one of ours is told apart by ``hparam.``.
+    """
+    own: dict[str, Scalar] = {
+        "epoch": record.position.epoch,
+        "step": record.position.step,
+        "size": readable_size(record.size),
+        "trigger": record.trigger,
+        "committed_at": record.created_at,
+        "checkpoint": record.id,
+        "position": str(record.position),
+        "bytes": record.size,
+        "digest": digest(manifest),
+        "uri": uri,
+    }
+    params = {key: names.text_value(value, names.MAX_PARAM) for key, value in own.items()}
+    for name, value in record.hyperparameters.items():
+        key = names.key(f"hparam.{name}" if name in own else name)
+        params[key] = names.text_value(value, names.MAX_PARAM)
+    return params
+
+
+def version_tags(
+    record: CommitRecord, *, run: str, hyperparameters: Sequence[str] | None
+) -> dict[str, str]:
+    """Tags of the registered version, few and short: the table stacks them as chips.
+
+    Parameters
+    ----------
+    record
+        The checkpoint's commit record.
+    run
+        The run's name; the table has no column for it.
+    hyperparameters
+        Which ones become tags; ``None`` for the first few. One that the run lacks is left out.
+    """
+    chosen = hyperparameters
+    if chosen is None:
+        chosen = list(record.hyperparameters)[:_SHOWN_HYPERPARAMETERS]
+    tags: dict[str, object] = {
+        "ckpt.run": run,
+        "ckpt.epoch": record.position.epoch,
+        "ckpt.step": record.position.step,
+        "ckpt.trigger": record.trigger,
+    }
+    for name in chosen:
+        if name in record.hyperparameters:
+            tags[names.key(f"hparam.{name}")] = _short(record.hyperparameters[name])
+    return {key: names.text_value(value, names.MAX_TAG) for key, value in tags.items()}
+
+
+def version_description(record: CommitRecord, *, run: str, uri: str, manifest: bytes) -> str:
+    """The version's description; the one place where its page has room for everything."""
+    health = f" **Not finite:** {', '.join(record.nonfinite)}." if record.nonfinite else ""
+    exact = "" if record.exact else " Restores the order of the data only."
+    facts = {
+        "Size": f"{readable_size(record.size)} ({record.size:,} bytes)",
+        "Committed": record.created_at,
+        "Why": record.reason or record.trigger,
+        "Checkpoint": _code(record.id),
+        "Manifest": _code(uri),
+        "Digest": _code(digest(manifest)),
+    }
+    metrics = {name: _number(float(value)) for name, value in sorted(record.metrics.items())}
+    parts = [
+        f"Checkpoint of **{_plain(run)}** at {record.position}.{health}{exact}",
+        _table("", facts),
+        _table("Metric", metrics),
+        _table("Hyperparameter", {k: _plain(str(v)) for k, v in record.hyperparameters.items()}),
+    ]
+    return _joined([part for part in parts if part])
+
+
+def readable_size(size: int) -> str:
+    """``3.4 MB``: decimal units, as object stores count."""
+    value, unit = float(size), 0
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{size} bytes" if unit == 0 else f"{value:.3g} {_UNITS[unit]}"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """As many whole parts as fit, for half a table is none."""
+    text = parts[0][:_MAX_DESCRIPTION]
+    for part in parts[1:]:
+        if len(text) + 2 + len(part) <= _MAX_DESCRIPTION:
+            text = f"{text}\n\n{part}"
+    return text
+
+
+def _table(title: str, rows: dict[str, str]) -> str:
+    if not rows:
+        return ""
+    lines = [f"| {title} | |", "|:--|:--|"]
+    lines += [f"| {_plain(name)} | {value} |" for name, value in rows.items()]
+    return "\n".join(lines)
+
+
+def _short(value: Scalar) -> str:
+    text = str(value)
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else f"**{value}**"
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', '').replace('|', '%7C')}`"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    text = " ".join(text.split())
+    return "".join(f"\\{char}" if char in r"\`*_{}[]<>()#!|~" else char for char in text)

@@ -1,0 +1,143 @@
+"""`MlflowRegistry`: the contract of `ckpt_tasks.registry`, kept with MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
+
+from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.errors import ConfigError, RegistryError
+from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.integrations.mlflow import names
+from ckpt_tasks.integrations.mlflow.checkpoints import Checkpoints
+from ckpt_tasks.integrations.mlflow.connection import Connection
+from ckpt_tasks.integrations.mlflow.links import page_links
+from ckpt_tasks.integrations.mlflow.metrics import RunMetrics
+from ckpt_tasks.integrations.mlflow.note import NOTE_TAG, merged_note
+from ckpt_tasks.integrations.mlflow.runs import Runs
+from ckpt_tasks.registry import (
+    Registration,
+    Registry,
+    RegistryRunIds,
+    RunDescription,
+    RunStatus,
+)
+from ckpt_tasks.types import MetricRow
+
+__all__ = ["MlflowRegistry"]
+
+T = TypeVar("T")
+
+
+class MlflowRegistry(Registry):
+    """Registers checkpoints in MLflow, on a server or in a database opened directly.
+
+    MLflow's global state (the tracking URI, the active run) is neither read nor changed. Its
+    HTTP client gets short time-outs and no retries, unless the environment sets them.
+
+    Parameters
+    ----------
+    config
+        `RegistryConfig.tracking_uri` is needed.
+
+    Raises
+    ------
+    ConfigError
+        Without a tracking URI.
+    """
+
+    name: ClassVar[str] = "mlflow"
+
+    def __init__(self, config: RegistryConfig) -> None:
+        if config.tracking_uri is None:
+            raise ConfigError(
+                "registry.tracking_uri is not set; give the URL of an MLflow server, "
+                "or sqlite:///PATH"
+            )
+        self._config = config
+        self._connection = Connection(config.tracking_uri)
+        self._runs = Runs(
+            self._connection,
+            config.experiment,
+            names.registered_model(config.registered_model or config.experiment),
+        )
+        self._ids: RegistryRunIds | None = None
+        self._metrics: RunMetrics | None = None
+        self._checkpoints: Checkpoints | None = None
+
+    def find_run(self, description: RunDescription) -> RegistryRunIds | None:
+        with self._connection.doing(f"search the run {description.run!r}"):
+            return self._runs.find(description)
+
+    def create_run(self, description: RunDescription) -> RegistryRunIds:
+        with self._connection.doing(f"make the run {description.run!r}"):
+            return self._runs.create(description)
+
+    def discard_run(self, ids: RegistryRunIds) -> None:
+        with self._connection.doing(f"delete the unused run {ids.run_id}"):
+            self._runs.discard(ids)
+
+    def open_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
+        with self._connection.doing(f"open the run {description.run!r}"):
+            run = self._runs.open(ids, description)
+        self._metrics = RunMetrics(self._connection.client, ids.run_id, run.data.tags)
+        self._checkpoints = Checkpoints(
+            self._connection,
+            ids,
+            uid=description.uid,
+            run=description.run,
+            metrics=self._metrics,
+            hyperparameter_tags=self._config.hyperparameter_tags,
+        )
+        self._ids = ids
+
+    def high_water(self) -> dict[str, int]:
+        with self._connection.doing("tell which steps the run holds"):
+            return _opened(self._metrics).high_water()
+
+    def history(self, key: str, after_step: int) -> list[MetricRow]:
+        with self._connection.doing(f"return the history of {key!r}"):
+            return _opened(self._metrics).history(key, after_step)
+
+    def log_metrics(self, rows: Sequence[MetricRow]) -> None:
+        with self._connection.doing(f"take {len(rows)} rows of metrics"):
+            _opened(self._metrics).log(rows)
+
+    def registered(self) -> dict[str, Registration]:
+        with self._connection.doing("list the run's checkpoints"):
+            return _opened(self._checkpoints).registered()
+
+    def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
+        with self._connection.doing(f"register {record.id}"):
+            return _opened(self._checkpoints).register(record, uri=uri, manifest=manifest)
+
+    def set_alias(self, alias: str, registration: Registration) -> None:
+        with self._connection.doing(f"point {alias!r} at version {registration.version}"):
+            _opened(self._checkpoints).set_alias(alias, registration)
+
+    def write_note(self, text: str) -> None:
+        with self._connection.doing("take the run's description"):
+            client, run_id = self._connection.client, _opened(self._ids).run_id
+            existing = client.get_run(run_id).data.tags.get(NOTE_TAG, "")
+            note = merged_note(existing, text)
+            if note != existing:
+                client.set_tag(run_id, NOTE_TAG, note)
+
+    def end_run(self, status: RunStatus) -> None:
+        with self._connection.doing(f"mark the run as {status}"):
+            self._runs.set_status(_opened(self._ids).run_id, status)
+
+    def links(self, registration: Registration | None) -> dict[str, str]:
+        """Pages for people; none without a server, for nothing then serves them."""
+        if not self._connection.is_server:
+            return {}
+        return page_links(self._connection.shown_uri, _opened(self._ids), registration)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _opened(part: T | None) -> T:
+    if part is None:
+        raise RegistryError("no run of MLflow is open; call open_run first")
+    return part
