@@ -1,0 +1,298 @@
+"""Capture: the state of tracked objects as JSON trees and tensor images; and back.
+
+Capturing reads, and changes nothing: it draws no random number, steps no optimizer, and copies
+no CPU tensor that is row-major already.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ckpt_tasks.errors import CorruptCheckpointError
+from ckpt_tasks.format.tree import Path, decode_tree, encode_tree
+from ckpt_tasks.state import arrays, sparse
+from ckpt_tasks.state.modules import canonical_state_dict, nonfinite_parameters
+from ckpt_tasks.state.optimizers import optimizer_state_dict
+from ckpt_tasks.state.tensors import (
+    TensorImage,
+    check_supported,
+    image_of,
+    named_device,
+    reference_details,
+    values_from_image,
+    with_autograd,
+)
+
+__all__ = ["CapturedState", "RestoredValues", "capture", "is_stateful", "restore_values"]
+
+_RESERVED_KEYS = frozenset(("__metadata__",))
+
+
+class CapturedState:
+    """The state of several tracked objects at one moment.
+
+    Parameters
+    ----------
+    trees
+        Each tracked name's typed JSON tree. A tensor in it is ``{"$": "tensor", "v": reference}``
+        (see `state.tensors`), by index into `tensors`.
+    tensors
+        The tensors to write, each memory once, those of modules first.
+    nonfinite
+        Names of modules' parameters that hold NaN or infinity.
+    """
+
+    __slots__ = ("nonfinite", "tensors", "trees")
+
+    def __init__(
+        self, trees: dict[str, Any], tensors: list[TensorImage], nonfinite: list[str]
+    ) -> None:
+        self.trees = trees
+        self.tensors = tensors
+        self.nonfinite = nonfinite
+
+
+class RestoredValues(dict[str, Any]):
+    """Tracked name to state dict or plain value.
+
+    Parameters
+    ----------
+    index_of
+        ``id()`` of each tensor within, to the index of the image it was made from: tensors of
+        one index shared their memory when they were captured.
+    """
+
+    def __init__(self, index_of: Mapping[int, int] | None = None) -> None:
+        super().__init__()
+        self.index_of = {} if index_of is None else index_of
+
+
+def is_stateful(value: object) -> bool:
+    """Whether `value` is an object (no class) with ``state_dict`` and ``load_state_dict``."""
+    return (
+        not isinstance(value, type)
+        and callable(getattr(value, "state_dict", None))
+        and callable(getattr(value, "load_state_dict", None))
+    )
+
+
+def capture(items: Mapping[str, Any]) -> CapturedState:
+    """Capture objects that have a state dict, and plain values.
+
+    Parameters
+    ----------
+    items
+        Tracked name to object.
+
+    Returns
+    -------
+    CapturedState
+        Its CPU tensors share memory with the live ones: write them before training goes on.
+
+    Raises
+    ------
+    StateError
+        What cannot be represented, naming path and type.
+    """
+    collector = _Collector()
+    # Tensors that several items share are stored with the first; weights belong to the module.
+    by_module = sorted(items, key=lambda name: not isinstance(items[name], torch.nn.Module))
+    trees = {name: collector.tree(name, items[name]) for name in by_module}
+    nonfinite = [
+        parameter
+        for name, item in items.items()
+        if isinstance(item, torch.nn.Module)
+        for parameter in nonfinite_parameters(name, item)
+    ]
+    return CapturedState({name: trees[name] for name in items}, collector.images, nonfinite)
+
+
+def restore_values(
+    trees: Mapping[str, Any], tensor_at: Callable[[int], torch.Tensor]
+) -> RestoredValues:
+    """State dicts and plain values, from their trees.
+
+    Parameters
+    ----------
+    trees
+        As in `CapturedState`, from an index; not trusted.
+    tensor_at
+        Gives the tensor of an index, as stored (see `tensors.tensor_from_buffer`). It is called
+        once for each, and its memory is used. Tensors that shared memory when they were
+        captured come back as one object.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        Trees that `capture` does not write.
+    """
+    restorer = _Restorer(tensor_at)
+    values = RestoredValues(restorer.index_of)
+    for name, tree in trees.items():
+        try:
+            values[name] = decode_tree(tree, leaf=restorer.leaf)
+        except CorruptCheckpointError as error:
+            raise CorruptCheckpointError(f"{name}: {error}") from error
+    return values
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.images: list[TensorImage] = []
+        self._index_of: dict[object, int] = {}
+        self._alive: list[torch.Tensor] = []
+        self._item = ""
+        self._keys: set[str] = set()
+        self._with_device = False
+
+    def tree(self, name: str, item: Any) -> Any:
+        self._item = name
+        self._keys = set(_RESERVED_KEYS)
+        # A module's tensors are copied to where the live ones are; others have only themselves.
+        self._with_device = not isinstance(item, torch.nn.Module)
+        return encode_tree(_state_of(item), path=(name,), leaf=self.leaf)
+
+    def leaf(self, value: object, path: Path) -> tuple[str, object] | None:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value, path)
+        if type(value) is OrderedDict and hasattr(value, "_metadata"):
+            return "state_dict", [dict(value), value._metadata]
+        if isinstance(value, torch.dtype):
+            return "dtype", str(value).removeprefix("torch.")
+        if isinstance(value, torch.device):
+            return "device", str(value)
+        if isinstance(value, torch.Size):
+            return "size", list(value)
+        return arrays.encode(value)
+
+    def _tensor(self, tensor: torch.Tensor, path: Path) -> tuple[str, object]:
+        check_supported(tensor, path)
+        if tensor.layout is not torch.strided:
+            self._alive.append(tensor)
+            return "sparse", sparse.decompose(tensor, path)
+        details = reference_details(tensor, with_device=self._with_device)
+        index = self._index(tensor, path)
+        return "tensor", {"index": index, **details} if details else index
+
+    def _index(self, tensor: torch.Tensor, path: Path) -> int:
+        identity = _identity(tensor)
+        index = self._index_of.get(identity)
+        if index is None:
+            index = self._index_of[identity] = len(self.images)
+            # An address names a tensor only as long as the tensor lives.
+            self._alive.append(tensor)
+            dtype, data = image_of(tensor, path)
+            key = self._unique_key(path)
+            self.images.append(TensorImage(self._item, key, dtype, tuple(data.shape), data))
+        return index
+
+    def _unique_key(self, path: Path) -> str:
+        text = ".".join(map(str, path[1:])) or self._item
+        text = key = text.encode("utf-8", "backslashreplace").decode()
+        again = 1
+        while key in self._keys:
+            again += 1
+            key = f"{text}#{again}"
+        self._keys.add(key)
+        return key
+
+
+def _state_of(item: Any) -> Any:
+    if isinstance(item, torch.nn.Module):
+        return canonical_state_dict(item)
+    if isinstance(item, torch.optim.Optimizer):
+        return optimizer_state_dict(item)
+    return item.state_dict() if is_stateful(item) else item
+
+
+def _identity(tensor: torch.Tensor) -> object:
+    if tensor.numel() == 0:
+        return id(tensor)
+    address = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+    return (*address, tensor.is_conj(), tensor.is_neg())
+
+
+class _Restorer:
+    def __init__(self, tensor_at: Callable[[int], torch.Tensor]) -> None:
+        self._tensor_at = tensor_at
+        self._images: dict[int, torch.Tensor] = {}
+        self._values: dict[object, torch.Tensor] = {}
+        self._tensors: dict[object, torch.Tensor] = {}
+        self.index_of: dict[int, int] = {}
+
+    def leaf(self, tag: str, value: Any) -> object:
+        decode = _DECODERS.get(tag)
+        if decode is not None:
+            return decode(value)
+        try:
+            if tag == "tensor":
+                return self._tensor(value)
+            if tag == "sparse":
+                return self._sparse(value)
+            return arrays.decode(tag, value)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+
+    def _tensor(self, reference: object) -> torch.Tensor:
+        tensor = self._referenced(reference)
+        index = reference if type(reference) is int else reference["index"]  # type: ignore[index]
+        self.index_of[id(tensor)] = index
+        return tensor
+
+    def _referenced(self, reference: object) -> torch.Tensor:
+        if type(reference) is int:
+            return self._image(reference)
+        if not isinstance(reference, dict) or not _MEMBERS.issuperset(reference):
+            raise ValueError(f"{reference!r} is no reference to a tensor")
+        index, details = reference.get("index"), reference
+        memory = (index, repr([details.get(member) for member in ("dtype", "stride", "device")]))
+        if memory not in self._values:
+            self._values[memory] = values_from_image(self._image(index), details)
+        wrapped = (*memory, bool(details.get("grad")), bool(details.get("parameter")))
+        if wrapped not in self._tensors:
+            self._tensors[wrapped] = with_autograd(self._values[memory], details)
+        return self._tensors[wrapped]
+
+    def _image(self, index: object) -> torch.Tensor:
+        if type(index) is not int or index < 0:
+            raise ValueError(f"{index!r} is no index of a tensor")
+        if index not in self._images:
+            self._images[index] = self._tensor_at(index)
+        return self._images[index]
+
+    def _sparse(self, parts: Any) -> torch.Tensor:
+        identity = sparse.identity(parts)
+        if identity not in self._tensors:
+            self._tensors[identity] = sparse.compose(parts)
+        return self._tensors[identity]
+
+
+_MEMBERS = frozenset(("index", "dtype", "stride", "device", "grad", "parameter"))
+
+
+def _decode_state_dict(value: Any) -> Any:
+    content, metadata = value
+    if not isinstance(content, dict) or not isinstance(metadata, dict):
+        raise TypeError("a state dict has no dict of values and metadata")
+    state: Any = OrderedDict(content)
+    state._metadata = metadata
+    return state
+
+
+def _decode_dtype(value: Any) -> torch.dtype:
+    found = getattr(torch, value) if isinstance(value, str) else None
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"{value!r} is no dtype")
+    return found
+
+
+_DECODERS: dict[str, Callable[[Any], object]] = {
+    "state_dict": _decode_state_dict,
+    "dtype": _decode_dtype,
+    "device": named_device,
+    "size": torch.Size,
+}
