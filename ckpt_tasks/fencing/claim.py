@@ -168,6 +168,8 @@ def _take_over(
 ) -> None:
     """Make sure that the owner may be replaced, or raise `RunBusyError`."""
     claim = owner.claim
+    if claim is not None and claim.process == this_process():
+        return  # This very process claims once more, as a loop over attempts or a notebook does.
     if claim is not None and (claim.invocation == request.invocation or request.takeover):
         end_process(claim.process)
         return
