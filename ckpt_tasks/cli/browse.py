@@ -1,0 +1,232 @@
+"""``runs``, ``ls`` and ``show``: what a store holds."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from ckpt_tasks.checkpointer.catalog import (
+    CheckpointView,
+    RunSummary,
+    RunView,
+    list_runs,
+    view_run,
+)
+from ckpt_tasks.cli.options import (
+    as_json,
+    configure,
+    json_option,
+    split_checkpoint,
+    store_options,
+)
+from ckpt_tasks.cli.tables import age_or_dash, mebibytes, table
+from ckpt_tasks.errors import CheckpointNotFoundError
+from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.store import Store, open_store
+from ckpt_tasks.suggest import did_you_mean
+
+__all__ = ["find_run", "ls", "runs", "show"]
+
+_LABEL_WIDTH = 14
+
+
+@click.command()
+@store_options
+@json_option
+def runs(store: str | None, config_file: Path | None, json_output: bool) -> None:
+    """List the runs of a store."""
+    with closing(open_store(configure(store, config_file).store)) as opened:
+        found = list_runs(opened)
+        if json_output:
+            click.echo(as_json(found))
+        elif not found:
+            click.echo(f"no runs in {opened.url}")
+        else:
+            _echo_runs(found)
+
+
+def _echo_runs(found: list[RunSummary]) -> None:
+    rows = [
+        [
+            run.name,
+            str(run.attempts),
+            str(run.checkpoints),
+            run.newest or "-",
+            "damaged" if run.problem else "complete" if run.completed else "incomplete",
+            age_or_dash(run.created_at),
+        ]
+        for run in found
+    ]
+    headers = ["run", "attempts", "checkpoints", "newest", "state", "age"]
+    _echo_lines(table(headers, rows, right="attempts checkpoints"))
+    for run in found:
+        if run.problem:
+            click.echo(f"{run.name}: {run.problem}", err=True)
+
+
+@click.command()
+@click.argument("run")
+@store_options
+@json_option
+def ls(run: str, store: str | None, config_file: Path | None, json_output: bool) -> None:
+    """List a run's checkpoints, newest first, and say which a retry may start from."""
+    with closing(open_store(configure(store, config_file).store)) as opened:
+        view = find_run(opened, run)
+    if json_output:
+        click.echo(as_json(view.checkpoints))
+    elif not view.checkpoints:
+        click.echo(f"{run} has no checkpoints yet ({_attempts_text(view)})")
+    else:
+        _echo_checkpoints(view)
+
+
+def _echo_checkpoints(view: RunView) -> None:
+    headers = ["checkpoint", "epoch", "step", "size", "trigger", "standing", "age"]
+    rows = [_checkpoint_row(checkpoint, view.newest) for checkpoint in view.checkpoints]
+    _echo_lines(table(headers, rows, right="epoch step size"))
+    for checkpoint in view.checkpoints:
+        if checkpoint.why and checkpoint.standing not in ("zombie", "expired"):
+            click.echo(f"{checkpoint.id}: {checkpoint.why}", err=True)
+
+
+def _checkpoint_row(checkpoint: CheckpointView, newest: CheckpointView | None) -> list[str]:
+    record = checkpoint.record
+    standing: str = checkpoint.standing
+    if checkpoint == newest:
+        standing += " (newest)"
+    if checkpoint.pinned:
+        standing += " pinned"
+    if record is None:
+        return [checkpoint.id, "-", "-", "-", "-", standing, "-"]
+    return [
+        checkpoint.id,
+        str(record.position.epoch),
+        str(record.position.step),
+        mebibytes(record.size),
+        record.trigger,
+        standing,
+        age_or_dash(record.created_at),
+    ]
+
+
+@click.command()
+@click.argument("run", metavar="RUN[@ID]")
+@store_options
+@json_option
+def show(run: str, store: str | None, config_file: Path | None, json_output: bool) -> None:
+    """Show a run with its attempts, or one of its checkpoints."""
+    name, checkpoint_id = split_checkpoint(run)
+    with closing(open_store(configure(store, config_file).store)) as opened:
+        view = find_run(opened, name)
+    if checkpoint_id is None:
+        click.echo(as_json(view)) if json_output else _echo_run(view)
+        return
+    checkpoint = find_checkpoint(view, checkpoint_id)
+    click.echo(as_json(checkpoint)) if json_output else _echo_checkpoint(checkpoint)
+
+
+def find_run(store: Store, name: str) -> RunView:
+    """A run by name. Raises `CheckpointNotFoundError` with the nearest name there is."""
+    try:
+        return view_run(store, name)
+    except CheckpointNotFoundError as error:
+        names = [run.name for run in list_runs(store)]
+        hint = did_you_mean(name, names, what="runs in this store")
+        raise CheckpointNotFoundError(f"no run {name!r} in {store.url}; {hint}") from error
+
+
+def find_checkpoint(view: RunView, checkpoint_id: str) -> CheckpointView:
+    """A checkpoint of a run. Raises `CheckpointNotFoundError` with the nearest id there is."""
+    for checkpoint in view.checkpoints:
+        if checkpoint.id == checkpoint_id:
+            return checkpoint
+    ids = [checkpoint.id for checkpoint in view.checkpoints]
+    hint = did_you_mean(checkpoint_id, ids, what="checkpoints of this run")
+    raise CheckpointNotFoundError(f"no checkpoint {checkpoint_id} in {view.run.run}; {hint}")
+
+
+def _echo_run(view: RunView) -> None:
+    newest = view.newest
+    state = f"complete since {view.completed.completed_at}" if view.completed else "incomplete"
+    _echo_fields(
+        {
+            "run": view.run.run,
+            "uid": view.run.uid,
+            "created": f"{view.run.created_at} by {view.run.created_by}",
+            "state": state,
+            "newest": _newest_text(newest),
+            "checkpoints": f"{len(view.checkpoints)} ({_total_size(view)})",
+        }
+    )
+    if not view.attempts:
+        return
+    click.echo()
+    rows = []
+    for attempt in view.attempts:
+        claim, resumed = attempt.claim, attempt.resumed
+        rows.append(
+            [
+                str(attempt.number),
+                (resumed.checkpoint or "the beginning") if resumed else "never trained",
+                claim.invocation if claim else "record damaged",
+                f"{claim.process.host}:{claim.process.pid}" if claim else "-",
+                age_or_dash(claim.claimed_at if claim else None),
+            ]
+        )
+    headers = ["attempt", "started from", "invocation", "process", "age"]
+    _echo_lines(table(headers, rows, right="attempt"))
+
+
+def _newest_text(newest: CheckpointView | None) -> str:
+    if newest is None or newest.record is None:
+        return "none that a retry could start from"
+    return f"{newest.id}, {newest.record.position}, {age_or_dash(newest.record.created_at)} ago"
+
+
+def _total_size(view: RunView) -> str:
+    return mebibytes(sum(c.record.size for c in view.checkpoints if c.record is not None))
+
+
+def _attempts_text(view: RunView) -> str:
+    count = len(view.attempts)
+    return f"{count} attempt{'' if count == 1 else 's'}"
+
+
+def _echo_checkpoint(checkpoint: CheckpointView) -> None:
+    standing = checkpoint.standing + (f": {checkpoint.why}" if checkpoint.why else "")
+    _echo_fields({"checkpoint": checkpoint.id, "standing": standing})
+    if checkpoint.record is not None:
+        _echo_fields(_record_fields(checkpoint.record, pinned=checkpoint.pinned))
+
+
+def _record_fields(record: CommitRecord, *, pinned: bool) -> dict[str, str]:
+    lineage = " < ".join(
+        f"attempt {entry.attempt} from {entry.resumed_from or 'the beginning'}"
+        for entry in record.lineage
+    )
+    fields = {
+        "position": str(record.position),
+        "saved": f"{record.created_at} ({record.trigger}: {record.reason})",
+        "size": f"{mebibytes(record.size)} on {record.world_size} rank(s)",
+        "took": ", ".join(f"{name} {value:.3f} s" for name, value in record.timings.items()),
+        "metrics": ", ".join(f"{name}={value}" for name, value in record.metrics.items()),
+        "hyperparams": ", ".join(f"{k}={v}" for k, v in record.hyperparameters.items()),
+        "lineage": lineage,
+        "environment": ", ".join(f"{k} {v}" for k, v in record.environment.items()),
+        "indexes": ", ".join(ref.path for ref in record.indexes),
+        "exact": "" if record.exact else "no: the data's order only",
+        "pinned": "yes" if pinned else "",
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def _echo_fields(fields: dict[str, str]) -> None:
+    for name, value in fields.items():
+        click.echo(f"{name:<{_LABEL_WIDTH}}{value}")
+
+
+def _echo_lines(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(line)

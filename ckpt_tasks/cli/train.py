@@ -1,0 +1,140 @@
+"""``train``: one attempt of a training run, in a supervised child process."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckpt_tasks.cli.account import Account
+from ckpt_tasks.cli.options import configure, store_options
+from ckpt_tasks.config import CheckpointConfig
+from ckpt_tasks.format.layout import encode_name
+from ckpt_tasks.masking import mask_text
+from ckpt_tasks.training.entrypoint import check_params, read_signature
+from ckpt_tasks.training.source import interpreter_path
+from ckpt_tasks.training.spec import TrainSpec
+from ckpt_tasks.types import CheckpointId
+
+__all__ = ["train"]
+
+
+def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value not in ("auto", "fresh"):
+        try:
+            CheckpointId.parse(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}; or say auto or fresh") from error
+    return value
+
+
+@click.command()
+@click.argument("entrypoint", metavar="MODULE:FUNCTION")
+@click.option("--run", required=True, metavar="NAME", help="The training run's name.")
+@click.option(
+    "-p",
+    "--param",
+    "params",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A hyperparameter; repeatable.",
+)
+@store_options
+@click.option("--every-steps", type=int, metavar="N", help="Save every N steps.")
+@click.option("--every-epochs", type=int, metavar="N", help="Save every N epochs.")
+@click.option("--every", metavar="DURATION", help="Save after so long: 90s, 10m, 1h30m.")
+@click.option("--tracking-uri", metavar="URI", help="MLflow; without one, nothing is registered.")
+@click.option("--experiment", metavar="NAME", help="MLflow experiment.")
+@click.option("--registered-model", metavar="NAME", help="Default: the experiment's name.")
+@click.option(
+    "--resume", type=_ResumeType(), default="auto", show_default=True, help="What to start from."
+)
+@click.option("--python", metavar="PATH", help="The interpreter that trains; default: this one.")
+@click.option("--takeover", is_flag=True, help="Take the run over from a live attempt.")
+@click.option(
+    "--invocation",
+    metavar="ID",
+    help="Id that all retries of one execution share; default: a new one.",
+)
+@click.pass_context
+def train(
+    ctx: click.Context,
+    /,
+    *,
+    entrypoint: str,
+    run: str,
+    params: Sequence[str],
+    store: str | None,
+    config_file: Path | None,
+    resume: str,
+    python: str | None,
+    takeover: bool,
+    invocation: str | None,
+    **flags: Any,
+) -> None:
+    """Train, from the run's last registered checkpoint if there is one.
+
+    Run it again after any failure: it goes on. Exit codes: 0 done; 1 failed, worth retrying;
+    2 usage or configuration; 3 a later attempt owns the run; 4 no restorable checkpoint; 5 busy;
+    75 saved and stopped on a signal, run again.
+    """  # fmt: skip
+    encode_name(run)
+    spec = TrainSpec(
+        entrypoint=entrypoint,
+        run=run,
+        params=_check(entrypoint, params, python),
+        config=_configure(store, config_file, flags),
+        resume=resume,
+        invocation=invocation or f"shell-{uuid.uuid4().hex[:12]}",
+        python=python,
+        takeover=takeover,
+    )
+    ctx.exit(_launch(spec))
+
+
+def _check(entrypoint: str, params: Sequence[str], python: str | None) -> dict[str, Any]:
+    folders = [os.getcwd(), *(interpreter_path(python) if python else ())]
+    signature = read_signature(entrypoint, search_path=folders)
+    return check_params(signature, _split(params), text=True)
+
+
+def _split(params: Sequence[str]) -> dict[str, str]:
+    split: dict[str, str] = {}
+    for text in params:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"-p {text!r} is not KEY=VALUE")
+        if name in split:
+            raise click.UsageError(f"hyperparameter {name!r} is given twice")
+        split[name] = value
+    return split
+
+
+def _configure(
+    store: str | None, config_file: Path | None, flags: dict[str, Any]
+) -> CheckpointConfig:
+    sections = {
+        "schedule": ("every_steps", "every_epochs", "every"),
+        "registry": ("tracking_uri", "experiment", "registered_model"),
+    }
+    overrides = {
+        f"{section}.{key}": flags[key] for section, keys in sections.items() for key in keys
+    }
+    return configure(store, config_file, overrides)
+
+
+def _launch(spec: TrainSpec) -> int:
+    from ckpt_tasks.training.launch import launch
+
+    account = Account()
+    try:
+        outcome = launch(spec, account)
+    finally:
+        account.close()
+    prefix = "" if outcome.done else "error: " if not outcome.retryable else "failed: "
+    click.echo(mask_text(f"{prefix}{outcome.message}"), err=True)
+    return outcome.code
