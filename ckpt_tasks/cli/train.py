@@ -51,7 +51,12 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
 @click.option("--experiment", metavar="NAME", help="MLflow experiment.")
 @click.option("--registered-model", metavar="NAME", help="Default: the experiment's name.")
 @click.option(
-    "--resume", type=_ResumeType(), default="auto", show_default=True, help="What to start from."
+    "--resume",
+    metavar="auto|fresh|ID",
+    default="auto",
+    show_default=True,
+    callback=_check_resume,
+    help="What to start from.",
 )
 @click.option("--python", metavar="PATH", help="The interpreter that trains; default: this one.")
 @click.option("--takeover", is_flag=True, help="Take the run over from a live attempt.")
