@@ -1,0 +1,27 @@
+"""The steps of a resumable training, as plain functions that no orchestrator has a part in."""
+
+from ckpt_tasks.tasks.narrate import narrate
+from ckpt_tasks.tasks.promote import Promotion, load_registry, promote
+from ckpt_tasks.tasks.recover import RecoveryReport, recover
+from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, human_size, report
+from ckpt_tasks.tasks.resolve import resolve
+from ckpt_tasks.tasks.train import is_worth_retrying, train
+from ckpt_tasks.tasks.verify import verify
+
+__all__ = [
+    "Promotion",
+    "RecoveryReport",
+    "Row",
+    "RunReport",
+    "checkpoint_row",
+    "human_size",
+    "is_worth_retrying",
+    "load_registry",
+    "narrate",
+    "promote",
+    "recover",
+    "report",
+    "resolve",
+    "train",
+    "verify",
+]

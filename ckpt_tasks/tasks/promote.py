@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+
 import msgspec
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run

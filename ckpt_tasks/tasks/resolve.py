@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +11,7 @@ from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store import open_store
-from ckpt_tasks.suggest import did_you_mean
-from ckpt_tasks.training.entrypoint import EntrypointSignature, read_signature
+from ckpt_tasks.training.entrypoint import check_params, read_signature
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import CheckpointId
 
@@ -62,12 +61,12 @@ def resolve(
     RunLayout(run)
     _check_resume(resume)
     _check_python(python)
-    _check_params(read_signature(entrypoint), params)
+    checked = check_params(read_signature(entrypoint), params)
     open_store(config.store, for_writing=True).close()
     return TrainSpec(
         entrypoint=entrypoint,
         run=run,
-        params=dict(params),
+        params=checked,
         config=config,
         resume=resume,
         invocation=invocation,
@@ -83,3 +82,11 @@ def _check_resume(resume: str) -> None:
         CheckpointId.parse(resume)
     except ValueError as error:
         raise ConfigError(f"resume takes 'auto', 'fresh' or a checkpoint's id: {error}") from error
+
+
+def _check_python(python: str | None) -> None:
+    if python is not None and shutil.which(os.path.expanduser(python)) is None:
+        raise ConfigError(
+            f"python={python!r} cannot be executed here; name an interpreter that has torch and "
+            "ckpt-tasks installed"
+        )

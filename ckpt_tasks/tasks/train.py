@@ -16,7 +16,7 @@ from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_DONE
 
-__all__ = ["is_worth_retrying", "train"]
+__all__ = ["error_of", "is_worth_retrying", "train"]
 
 _ERRORS: dict[int, type[CkptTasksError]] = {
     error.exit_code: error
@@ -57,7 +57,12 @@ def train(spec: TrainSpec, on_event: EventSink = discard_event) -> TrainOutcome:
     outcome = launch(spec, on_event)
     if outcome.code == EXIT_DONE:
         return outcome
-    raise _ERRORS.get(outcome.code, AttemptFailedError)(outcome.message)
+    raise error_of(outcome)
+
+
+def error_of(outcome: TrainOutcome) -> CkptTasksError:
+    """The error that fits an outcome other than 0."""
+    return _ERRORS.get(outcome.code, AttemptFailedError)(outcome.message)
 
 
 def is_worth_retrying(error: BaseException) -> bool:

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
-
-from tests.support.prefect_server import PrefectServer
+from support.prefect_server import PrefectServer
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from prefect.automations import Automation
 from prefect.client.orchestration import get_client
+from support.prefect_server import PrefectServer
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.integrations.prefect.automations import CRASHED, HEARTBEAT, install_automations
-from tests.support.prefect_server import PrefectServer
 
 
 def _ids() -> dict[str, list[str]]:
