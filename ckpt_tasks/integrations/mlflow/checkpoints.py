@@ -19,13 +19,14 @@ from ckpt_tasks.format.manifest import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
 from ckpt_tasks.integrations.mlflow.connection import Connection, error_code
 from ckpt_tasks.integrations.mlflow.description import (
+    checkpoint_description,
     logged_model_name,
     logged_model_params,
-    version_description,
     version_tags,
 )
 from ckpt_tasks.integrations.mlflow.metrics import OWN_PREFIX, ROWS_PER_CALL, RunMetrics
-from ckpt_tasks.integrations.mlflow.runs import UID_TAG
+from ckpt_tasks.integrations.mlflow.note import NOTE_TAG
+from ckpt_tasks.integrations.mlflow.runs import UID_TAG, user_tags
 from ckpt_tasks.registry import Registration, RegistryRunIds
 
 __all__ = ["Checkpoints"]
@@ -130,6 +131,8 @@ class Checkpoints:
                     UID_TAG: self._uid,
                     "ckpt.run": names.text_value(self._run, names.MAX_TAG),
                     _CHECKPOINT_TAG: record.id,
+                    NOTE_TAG: self._description(record, uri=uri, manifest=manifest),
+                    **user_tags(),
                 },
             )
         found.sort(key=lambda model: (model.status != LoggedModelStatus.READY, _age(model)))
@@ -186,9 +189,12 @@ class Checkpoints:
                 model_id=model.model_id,
                 run_id=self._ids.run_id,
                 tags=version_tags(record, run=self._run, hyperparameters=self._hyperparameter_tags),
-                description=version_description(record, run=self._run, uri=uri, manifest=manifest),
+                description=self._description(record, uri=uri, manifest=manifest),
                 await_creation_for=0,
             )
+
+    def _description(self, record: CommitRecord, *, uri: str, manifest: bytes) -> str:
+        return checkpoint_description(record, run=self._run, uri=uri, manifest=manifest)
 
     def _make_registered_model(self) -> None:
         if self._has_registered_model:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.manifest import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
-from ckpt_tasks.types import CheckpointId, Scalar
+from ckpt_tasks.types import CheckpointId, Number, Scalar
 
-__all__ = ["logged_model_name", "logged_model_params", "version_description", "version_tags"]
+__all__ = [
+    "checkpoint_description",
+    "logged_model_name",
+    "logged_model_params",
+    "readable_size",
+    "version_tags",
+]
 
 _SHOWN_HYPERPARAMETERS = 3
 _SHORT = 40
@@ -76,26 +82,43 @@ def version_tags(
     return {key: names.text_value(value, names.MAX_TAG) for key, value in tags.items()}
 
 
-def version_description(record: CommitRecord, *, run: str, uri: str, manifest: bytes) -> str:
-    """The version's description; the one place where its page has room for everything."""
-    health = f" **Not finite:** {', '.join(record.nonfinite)}." if record.nonfinite else ""
-    exact = "" if record.exact else " Restores the order of the data only."
-    facts = {
-        "Size": f"{readable_size(record.size)} ({record.size:,} bytes)",
-        "Committed": record.created_at,
-        "Why": record.reason or record.trigger,
-        "Checkpoint": _code(record.id),
-        "Manifest": _code(uri),
-        "Digest": _code(digest(manifest)),
-    }
-    metrics = {name: _number(float(value)) for name, value in sorted(record.metrics.items())}
+def checkpoint_description(record: CommitRecord, *, run: str, uri: str, manifest: bytes) -> str:
+    """What a checkpoint is, in Markdown, for the pages of the logged model and the version.
+
+    Lists, for MLflow shows tables without any space between columns. The first words are
+    what the table of versions shows, beside tags that tell epoch and step.
+    """
     parts = [
-        f"Checkpoint of **{_plain(run)}** at {record.position}.{health}{exact}",
-        _table("", facts),
-        _table("Metric", metrics),
-        _table("Hyperparameter", {k: _plain(str(v)) for k, v in record.hyperparameters.items()}),
+        f"{readable_size(record.size)}, {record.position}, of **{_plain(run)}**",
+        *_warnings(record),
+        _list(
+            "",
+            {
+                "Size": f"{readable_size(record.size)} ({record.size:,} bytes)",
+                "Committed": record.created_at,
+                "Why": _plain(record.reason or record.trigger),
+                "Checkpoint": _code(record.id),
+                "Manifest": _code(uri),
+                "Digest": _code(digest(manifest)),
+            },
+        ),
+        _list("Metrics", {name: _number(record.metrics[name]) for name in sorted(record.metrics)}),
+        _list(
+            "Hyperparameters",
+            {name: _plain(str(value)) for name, value in record.hyperparameters.items()},
+        ),
     ]
     return _joined([part for part in parts if part])
+
+
+def _warnings(record: CommitRecord) -> list[str]:
+    warnings = []
+    if record.nonfinite:
+        shown = ", ".join(_plain(name) for name in record.nonfinite)
+        warnings.append(f"**Not finite, so no retry starts from it:** {shown}")
+    if not record.exact:
+        warnings.append("Restores the order of the data, not the random numbers of its workers.")
+    return warnings
 
 
 def readable_size(size: int) -> str:
@@ -107,7 +130,7 @@ def readable_size(size: int) -> str:
 
 
 def _joined(parts: Sequence[str]) -> str:
-    """As many whole parts as fit, for half a table is none."""
+    """As many whole parts as fit."""
     text = parts[0][:_MAX_DESCRIPTION]
     for part in parts[1:]:
         if len(text) + 2 + len(part) <= _MAX_DESCRIPTION:
@@ -115,12 +138,11 @@ def _joined(parts: Sequence[str]) -> str:
     return text
 
 
-def _table(title: str, rows: dict[str, str]) -> str:
+def _list(title: str, rows: Mapping[str, str]) -> str:
     if not rows:
         return ""
-    lines = [f"| {title} | |", "|:--|:--|"]
-    lines += [f"| {_plain(name)} | {value} |" for name, value in rows.items()]
-    return "\n".join(lines)
+    lines = [f"- {_plain(name)}: {value}" for name, value in rows.items()]
+    return "\n".join([f"**{title}**\n", *lines] if title else lines)
 
 
 def _short(value: Scalar) -> str:
@@ -128,12 +150,13 @@ def _short(value: Scalar) -> str:
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
 
 
-def _number(value: float) -> str:
-    return f"{value:.6g}" if math.isfinite(value) else f"**{value}**"
+def _number(value: Number) -> str:
+    number = float(value)
+    return f"{number:.6g}" if math.isfinite(number) else f"**{number}**"
 
 
 def _code(text: str) -> str:
-    return f"`{text.replace('`', '').replace('|', '%7C')}`"
+    return f"`{text.replace('`', '')}`"
 
 
 def _plain(text: str) -> str:

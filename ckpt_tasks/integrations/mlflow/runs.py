@@ -17,7 +17,7 @@ from ckpt_tasks.integrations.mlflow.connection import Connection, error_code
 from ckpt_tasks.registry import RegistryRunIds, RunDescription, RunStatus
 from ckpt_tasks.types import Scalar
 
-__all__ = ["UID_TAG", "Runs"]
+__all__ = ["UID_TAG", "Runs", "user_tags"]
 
 UID_TAG = "ckpt.uid"
 
@@ -188,14 +188,15 @@ def _tags(description: RunDescription) -> dict[str, str]:
         UID_TAG: description.uid,
         "ckpt.run": names.text_value(description.run, names.MAX_TAG),
         "ckpt.store": names.text_value(description.store_url, names.MAX_TAG),
-        **_user(),
+        **user_tags(),
     }
     for name, value in description.tags.items():
         tags[names.key(name)] = names.text_value(value, names.MAX_TAG)
     return tags
 
 
-def _user() -> dict[str, str]:
+def user_tags() -> dict[str, str]:
+    """The tag that MLflow shows as *Created by*."""
     try:
         return {"mlflow.user": getpass.getuser()}
     except (KeyError, OSError):  # an account without a name, usual in containers
