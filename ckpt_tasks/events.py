@@ -28,6 +28,7 @@ __all__ = [
     "EventSink",
     "MetricsLogged",
     "MetricsReplayed",
+    "OutputLine",
     "Progress",
     "RegistryLinked",
     "RegistryUnavailable",
@@ -152,6 +153,12 @@ class Warned(Event, frozen=True, kw_only=True, tag=True):
     message: str
 
 
+class OutputLine(Event, frozen=True, kw_only=True, tag=True):
+    """A line that the user's code printed."""
+
+    text: str
+
+
 class AttemptEnded(Event, frozen=True, kw_only=True, tag=True):
     """The attempt's outcome: an exit code of the command line, and one sentence."""
 
@@ -175,6 +182,7 @@ AnyEvent = (
     | RegistryUnavailable
     | MetricsReplayed
     | Warned
+    | OutputLine
     | AttemptEnded
 )
 

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.types import Number, finite_or_text
 
@@ -33,7 +35,7 @@ class MetricBuffer:
         """Keep `values` for the step under way; a key given twice keeps its last value."""
         now = time.time_ns() // 1_000_000
         for key, value in values.items():
-            self._current[key] = (_detached(key, value), now)
+            self._current[key] = (_number(key, value), now)
 
     def close_step(self, step: int) -> list[str]:
         """Give what was logged since the last boundary the number `step`.
@@ -76,15 +78,15 @@ class MetricBuffer:
         self.latest = dict(latest)
 
 
-def _detached(key: str, value: Any) -> Any:
+def _number(key: str, value: Any) -> Any:
     if type(value) in (float, int):
         return value
-    if getattr(value, "requires_grad", False):
-        value = value.detach()
-    if getattr(value, "numel", None) is not None:
+    if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise StateError(f"metric {key!r} is a tensor of {value.numel()} elements, not one")
-        return value
+        # Reading a value from an accelerator waits for it; a copy does not, and is needed, as
+        # the user may go on adding to this tensor.
+        return float(value) if value.device.type == "cpu" else value.detach().clone()
     try:
         return float(value)
     except (TypeError, ValueError) as error:

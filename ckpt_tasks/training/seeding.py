@@ -32,7 +32,8 @@ class SeededDataset(Dataset[Any]):
         self.dataset = dataset
         self.seed = seed
         # Shared memory: persistent workers hold a copy of this object made in an earlier epoch.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros(1, dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
         """Called by `TrainingRun.steps` before each epoch's iterator is made."""
@@ -47,7 +48,7 @@ class SeededDataset(Dataset[Any]):
         words = entropy.generate_state(3)
         random.seed(int(words[0]))
         np.random.seed(int(words[1]))
-        torch.random.default_generator.manual_seed(int(words[2]))
+        torch.default_generator.manual_seed(int(words[2]))
         try:
             return self.dataset[index]
         finally:

@@ -1,0 +1,245 @@
+"""One attempt in this process: claim, recover, train, complete.
+
+This is the trainer's body; `ckpt_tasks.training.trainer` runs it as a process of its own.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import ckpt_tasks
+from ckpt_tasks.checkpointer.catalog import is_complete
+from ckpt_tasks.checkpointer.checkpointer import Checkpointer
+from ckpt_tasks.checkpointer.marks import read_completed, write_completed
+from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, CorruptCheckpointError
+from ckpt_tasks.events import AttemptClaimed, AttemptResumed, EventSink, Warned
+from ckpt_tasks.fencing.attempts import read_attempts
+from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run, read_run
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.manifest import CompletedRecord, RunRecord, now
+from ckpt_tasks.masking import flatten_hyperparameters, mask_hyperparameters
+from ckpt_tasks.recovery.recover import Recovered, recover
+from ckpt_tasks.schedule.policy import policy_from_config
+from ckpt_tasks.store.base import Store
+from ckpt_tasks.store.open import open_store
+from ckpt_tasks.training.run import TrainingRun
+from ckpt_tasks.training.saver import TrainingStopped
+from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
+from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Position
+
+__all__ = ["AttemptRunner", "find_completed"]
+
+
+class AttemptRunner:
+    """Executes a run once, in this process.
+
+    Parameters
+    ----------
+    spec
+        What to train.
+    on_event
+        Told what happens.
+    """
+
+    def __init__(self, spec: TrainSpec, on_event: EventSink) -> None:
+        self._spec = spec
+        self._on_event = on_event
+        self._layout = RunLayout(spec.run)
+        self._stop_reason: str | None = None
+        self.attempt: Attempt | None = None
+        self.run: TrainingRun | None = None
+
+    def request_stop(self, reason: str) -> None:
+        """Save at the next boundary and stop; from any thread or a signal's handler."""
+        self._stop_reason = self._stop_reason or reason
+        if self.run is not None:
+            self.run.request_stop(reason)
+
+    def execute(self, function: Callable[..., Any]) -> TrainOutcome:
+        """Run the attempt to its end.
+
+        Parameters
+        ----------
+        function
+            The training function, called with the `TrainingRun` and the hyperparameters.
+
+        Returns
+        -------
+        TrainOutcome
+            ``done``: trained to the end now, or complete already. ``stopped``: saved and
+            stopped as `request_stop` asked.
+
+        Raises
+        ------
+        CkptTasksError
+            As its class says; and whatever the training function raises.
+        """
+        store = open_store(self._spec.config.store, for_writing=True)
+        try:
+            completed = find_completed(store, self._spec, self._on_event)
+            if completed is not None:
+                return _already_complete(self._spec, completed)
+            if self._stop_reason is not None:
+                raise TrainingStopped(self._stop_reason)
+            identity = open_run(
+                store, self._layout, created_by=f"ckpt-tasks {ckpt_tasks.__version__}"
+            )
+            attempt = self._claim(store, identity)
+            run = self._prepare(store, identity, attempt)
+            function(run, **self._spec.params)
+            return self._finish(store, run, attempt)
+        except TrainingStopped as stopped:
+            return self._outcome(EXIT_STOPPED, f"saved and stopped: {stopped}")
+        finally:
+            store.close()
+
+    def _claim(self, store: Store, identity: RunRecord) -> Attempt:
+        spec, config = self._spec, self._spec.config.attempt
+        request = ClaimRequest(
+            invocation=spec.invocation,
+            entrypoint=spec.entrypoint,
+            hyperparameters=self._hyperparameters(),
+            resume=spec.resume,
+            tags=spec.tags,
+            takeover=spec.takeover,
+            takeover_after=config.takeover_after,
+            without_commit=config.without_commit,
+        )
+        attempt = claim_attempt(store, self._layout, identity, request)
+        self.attempt = attempt
+        self._on_event(
+            AttemptClaimed(
+                run=spec.run,
+                uid=identity.uid,
+                attempt=attempt.number,
+                invocation=spec.invocation,
+                pid=attempt.claim.process.pid,
+            )
+        )
+        return attempt
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        return flatten_hyperparameters(mask_hyperparameters(self._spec.params))
+
+    def _report_start(self, attempt: Attempt, recovered: Recovered) -> None:
+        record = recovered.checkpoint.record if recovered.checkpoint else None
+        for earlier in attempt.earlier:
+            for damage in earlier.damage:
+                self._on_event(Warned(message=damage))
+        self._on_event(
+            AttemptResumed(
+                attempt=attempt.number,
+                checkpoint=record.id if record else None,
+                position=record.position if record else Position(),
+                why=recovered.resumed.why,
+            )
+        )
+
+    def _prepare(self, store: Store, identity: RunRecord, attempt: Attempt) -> TrainingRun:
+        """The run as the training function gets it: what to start from is known and verified."""
+        recovered = recover(store, self._layout, identity, attempt, on_event=self._on_event)
+        self._report_start(attempt, recovered)
+        config = self._spec.config
+        run = TrainingRun(
+            name=self._spec.run,
+            attempt=attempt.number,
+            checkpointer=Checkpointer(
+                store,
+                self._layout,
+                identity,
+                Fence(store, self._layout, attempt.number),
+                recovered.lineage,
+                hyperparameters=self._hyperparameters(),
+                environment=_environment(attempt),
+            ),
+            schedule=policy_from_config(config.schedule),
+            start=recovered.checkpoint,
+            hyperparameters=self._hyperparameters(),
+            max_unprotected=config.attempt.max_unprotected,
+            on_event=self._on_event,
+        )
+        self.run = run
+        if self._stop_reason is not None:
+            run.request_stop(self._stop_reason)
+        return run
+
+    def _finish(self, store: Store, run: TrainingRun, attempt: Attempt) -> TrainOutcome:
+        run.finish()
+        fence = Fence(store, self._layout, attempt.number)
+        fence.wait(seconds=self._spec.config.attempt.grace)
+        write_completed(
+            store,
+            self._layout,
+            CompletedRecord(
+                uid=attempt.claim.uid,
+                attempt=attempt.number,
+                checkpoint=run.checkpoint,
+                position=run.position,
+                completed_at=now(),
+            ),
+        )
+        return self._outcome(EXIT_DONE, f"trained to its end: {run.position}")
+
+    def _outcome(self, code: int, message: str) -> TrainOutcome:
+        run, attempt = self.run, self.attempt
+        return TrainOutcome(
+            code=code,
+            message=message,
+            run=self._spec.run,
+            uid=attempt.claim.uid if attempt else None,
+            attempt=attempt.number if attempt else None,
+            position=run.position if run else None,
+            checkpoint=run.checkpoint if run else None,
+        )
+
+    def failure(self, error: Exception) -> TrainOutcome:
+        """What an exception out of `execute` means for the one who decides about a retry."""
+        if isinstance(error, CkptTasksError):
+            return self._outcome(error.exit_code, str(error))
+        return self._outcome(EXIT_FAILED, f"{type(error).__name__}: {error}")
+
+
+def find_completed(store: Store, spec: TrainSpec, on_event: EventSink) -> CompletedRecord | None:
+    """The marker of a run that is complete, unless something else than ``auto`` was asked for."""
+    layout = RunLayout(spec.run)
+    try:
+        read_run(store, layout)
+        completed = read_completed(store, layout)
+    except CheckpointNotFoundError:
+        return None
+    except CorruptCheckpointError as error:
+        on_event(Warned(message=f"{error}; the run counts as not complete"))
+        return None
+    if completed is None:
+        return None
+    attempts = read_attempts(store, layout)
+    mine = any(a.claim is not None and a.claim.invocation == spec.invocation for a in attempts)
+    if spec.resume != "auto" and not mine:
+        return None
+    return completed if is_complete(completed, attempts) else None
+
+
+def _already_complete(spec: TrainSpec, completed: CompletedRecord) -> TrainOutcome:
+    return TrainOutcome(
+        code=EXIT_DONE,
+        message=f"was complete already: {completed.position}, at {completed.completed_at}",
+        run=spec.run,
+        uid=completed.uid,
+        attempt=completed.attempt,
+        position=completed.position,
+        checkpoint=completed.checkpoint,
+    )
+
+
+def _environment(attempt: Attempt) -> dict[str, str]:
+    return {
+        "ckpt_tasks": ckpt_tasks.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "host": attempt.claim.process.host,
+    }

@@ -1,0 +1,213 @@
+"""What happens at a boundary: metrics get their step, a save is made if one is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.errors import StoreError
+from ckpt_tasks.events import (
+    CheckpointCommitted,
+    EventSink,
+    MetricsLogged,
+    Progress,
+    SaveFailed,
+    SaveStarted,
+    Warned,
+)
+from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.schedule.policy import Boundary, SaveContext, SaveDecisionPolicy
+from ckpt_tasks.state.capture import CapturedState
+from ckpt_tasks.training.counters import Counters
+from ckpt_tasks.training.metrics import MetricBuffer
+from ckpt_tasks.types import Position, SaveDecision
+
+__all__ = ["Saver", "TrainingStopped"]
+
+_SEND_SECONDS = 0.5  # between two messages about metrics and progress
+
+
+class TrainingStopped(BaseException):
+    """Unwinds the training function after the save that a signal asked for.
+
+    A ``BaseException``, so that the user's ``except Exception`` does not swallow it; ``finally``
+    blocks run.
+    """
+
+
+class Saver:
+    """Saves at boundaries, and reports.
+
+    Parameters
+    ----------
+    capture
+        Gives the whole state as it is now.
+    exact
+        Whether that state holds every random number that training depends on.
+    max_unprotected
+        Seconds without a checkpoint, while saves fail, after which training fails.
+    start
+        The record of the checkpoint that this attempt started from.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        checkpointer: Checkpointer,
+        schedule: SaveDecisionPolicy,
+        capture: Callable[[], CapturedState],
+        exact: Callable[[], bool],
+        on_event: EventSink,
+        start: CommitRecord | None = None,
+        max_unprotected: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run
+        self._checkpointer = checkpointer
+        self._schedule = schedule
+        self._capture = capture
+        self._exact = exact
+        self._on_event = on_event
+        self._max_unprotected = max_unprotected
+        self._clock = clock
+        self._metrics = MetricBuffer()
+        self._manual: str | None = None
+        self._signal: str | None = None
+        self._captured_once = False
+        self._warned: set[str] = set()
+        self._saved_at = self._sent_at = clock()
+        self.epochs_total: int | None = None
+        self.saved: Position | None = None
+        """Position of the newest checkpoint."""
+        self.checkpoint: str | None = None
+        """Its id."""
+        if start is not None:
+            self.saved, self.checkpoint = start.position, start.id
+            self._metrics.latest.update(start.metrics)
+
+    @property
+    def metrics(self) -> MetricBuffer:
+        return self._metrics
+
+    def request_save(self, reason: str) -> None:
+        """Save at the next boundary."""
+        self._manual = reason
+
+    def request_stop(self, reason: str) -> None:
+        """Save at the next boundary and unwind; from any thread, or a signal's handler."""
+        self._signal = self._signal or reason
+
+    def restart_clock(self) -> None:
+        """Training begins now: time spent before it is not time unprotected."""
+        self._saved_at = self._sent_at = self._clock()
+
+    def at_boundary(self, boundary: Boundary, counters: Counters) -> None:
+        """Close the step's metrics, save if due, report; unwind if asked to stop.
+
+        Raises
+        ------
+        TrainingStopped
+            A stop was requested; the state is saved.
+        StateError
+            State made since the last boundary cannot be represented.
+        StaleAttemptError
+            A later attempt owns the run.
+        StoreError
+            The last save that matters failed, or saves have failed for too long.
+        """
+        signal = self._signal  # read once: one that comes during the save waits for the next
+        dropped = self._metrics.close_step(counters.step)
+        if dropped:
+            self.warn_once(
+                f"metrics {dropped} were logged twice for one step; the first value was kept"
+            )
+        decision = self._decide(boundary, counters.position, signalled=signal is not None)
+        if decision is not None and self.saved != counters.position:
+            self._save(decision, counters.position)
+        elif not self._captured_once:
+            # State made lazily, by the first step, must be representable too: better known now
+            # than at the first save, hours later.
+            self._capture()
+        self._captured_once = True
+        if signal is not None:
+            self.flush(counters.position)
+            raise TrainingStopped(signal)
+        if self._clock() - self._sent_at >= _SEND_SECONDS:
+            self.flush(counters.position)
+
+    def flush(self, position: Position) -> None:
+        """Send what has been logged up to the last boundary, and how far training is."""
+        rows = self._metrics.drain()
+        if rows:
+            self._on_event(MetricsLogged(rows=rows))
+        self._on_event(Progress(position=position, epochs=self.epochs_total))
+        self._sent_at = self._clock()
+
+    def warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            self._on_event(Warned(message=message))
+
+    def _decide(
+        self, boundary: Boundary, position: Position, *, signalled: bool
+    ) -> SaveDecision | None:
+        manual, self._manual = self._manual, None
+        if manual is not None:
+            return SaveDecision("manual", manual)
+        return self._schedule.should_save(
+            SaveContext(
+                boundary=boundary,
+                position=position,
+                saved_step=self.saved.step if self.saved else 0,
+                seconds_since_save=self._clock() - self._saved_at,
+                signalled=signalled,
+            )
+        )
+
+    def _save(self, decision: SaveDecision, position: Position) -> None:
+        started = self._clock()
+        checkpoint = str(self._checkpointer.next_id(position))
+        self.flush(position)
+        state = self._capture()
+        self._on_event(
+            SaveStarted(checkpoint=checkpoint, trigger=decision.trigger, reason=decision.reason)
+        )
+        request = SaveRequest(
+            position=position,
+            decision=decision,
+            metrics=self._metrics.latest,
+            rows=self._metrics.journal(),
+            nonfinite=state.nonfinite,
+            exact=self._exact(),
+            capture_seconds=self._clock() - started,
+        )
+        try:
+            record = self._checkpointer.save(state, request)
+        except StoreError as error:
+            self._failed(checkpoint, decision, error)
+            return
+        self._metrics.forget_journal()
+        self._saved_at = self._clock()
+        self.saved, self.checkpoint = position, record.id
+        self._on_event(
+            CheckpointCommitted(
+                checkpoint=record.id,
+                position=position,
+                trigger=decision.trigger,
+                reason=decision.reason,
+                size=record.size,
+                seconds=self._saved_at - started,
+            )
+        )
+
+    def _failed(self, checkpoint: str, decision: SaveDecision, error: StoreError) -> None:
+        """A failed save is an event, until training has been unprotected for too long."""
+        unprotected = self._clock() - self._saved_at
+        self._on_event(SaveFailed(checkpoint=checkpoint, why=str(error), unprotected=unprotected))
+        if decision.trigger in ("signal", "final") or unprotected > self._max_unprotected:
+            raise StoreError(
+                f"{checkpoint} of run {self._run!r} could not be saved, and there has been no "
+                f"new checkpoint for {unprotected:.0f} s: {error}"
+            ) from error
