@@ -32,7 +32,6 @@ _PLUGINS = "ckpt_tasks.cli"
 # Its message is the help text; click before 8.2 prints that itself.
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _EXIT_INTERRUPTED = 130
-_EXIT_BROKEN_PIPE = 141
 
 
 class _LateGroup(click.Group):
@@ -108,9 +107,9 @@ def _run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", _EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has gone; Python would complain again at shutdown.
+        # The reader of our output has gone; Python would say so again at shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _EXIT_BROKEN_PIPE
+        return EXIT_FAILED
     except CkptTasksError as error:
         if _debugging(arguments):
             raise

@@ -1,0 +1,78 @@
+"""A command line called in this process, and a store to call it on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.stored_runs import StoredRun
+
+from ckpt_tasks.cli import main
+from ckpt_tasks.store import open_store
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run ``ckpt-tasks ARGUMENTS...``."""
+    monkeypatch.delenv("CKPT_TASKS_CONFIG", raising=False)
+    monkeypatch.delenv("CKPT_TASKS_STORE_URL", raising=False)
+
+    def run(*arguments: str) -> Answer:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main(list(arguments))
+        captured = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return Answer(exit_.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def store_path(tmp_path: Path) -> str:
+    """Where the store lies."""
+    return str(tmp_path / "store")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Ids of the checkpoints of the run ``digits cnn``, and the run."""
+
+    run: StoredRun
+    first: str
+    zombie: str
+    newest: str
+
+
+@pytest.fixture
+def stored(store_path: str) -> Stored:
+    """A run of two attempts: the second went on from the first checkpoint of the first."""
+    with contextlib.closing(open_store(store_path, for_writing=True)) as store:
+        run = StoredRun(store, "digits cnn")
+        run.begin_attempt(invocation="flow-run-1")
+        first = run.commit(100)
+        zombie = run.commit(200)
+        run.begin_attempt(invocation="flow-run-2", resume=first)
+        newest = run.commit(1_200, epoch=3, data=bytes(3 * 2**20))
+        return Stored(run, first, zombie, newest)
