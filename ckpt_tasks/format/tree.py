@@ -34,13 +34,20 @@ from typing import Any
 
 from ckpt_tasks.errors import CorruptCheckpointError, StateError
 
-__all__ = ["MAX_DEPTH", "Path", "decode_tree", "encode_tree", "path_text"]
+__all__ = ["MAX_DEPTH", "Path", "SamePath", "decode_tree", "encode_tree", "path_text"]
 
 MAX_DEPTH = 64
 """Containers within containers; a state that is deeper is taken for one that has no end."""
 
 Path = tuple[object, ...]
 """The tracked name, then the keys and indices that lead from it to a value."""
+
+
+class SamePath(tuple[object, ...]):
+    """A leaf's value in several parts, a list in the tree, each at the path of the leaf itself."""
+
+    __slots__ = ()
+
 
 EncodeLeaf = Callable[[object, Path], "tuple[str, object] | None"]
 DecodeLeaf = Callable[[str, object], object]
@@ -131,12 +138,16 @@ class _Encoder:
         if kind not in _PLAIN_CONTAINERS:
             found = self._leaf(value, path)
             if found is not None:
-                tag, inner = found
-                return _tagged(tag, self.encode(inner, path))
+                return _tagged(found[0], self._leaf_value(found[1], path))
         container = _CONTAINERS.get(kind)
         if container is None:
             raise StateError(_refusal(value, path))
         return self._nested(container, value, path)
+
+    def _leaf_value(self, value: object, path: Path) -> Any:
+        if type(value) is SamePath:
+            return [self.encode(part, path) for part in value]
+        return self.encode(value, path)
 
     def _nested(self, container: Callable[..., Any], value: object, path: Path) -> Any:
         if id(value) in self._open:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ckpt_tasks.errors import CorruptCheckpointError
-from ckpt_tasks.format.tree import Path, decode_tree, encode_tree
+from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
 from ckpt_tasks.state import arrays, sparse
 from ckpt_tasks.state.modules import canonical_state_dict, nonfinite_parameters
 from ckpt_tasks.state.optimizers import optimizer_state_dict
@@ -160,7 +160,7 @@ class _Collector:
         if isinstance(value, torch.Tensor):
             return self._tensor(value, path)
         if type(value) is OrderedDict and hasattr(value, "_metadata"):
-            return "state_dict", [dict(value), value._metadata]
+            return "state_dict", SamePath((dict(value), value._metadata))
         if isinstance(value, torch.dtype):
             return "dtype", str(value).removeprefix("torch.")
         if isinstance(value, torch.device):

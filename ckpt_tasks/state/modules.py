@@ -77,34 +77,25 @@ def load_module(name: str, module: nn.Module, state: Any) -> None:
 def nonfinite_parameters(name: str, module: nn.Module) -> list[str]:
     """Names (``model.fc.weight``) of parameters that hold NaN or infinity; buffers never count."""
     prefixes = _wrapper_prefixes(module)
-    names, norms = [], []
+    extremes: dict[tuple[torch.device, torch.dtype], list[tuple[str, torch.Tensor]]] = {}
     for raw, parameter in module.named_parameters():
         values = _checkable(parameter)
         if values is not None:
-            names.append(f"{name}.{_canonical(raw, prefixes)}")
-            norms.append(torch.linalg.vector_norm(values, ord=float("inf")))
-    if not norms:
-        return []
-    by_device: dict[torch.device, list[int]] = {}
-    for i, norm in enumerate(norms):
-        by_device.setdefault(norm.device, []).append(i)
-    bad = [
-        i
-        for indices in by_device.values()
-        for i, finite in zip(indices, _finite([norms[i] for i in indices]), strict=True)
-        if not finite
-    ]
-    return [names[i] for i in sorted(bad)]
+            found = extremes.setdefault((values.device, values.dtype), [])
+            found.append((raw, torch.stack(torch.aminmax(values))))
+    bad = {raw for found in extremes.values() for raw in _nonfinite(found)}
+    names = [raw for raw, _ in module.named_parameters() if raw in bad] if bad else []
+    return [f"{name}.{_canonical(raw, prefixes)}" for raw in names]
 
 
-def _finite(norms: list[torch.Tensor]) -> list[bool]:
+def _nonfinite(extremes: list[tuple[str, torch.Tensor]]) -> list[str]:
     # One transfer for all parameters of a device, not one wait for each.
-    flags: list[bool] = torch.stack([norm.double() for norm in norms]).isfinite().tolist()
-    return flags
+    finite = torch.stack([pair for _, pair in extremes]).isfinite().all(dim=1).tolist()
+    return [raw for (raw, _), fine in zip(extremes, finite, strict=True) if not fine]
 
 
 def _checkable(parameter: torch.Tensor) -> torch.Tensor | None:
-    """Real values whose largest magnitude is finite exactly if all are; None if always finite."""
+    """Real values whose extremes are finite exactly if all are; None where all always are."""
     values = parameter.detach()
     if values.layout is not torch.strided or values.numel() == 0:
         return None

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_tasks.errors import CorruptCheckpointError, StateError
-from ckpt_tasks.format.tree import MAX_DEPTH, decode_tree, encode_tree
+from ckpt_tasks.format.tree import MAX_DEPTH, SamePath, decode_tree, encode_tree
 
 
 class Leaf:
@@ -229,6 +229,21 @@ def test_leaves_are_handed_over_with_their_path() -> None:
     assert seen == [("opt", "a", 1)]
     assert tree == {"a": [0, {"$": "leaf", "v": {"$": "tuple", "v": [1, 2]}}]}
     assert decode(tree)["a"][1].value == (1, 2)
+
+
+def test_parts_of_a_leaf_keep_the_path_of_the_leaf() -> None:
+    """A leaf that is saved in parts adds no component of its own to the paths below it."""
+    seen: list[tuple[object, ...]] = []
+
+    def leaf(value: object, path: tuple[object, ...]) -> tuple[str, object] | None:
+        seen.append(path)
+        if isinstance(value, Leaf):
+            return "leaf", value.value
+        return "parts", SamePath(({"x": Leaf(1)}, 2))
+
+    tree = encode_tree([object()], path=("opt",), leaf=leaf)
+    assert seen == [("opt", 0), ("opt", 0, "x")]
+    assert tree == [{"$": "parts", "v": [{"x": {"$": "leaf", "v": 1}}, 2]}]
 
 
 class Color(enum.IntEnum):
