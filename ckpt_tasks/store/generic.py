@@ -193,11 +193,11 @@ class FsspecStore(Store):
             yield
         except CkptTasksError:
             raise
-        except _NO_OBJECT as error:
-            raise ObjectNotFoundError(f"there is no object {self._shown(path)}") from error
         except FileExistsError as error:
             raise ObjectExistsError(f"{self._shown(path)} exists already") from error
         except Exception as error:
+            if verb == "read" and isinstance(error, _NO_OBJECT):
+                raise ObjectNotFoundError(f"there is no object {self._shown(path)}") from error
             raise self._failure(verb, path, error) from error
 
     def _failure(self, verb: str, path: str, error: Exception) -> CkptTasksError:

@@ -189,11 +189,11 @@ class LocalStore(Store):
             yield
         except StoreError:
             raise
-        except _NO_OBJECT as error:
-            raise ObjectNotFoundError(f"there is no object {full}") from error
         except FileExistsError as error:
             raise ObjectExistsError(f"{full} exists already") from error
         except OSError as error:
+            if verb == "read" and isinstance(error, _NO_OBJECT):
+                raise ObjectNotFoundError(f"there is no object {full}") from error
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreError(no_space_message(full, needed, self._root)) from error
             raise StoreError(f"cannot {verb} {full}: {error.strerror or error}") from error
@@ -232,8 +232,8 @@ class LocalStore(Store):
     def _open_new(self, full: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         for _ in range(_FOLDER_TRIES):
-            self._make_folder(os.path.dirname(full))
             try:
+                self._make_folder(os.path.dirname(full))
                 return os.open(full, flags, 0o666)
             except FileNotFoundError:
                 self._durable.clear()

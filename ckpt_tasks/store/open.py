@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 from ckpt_tasks.config import StoreConfig
-from ckpt_tasks.errors import ConfigError
-from ckpt_tasks.masking import is_secret_name, mask_url
+from ckpt_tasks.errors import CkptTasksError, ConfigError, StoreError
+from ckpt_tasks.masking import is_secret_name, mask_text, mask_url
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.generic import FsspecStore
 from ckpt_tasks.store.local import LocalStore
@@ -63,6 +63,11 @@ def open_store(config: StoreConfig | str, *, for_writing: bool = False) -> Store
 def _open(config: StoreConfig) -> Store:
     if not config.url.strip():
         raise ConfigError("the store's url is empty; give a path or a URL such as s3://bucket/dir")
+    if "::" in config.url and "://" in config.url:
+        raise ConfigError(
+            f"the store {mask_url(config.url)} chains file systems, whose caches hide other "
+            "writers' objects; name the last one alone"
+        )
     match = _URL.fullmatch(config.url)
     if match is None:
         return _open_local(config, config.url)
@@ -117,8 +122,6 @@ def _open_remote(config: StoreConfig, protocol: str, rest: str) -> Store:
             f"the options {sorted(secret)} of the store {shown} are credentials; those come from "
             "the environment or the cloud's own configuration files"
         )
-    if "::" in config.url:
-        raise ConfigError(f"{shown} chains file systems, whose caches hide other writers' objects")
     try:
         if protocol in _S3:
             return _open_s3(rest, shown, config.options)
@@ -129,10 +132,13 @@ def _open_remote(config: StoreConfig, protocol: str, rest: str) -> Store:
         package = _PACKAGES.get(protocol)
         hint = f"pip install '{package}'" if package else str(error)
         raise ConfigError(f"{shown} needs a package that is not installed: {hint}") from error
+    except CkptTasksError:
+        raise
     except (ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"cannot open the store {shown}: {error}") from error
+        raise ConfigError(f"cannot open the store {shown}: {mask_text(str(error))}") from error
+    except Exception as error:  # of a client library that is not known here
+        said = mask_text(f"{type(error).__name__}: {error}")
+        raise StoreError(f"cannot open the store {shown}: {said}") from error
     kind = ObjectStore if protocol in CONDITIONAL_PROTOCOLS else FsspecStore
     return kind(filesystem, root, shown)
 

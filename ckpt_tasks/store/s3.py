@@ -13,15 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import s3fs
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
-)
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.exceptions import (
     CredentialRetrievalError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
 )
+from fsspec.asyn import sync_wrapper
 
 from ckpt_tasks.errors import CkptTasksError, ConfigError, StoreError
 from ckpt_tasks.masking import mask_url
@@ -31,7 +30,7 @@ __all__ = ["S3Store"]
 
 _DELAYS = (0.2, 0.8, 2.4)  # seconds before each further try of a request
 _CONNECT_TIMEOUT = 10.0
-_READ_TIMEOUT = 60.0
+_READ_TIMEOUT = 30.0
 _PART_BYTES = 16 * 1024 * 1024
 _MAX_PARTS = 10_000
 _UPLOADS = 8  # parts under way at once: at most 128 MiB of copies
@@ -52,6 +51,8 @@ class _RetryingFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
                     raise
             await asyncio.sleep(delay)
         return await super()._call_s3(method, *akwarglist, **kwargs)
+
+    call_s3 = sync_wrapper(_call_s3)  # s3fs's own is bound to its own `_call_s3`
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -105,6 +106,8 @@ class S3Store(ObjectStore):
                 f"access to {self.url}{self._endpoint()} is denied: {error}; check the credentials "
                 "and that they may list, read and write this bucket"
             ) from error
+        except TypeError as error:  # of a constructor that does not know an option
+            raise ConfigError(f"an option of the store {self.url} is wrong: {error}") from error
         except Exception as error:
             raise self._failure("reach", "", error) from error
 
