@@ -147,7 +147,7 @@ class Rules:
 
 def in_order(trainers: Iterable[Trainer]) -> tuple[Trainer, ...]:
     """Trainers are alike, so states that differ in their order only are one state."""
-    return tuple(sorted(trainers, key=hash))
+    return tuple(sorted(trainers, key=lambda t: (t.attempt, t.at, t.put, t.candidates)))
 
 
 def stale(store: Store, attempt: int) -> bool:
