@@ -10,6 +10,7 @@ sizes that do not add up and features this version does not know are refused.
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -36,6 +37,7 @@ __all__ = [
     "MarkRecord",
     "PassedOver",
     "Process",
+    "RegistryRunIds",
     "ResumedRecord",
     "RunRecord",
     "TensorEntry",
@@ -284,6 +286,16 @@ class CompletedRecord(_Record, frozen=True, kw_only=True):
     completed_at: _Text
 
 
+class RegistryRunIds(_Record, frozen=True, kw_only=True):
+    """``<registry>.json``: how to find the run again in a registry; userinfo never included."""
+
+    tracking_uri: _Text
+    experiment_id: _Text
+    experiment: _Text
+    run_id: _Text
+    registered_model: _Text
+
+
 R = TypeVar("R", bound=_Record)
 
 
@@ -381,7 +393,7 @@ def _validate_commit(record: CommitRecord) -> None:
     if not record.lineage or record.lineage[0].attempt != checkpoint.attempt:
         raise ValueError("lineage does not start at this attempt")
     attempts = [entry.attempt for entry in record.lineage]
-    if any(later <= earlier for later, earlier in zip(attempts, attempts[1:], strict=False)):
+    if any(later <= earlier for later, earlier in itertools.pairwise(attempts)):
         raise ValueError(f"lineage {attempts} does not go back")
     for entry in record.lineage:
         if entry.resumed_from is not None:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.format.manifest import CommitRecord, RegistryRunIds
 from ckpt_tasks.types import MetricRow, Scalar
 
 __all__ = ["Registry", "RegistryRunIds", "RunDescription", "RunStatus", "Registration"]
@@ -41,17 +41,6 @@ class RunDescription(msgspec.Struct, frozen=True, kw_only=True):
     store_url: str
     hyperparameters: Mapping[str, Scalar]
     tags: Mapping[str, str] = {}
-
-
-class RegistryRunIds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Content of ``<run>/<registry>.json``: how to find the run again in the registry."""
-
-    format: int = 1
-    tracking_uri: str
-    experiment_id: str
-    experiment: str
-    run_id: str
-    registered_model: str
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):

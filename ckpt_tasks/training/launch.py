@@ -1,0 +1,164 @@
+"""The launcher: one supervised attempt in processes of their own.
+
+The caller is an orchestrator's task or the shell. Training runs elsewhere, so that an OOM kill,
+a segfault or a SIGKILL costs the attempt and never the caller. There is no retry here: the
+caller owns it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.events import Event, EventReader, EventSink, OutputLine, discard_event
+from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
+from ckpt_tasks.types import EXIT_FAILED
+
+__all__ = ["launch"]
+
+_POLL_SECONDS = 0.1
+_MAX_LINE_BYTES = 64 * 1024
+
+
+def _never() -> bool:
+    return False
+
+
+def launch(
+    spec: TrainSpec,
+    on_event: EventSink = discard_event,
+    *,
+    stop_requested: Callable[[], bool] = _never,
+) -> TrainOutcome:
+    """Execute `spec` once, in supervised child processes, and wait for its end.
+
+    Parameters
+    ----------
+    on_event
+        Called in this thread with each event as it comes, and with each line that the user's
+        code prints as an `OutputLine`.
+    stop_requested
+        Polled; once true, the trainer saves at its next boundary and stops.
+
+    Returns
+    -------
+    TrainOutcome
+        However it ended; a failure of the training is no exception here.
+
+    Raises
+    ------
+    ConfigError
+        The interpreter asked for cannot be started.
+    BaseException
+        Whatever is raised in this thread meanwhile (``KeyboardInterrupt``, an orchestrator's
+        cancellation), after the trainer has saved and stopped, or its grace period is over.
+    """
+    with tempfile.TemporaryDirectory(prefix="ckpt-tasks-", ignore_cleanup_errors=True) as path:
+        folder = AttemptFolder(path)
+        folder.write_spec(spec)
+        supervision = _Supervision(spec, folder, on_event)
+        try:
+            return supervision.watch(stop_requested)
+        except BaseException:
+            supervision.stop()
+            raise
+        finally:
+            supervision.close()
+
+
+class _Supervision:
+    """The supervisor as the launcher sees it."""
+
+    def __init__(self, spec: TrainSpec, folder: AttemptFolder, on_event: EventSink) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._on_event = on_event
+        self._logs = (EventReader(folder.trainer_events), EventReader(folder.registrar_events))
+        self._output = _LineReader(folder.output)
+        read, self._liveness = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                _command(spec, folder, read),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[read],
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self._liveness)
+            raise ConfigError(f"cannot start {spec.python!r} to train with: {error}") from error
+        finally:
+            os.close(read)
+
+    def watch(self, stop_requested: Callable[[], bool]) -> TrainOutcome:
+        """Relay everything until the supervisor ends."""
+        stopping = False
+        while self._process.poll() is None:
+            self._relay()
+            if not stopping and stop_requested():
+                self._process.terminate()
+                stopping = True
+            time.sleep(_POLL_SECONDS)
+        self._relay()
+        outcome = self._folder.read_outcome(self._folder.outcome)
+        if outcome is not None:
+            return outcome
+        return TrainOutcome(
+            code=EXIT_FAILED,
+            message=f"the supervisor ended with {self._process.returncode} and said nothing",
+            run=self._spec.run,
+        )
+
+    def stop(self) -> None:
+        """Have the trainer save and stop; the supervisor bounds how long that takes."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
+    def close(self) -> None:
+        os.close(self._liveness)
+        self._process.wait()
+
+    def _relay(self) -> None:
+        for text in self._output.read():
+            self._on_event(OutputLine(text=text))
+        for event in self._events():
+            self._on_event(event)
+
+    def _events(self) -> Iterator[Event]:
+        for log in self._logs:
+            yield from log.read()
+
+
+class _LineReader:
+    """Follows a text file; a line without its end is kept back until that comes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> Iterator[str]:
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            file.seek(self._offset)
+            while line := file.readline(_MAX_LINE_BYTES):
+                if not line.endswith(b"\n") and len(line) < _MAX_LINE_BYTES:
+                    return
+                self._offset += len(line)
+                # Progress bars rewrite their line; its last state is what a person would see.
+                text = line.decode("utf-8", "replace").rstrip("\r\n").rpartition("\r")[2]
+                if text:
+                    yield text
+
+
+def _command(spec: TrainSpec, folder: AttemptFolder, liveness: int) -> list[str]:
+    python = spec.python or sys.executable
+    return [python, "-m", "ckpt_tasks.training.supervisor", str(folder.path), str(liveness)]

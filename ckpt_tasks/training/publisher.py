@@ -1,0 +1,267 @@
+"""Publishing an attempt to a registry: what is committed gets registered, metrics once.
+
+Nothing here is urgent and nothing is lost: work waits in a queue while the registry is away, and
+what a dead registrar left undone is found again from the store by the next one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ckpt_tasks.checkpointer.catalog import list_checkpoints, read_checkpoints
+from ckpt_tasks.checkpointer.reader import read_commit, read_index
+from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.errors import CkptTasksError, CorruptCheckpointError, ObjectNotFoundError
+from ckpt_tasks.events import (
+    CheckpointRegistered,
+    EventSink,
+    MetricsReplayed,
+    RegistryLinked,
+    Warned,
+)
+from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES, read_attempts
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.fencing.lineage import trace_lineage
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.manifest import CommitRecord, RegistryRunIds, decode, encode
+from ckpt_tasks.masking import mask_url
+from ckpt_tasks.registry.base import (
+    Registration,
+    Registry,
+    RunDescription,
+    RunStatus,
+)
+from ckpt_tasks.store.ambiguity import create_once
+from ckpt_tasks.store.base import Store
+from ckpt_tasks.training.story import tell_story
+from ckpt_tasks.types import CheckpointId, MetricRow, Number
+
+__all__ = ["Publisher"]
+
+_BATCH_ROWS = 1000
+_STORY_SECONDS = 60.0
+Row = tuple[str, Number, int, int]
+
+
+class Publisher:
+    """Publishes one attempt.
+
+    Made once the attempt has recorded what it resumed from, as that settles the lineage. Each
+    method may raise `RegistryError`, after which it can be called again; and
+    `StaleAttemptError` or `StoreError` from the fence, which is asked before anything is
+    published.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layout: RunLayout,
+        fence: Fence,
+        registry: Registry,
+        config: RegistryConfig,
+        description: RunDescription,
+        on_event: EventSink,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._layout = layout
+        self._fence = fence
+        self._registry = registry
+        self._config = config
+        self._description = description
+        self._on_event = on_event
+        self._rows: deque[MetricRow] = deque()
+        self._commits: deque[CheckpointId] = deque()
+        self._registered: dict[str, Registration] = {}
+        self._high_water: dict[str, int] = {}
+        self._replayed: dict[str, dict[int, float]] = {}
+        self._compared = self._diverged = 0
+        self._diverged_keys: set[str] = set()
+        self._best: float | None = None
+        self._open = False
+        self._story_due = 0.0
+
+    # -- what happened, from the trainer's events ----------------------------------------------
+
+    def add_rows(self, rows: Sequence[Row]) -> None:
+        self._rows.extend(
+            MetricRow(key, float(value), step, time_ms) for key, value, step, time_ms in rows
+        )
+
+    def add_commit(self, checkpoint: str) -> None:
+        self._commits.append(CheckpointId.parse(checkpoint))
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return len(self._commits) + -(-len(self._rows) // _BATCH_ROWS) + (not self._open)
+
+    # -- publishing ------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Do all that waits, in order."""
+        if not self._open:
+            self._open_run()
+        self._send_rows()
+        while self._commits:
+            if str(self._commits[0]) not in self._registered:
+                self._fence.check()
+                self._register(self._commits[0])
+            self._commits.popleft()
+        if self._clock() >= self._story_due:
+            self._tell()
+
+    def end(self, status: RunStatus) -> None:
+        """Give the run its status; everything has been published."""
+        self._fence.check()
+        self._tell()
+        self._registry.end_run(status)
+
+    def _tell(self) -> None:
+        self._registry.write_note(tell_story(self._store, self._layout))
+        self._story_due = self._clock() + _STORY_SECONDS
+
+    def _open_run(self) -> None:
+        self._fence.check()
+        ids = self._find_ids()
+        self._registry.open_run(ids, self._description)
+        self._on_event(
+            RegistryLinked(
+                tracking_uri=mask_url(ids.tracking_uri),
+                experiment_id=ids.experiment_id,
+                run_id=ids.run_id,
+                links=self._registry.links(None),
+            )
+        )
+        self._high_water = self._registry.high_water()
+        self._registered = self._registry.registered()
+        self._catch_up()
+        self._open = True
+
+    def _find_ids(self) -> RegistryRunIds:
+        """The run's ids: from the store, or by search, or newly made; the store decides."""
+        path = self._layout.registry_ids(self._registry.name)
+        known = self._read_ids(path)
+        if known is not None:
+            return known
+        found = self._registry.find_run(self._description)
+        ids = found or self._registry.create_run(self._description)
+        if create_once(self._store, path, encode(ids)):
+            return ids
+        chosen = self._read_ids(path)
+        if chosen is None:
+            self._store.put(path, encode(ids))  # damaged: what the search found replaces it
+            return ids
+        if found is None and chosen.run_id != ids.run_id:
+            self._registry.discard_run(ids)
+        return chosen
+
+    def _read_ids(self, path: str) -> RegistryRunIds | None:
+        try:
+            data = self._store.read(path, limit=MAX_RECORD_BYTES)
+            return decode(data, RegistryRunIds, path=path)
+        except ObjectNotFoundError:
+            return None
+        except CorruptCheckpointError as error:
+            self._on_event(Warned(message=f"{path}: {error}; searching the run in the registry"))
+            return None
+
+    def _catch_up(self) -> None:
+        """Find in the store what earlier registrars left undone, oldest first."""
+        attempts = read_attempts(self._store, self._layout)
+        valid = trace_lineage(attempts).valid(list_checkpoints(self._store, self._layout))
+        records = read_checkpoints(self._store, self._layout, valid, uid=self._description.uid)
+        newest_sent = max(self._high_water.values(), default=-1)
+        rows: list[MetricRow] = []
+        for checkpoint in reversed(valid):
+            record = records[checkpoint]
+            if isinstance(record, CkptTasksError):
+                continue  # damaged: recovery has reported it
+            self._consider_best(record)
+            # This attempt's own rows come from its events.
+            if checkpoint.attempt < self._fence.attempt and record.position.step >= newest_sent:
+                rows += self._journal(record)
+        self._rows.extendleft(reversed([row for row in rows if self._is_new(row)]))
+        self._commits = deque(c for c in reversed(valid) if str(c) not in self._registered)
+
+    def _journal(self, record: CommitRecord) -> list[MetricRow]:
+        """The metrics that a checkpoint kept, with the time stamps they had."""
+        try:
+            index = read_index(self._store, self._layout, record.indexes[0])
+        except CorruptCheckpointError:
+            return []
+        return [MetricRow(key, float(value), step, at) for key, value, step, at in index.metrics]
+
+    def _is_new(self, row: MetricRow) -> bool:
+        return row.step > self._high_water.get(row.key, -1)
+
+    def _send_rows(self) -> None:
+        while self._rows:
+            batch = [self._rows[i] for i in range(min(_BATCH_ROWS, len(self._rows)))]
+            new = [row for row in batch if self._is_new(row)]
+            if new:
+                self._fence.check()
+                self._registry.log_metrics(new)
+            self._compare([row for row in batch if not self._is_new(row)])
+            for _ in batch:
+                self._rows.popleft()
+        if self._compared:
+            self._on_event(
+                MetricsReplayed(
+                    compared=self._compared,
+                    diverged=self._diverged,
+                    keys=sorted(self._diverged_keys),
+                )
+            )
+            self._compared = self._diverged = 0
+
+    def _compare(self, replayed: Sequence[MetricRow]) -> None:
+        """Steps done again after a resume: compared with what was published, never sent."""
+        for row in replayed:
+            if row.key not in self._replayed:
+                history = self._registry.history(row.key, row.step - 1)
+                self._replayed[row.key] = {old.step: old.value for old in history}
+            old = self._replayed[row.key].get(row.step)
+            if old is None:
+                continue
+            self._compared += 1
+            if old != row.value and not (old != old and row.value != row.value):
+                self._diverged += 1
+                self._diverged_keys.add(row.key)
+
+    def _register(self, checkpoint: CheckpointId) -> None:
+        path = self._layout.commit(checkpoint)
+        record = read_commit(self._store, self._layout, checkpoint, uid=self._description.uid)
+        manifest = self._store.read(path, limit=MAX_RECORD_BYTES)
+        uri = f"{self._store.url.rstrip('/')}/{path}"
+        registration = self._registry.register(record, uri=uri, manifest=manifest)
+        self._registered[record.id] = registration
+        if not record.nonfinite:
+            self._registry.set_alias(f"resume-{self._layout.run}", registration)
+            if self._consider_best(record):
+                self._registry.set_alias("best", registration)
+        self._on_event(
+            CheckpointRegistered(
+                checkpoint=record.id,
+                registered_model=registration.registered_model,
+                version=registration.version,
+                model_id=registration.model_id,
+                links=self._registry.links(registration),
+            )
+        )
+
+    def _consider_best(self, record: CommitRecord) -> bool:
+        """Whether this checkpoint is the best so far; remembers it if so."""
+        if self._config.best is None or record.nonfinite:
+            return False
+        key, _, mode = self._config.best.partition(":")
+        value = float(record.metrics.get(key, "nan"))
+        sign = -1.0 if mode == "max" else 1.0
+        if value != value or (self._best is not None and sign * value > sign * self._best):
+            return False
+        self._best = value
+        return True

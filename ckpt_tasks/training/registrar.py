@@ -1,0 +1,221 @@
+"""The registrar: heartbeat, metrics and registration, in a process beside the trainer.
+
+``python -m ckpt_tasks.training.registrar FOLDER LIVENESS_FD``. It follows the trainer's events,
+so a trainer that is killed costs it nothing: what was reported is still published. The registry
+is imported here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from importlib.metadata import entry_points
+
+from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.errors import ConfigError, RegistryError, StaleAttemptError, StoreError
+from ckpt_tasks.events import (
+    AttemptClaimed,
+    AttemptResumed,
+    CheckpointCommitted,
+    Event,
+    EventLog,
+    EventReader,
+    MetricsLogged,
+    RegistryUnavailable,
+    Warned,
+)
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.fencing.heartbeat import Heart
+from ckpt_tasks.fencing.process import process_is_alive, this_process
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.masking import flatten_hyperparameters, mask_hyperparameters
+from ckpt_tasks.registry.base import Registry, RunDescription, RunStatus
+from ckpt_tasks.store.base import Store
+from ckpt_tasks.store.open import open_store
+from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.spec import AttemptFolder
+from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
+
+__all__ = ["load_registry", "main"]
+
+_POLL_SECONDS = 0.2
+_STATUS_OF: dict[int, RunStatus] = {EXIT_DONE: "finished", EXIT_STOPPED: "stopped"}
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 15.0
+
+
+def load_registry(config: RegistryConfig) -> Registry:
+    """The registry that a configuration names, by entry point.
+
+    Raises `ConfigError` when it is not installed.
+    """
+    found = entry_points(group="ckpt_tasks.registries", name=config.kind)
+    if not found:
+        raise ConfigError(f"no registry of kind {config.kind!r} is installed")
+    try:
+        make = next(iter(found)).load()
+    except ImportError as error:
+        raise ConfigError(
+            f"the registry {config.kind!r} cannot be imported ({error}); "
+            f"pip install 'ckpt-tasks[{config.kind}]'"
+        ) from error
+    registry = make(config)
+    assert isinstance(registry, Registry)
+    return registry
+
+
+class Registrar:
+    """Follows one attempt until it has ended and everything is published.
+
+    Parameters
+    ----------
+    liveness
+        Descriptor whose other end only the supervisor holds.
+    """
+
+    def __init__(self, folder: AttemptFolder, liveness: int) -> None:
+        self._folder = folder
+        self._spec = folder.read_spec()
+        self._events = EventReader(folder.trainer_events)
+        self._emit = EventLog(folder.registrar_events)
+        self._layout = RunLayout(self._spec.run)
+        self._released = threading.Event()
+        self._claimed: AttemptClaimed | None = None
+        self._store: Store | None = None
+        self._heart: Heart | None = None
+        self._publisher: Publisher | None = None
+        self._retry_at = 0.0
+        self._backoff = _FIRST_BACKOFF
+        threading.Thread(target=self._watch, args=(liveness,), daemon=True).start()
+
+    def run(self) -> int:
+        """Returns when there is nothing left to do, or another attempt owns the run."""
+        try:
+            self._follow()
+            self._drain()
+        except StaleAttemptError as error:
+            self._emit(Warned(message=f"nothing more is published: {error}"))
+        except ConfigError as error:
+            self._emit(Warned(message=f"checkpoints are not registered: {error}"))
+        finally:
+            if self._heart is not None:
+                self._heart.stop()
+        return 0
+
+    def _watch(self, liveness: int) -> None:
+        os.read(liveness, 1)  # returns when the trainer has ended, or the supervisor is gone
+        self._released.set()
+
+    def _follow(self) -> None:
+        """While the attempt lives."""
+        while not self._is_over():
+            self._handle_events()
+            self._publish()
+            self._released.wait(_POLL_SECONDS)
+        self._handle_events()
+
+    def _is_over(self) -> bool:
+        """The supervisor says so; or it is gone itself, and the trainer is gone too."""
+        if not self._released.is_set():
+            return False
+        if self._folder.outcome.exists() or self._claimed is None:
+            return True
+        return not process_is_alive(this_process(self._claimed.pid))
+
+    def _handle_events(self) -> None:
+        for event in self._events.read():
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, AttemptClaimed):
+            self._begin(event)
+        elif isinstance(event, AttemptResumed):
+            self._open_publisher()
+        elif self._publisher is None:
+            return
+        elif isinstance(event, MetricsLogged):
+            self._publisher.add_rows(event.rows)
+        elif isinstance(event, CheckpointCommitted):
+            self._publisher.add_commit(event.checkpoint)
+
+    def _begin(self, claimed: AttemptClaimed) -> None:
+        self._claimed = claimed
+        self._store = open_store(self._spec.config.store)
+        self._heart = Heart(
+            self._store,
+            self._layout,
+            claimed.attempt,
+            interval=self._spec.config.attempt.heartbeat,
+        )
+        self._heart.start()
+
+    def _open_publisher(self) -> None:
+        config = self._spec.config.registry
+        if config.tracking_uri is None:
+            return
+        claimed, store = self._claimed, self._store
+        assert claimed is not None
+        assert store is not None
+        self._publisher = Publisher(
+            store,
+            self._layout,
+            Fence(store, self._layout, claimed.attempt),
+            load_registry(config),
+            config,
+            self._describe(claimed, store),
+            self._emit,
+        )
+
+    def _describe(self, claimed: AttemptClaimed, store: Store) -> RunDescription:
+        return RunDescription(
+            run=claimed.run,
+            uid=claimed.uid,
+            store_url=store.url,
+            hyperparameters=flatten_hyperparameters(mask_hyperparameters(self._spec.params)),
+            tags=self._spec.tags,
+        )
+
+    def _publish(self) -> None:
+        """Publish what waits, unless the registry is being left alone for a while."""
+        if self._publisher is None or time.monotonic() < self._retry_at:
+            return
+        try:
+            self._publisher.publish()
+            self._backoff = _FIRST_BACKOFF
+        except (RegistryError, StoreError) as error:
+            self._emit(RegistryUnavailable(why=str(error), queued=self._publisher.queued))
+            self._retry_at = time.monotonic() + self._backoff
+            self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
+
+    def _drain(self) -> None:
+        """Empty the queue and close the run; the supervisor bounds how long this may take."""
+        if self._publisher is None:
+            return
+        deadline = time.monotonic() + self._spec.config.attempt.drain
+        while time.monotonic() < deadline:
+            try:
+                self._publisher.publish()
+                self._publisher.end(self._status())
+                return
+            except (RegistryError, StoreError) as error:
+                self._emit(RegistryUnavailable(why=str(error), queued=self._publisher.queued))
+                time.sleep(_FIRST_BACKOFF)
+
+    def _status(self) -> RunStatus:
+        outcome = self._folder.read_outcome(self._folder.outcome)
+        if outcome is None:
+            return "failed"
+        return _STATUS_OF.get(outcome.code, "failed")
+
+
+def main() -> int:
+    # The supervisor decides when this ends; a signal to the whole group must not lose the queue.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return Registrar(AttemptFolder(sys.argv[1]), int(sys.argv[2])).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""The story of a run in Markdown: its attempts, what each resumed from, and why."""
+
+from __future__ import annotations
+
+from ckpt_tasks.checkpointer.catalog import RunView, view_run
+from ckpt_tasks.fencing.attempts import AttemptView
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.store.base import Store
+
+__all__ = ["tell_story"]
+
+_SHOWN_ATTEMPTS = 30
+
+
+def tell_story(store: Store, layout: RunLayout) -> str:
+    """What a person who opens the run wants to know."""
+    view = view_run(store, layout.run)
+    newest = view.newest
+    lines = [f"**Training run `{layout.run}`** in `{store.url}`", ""]
+    if view.completed is not None:
+        lines.append(f"Complete: {view.completed.position}, after {_attempts(view)}.")
+    elif newest is not None and newest.record is not None:
+        lines.append(
+            f"Newest checkpoint: `{newest.id}`, {newest.record.position}; {_attempts(view)}."
+        )
+    else:
+        lines.append(f"No checkpoint yet; {_attempts(view)}.")
+    lines += ["", "| attempt | began | started from | checkpoints | why |", "|---|---|---|---|---|"]
+    lines += [_row(view, attempt) for attempt in view.attempts[-_SHOWN_ATTEMPTS:]]
+    return "\n".join(lines)
+
+
+def _attempts(view: RunView) -> str:
+    count = len(view.attempts)
+    return f"{count} attempt{'s' if count != 1 else ''}"
+
+
+def _row(view: RunView, attempt: AttemptView) -> str:
+    prefix = f"-a{attempt.number}-s"
+    committed = sum(prefix in checkpoint.id for checkpoint in view.checkpoints)
+    claim, resumed = attempt.claim, attempt.resumed
+    began = claim.claimed_at if claim else "?"
+    start = "never trained" if resumed is None else f"`{resumed.checkpoint or 'the beginning'}`"
+    why = "" if resumed is None else resumed.why
+    if resumed is not None and resumed.passed_over:
+        why += f"; passed over {', '.join(p.checkpoint for p in resumed.passed_over[:3])}"
+    return f"| {attempt.number} | {began} | {start} | {committed} | {why.replace('|', '/')} |"
