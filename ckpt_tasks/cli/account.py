@@ -25,15 +25,22 @@ class Account:
     Parameters
     ----------
     stream
-        Where to print.
+        Where to print; default: standard error.
+    output
+        Where the user's own output goes; default: standard output.
     clock
         Seconds, monotonic.
     """
 
     def __init__(
-        self, stream: IO[str] | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: IO[str] | None = None,
+        *,
+        output: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream or sys.stderr
+        self._output = output or sys.stdout
         self._clock = clock
         self._live = self._stream.isatty()
         self._open_line = False
@@ -44,6 +51,9 @@ class Account:
         """Print `event`, unless people need not know."""
         if isinstance(event, events.Progress):
             self._progress(event)
+            return
+        if isinstance(event, events.OutputLine):
+            self._pass_on(event.text)
             return
         text = _describe(event)
         if text is not None:
@@ -59,10 +69,20 @@ class Account:
             self._open_line = False
 
     def _line(self, text: str) -> None:
-        clear = "\r\x1b[K" if self._open_line else ""
-        self._open_line = False
-        self._stream.write(f"{clear}{mask_text(text)}\n")
+        self._clear()
+        self._stream.write(f"{mask_text(text)}\n")
         self._stream.flush()
+
+    def _pass_on(self, text: str) -> None:
+        self._clear()
+        self._output.write(f"{text}\n")
+        self._output.flush()
+
+    def _clear(self) -> None:
+        if self._open_line:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._open_line = False
 
     def _progress(self, event: events.Progress) -> None:
         of = f" of {event.epochs}" if event.epochs is not None else ""

@@ -115,6 +115,16 @@ def test_trouble_is_marked_and_masked() -> None:
     assert "1m 1s without a checkpoint" in text
 
 
+def test_the_users_output_goes_to_its_own_stream() -> None:
+    """Lines that the training printed are passed on unchanged, below a cleared progress line."""
+    stream, output = Terminal(), io.StringIO()
+    account = Account(stream, output=output)
+    account(_progress(7))
+    account(events.OutputLine(text="loss 0.5"))
+    assert output.getvalue() == "loss 0.5\n"
+    assert stream.getvalue().endswith("step 7\r\x1b[K")
+
+
 def test_what_is_of_no_interest_is_not_printed() -> None:
     """Metrics, starts of saves, and replays that agree leave no line."""
     stream = io.StringIO()

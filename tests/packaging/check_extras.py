@@ -1,0 +1,150 @@
+"""Install each extra of a built wheel alone, in a fresh environment, and use it.
+
+Not collected by pytest: it builds environments, which takes minutes. ``make extras`` runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+PROBES = Path(__file__).parent / "probes"
+
+
+@dataclass(frozen=True)
+class Check:
+    """An environment to make, and what is run in it.
+
+    Parameters
+    ----------
+    name
+        Shown, and the name of the folder.
+    extra
+        Of the package; empty for the bare one.
+    probes
+        Scripts in ``probes/``, run by the environment's Python.
+    beside
+        Requirements installed in the same step.
+    lowest
+        Take the oldest versions that the package's own bounds allow.
+    """
+
+    name: str
+    extra: str
+    probes: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+    lowest: bool = False
+
+
+# What needs torch takes the tested one: elsewhere the newest may be a build of gigabytes.
+TORCH = "torch==2.13.0"
+
+CHECKS = (
+    Check("bare", "", ("bare.py",)),
+    Check("bare, oldest", "", ("bare.py",), lowest=True),
+    Check("torch", "torch", ("torch_extra.py",), (TORCH,)),
+    Check("mlflow", "mlflow", ("mlflow_extra.py",)),
+    Check("prefect, newest", "prefect", ("prefect_extra.py",)),
+    Check("airflow", "airflow", ("airflow_extra.py",)),
+    Check("s3", "s3", ("s3_extra.py",), ("moto[server]",)),
+)
+
+
+def main() -> int:
+    """Run every check, or those named; 1 when one fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("--uv", type=Path, required=True)
+    parser.add_argument("--only", action="append", choices=[check.name for check in CHECKS])
+    options = parser.parse_args()
+    failures = check_wheel(options.wheel)
+    for check in CHECKS:
+        if options.only and check.name not in options.only:
+            continue
+        started = time.monotonic()
+        problem = run_check(check, options.wheel.resolve(), options.uv.resolve())
+        print(
+            f"{'FAILED' if problem else 'ok':<7} {check.name:<16} "
+            f"{time.monotonic() - started:5.0f} s",
+            flush=True,
+        )
+        if problem:
+            print(problem, flush=True)
+            failures.append(check.name)
+    return 1 if failures else 0
+
+
+def check_wheel(wheel: Path) -> list[str]:
+    """The wheel holds the package, its typing marker and licence, and no tests."""
+    names = zipfile.ZipFile(wheel).namelist()
+    problems = []
+    if "ckpt_tasks/py.typed" not in names:
+        problems.append("no py.typed")
+    if not any(name.endswith("/licenses/LICENSE") for name in names):
+        problems.append("no LICENSE")
+    tops = {name.split("/")[0] for name in names} - {"ckpt_tasks"}
+    strangers = [top for top in tops if not top.endswith(".dist-info")]
+    if strangers:
+        problems.append(f"also contains {', '.join(strangers)}")
+    print(f"{'FAILED' if problems else 'ok':<7} wheel: {'; '.join(problems) or wheel.name}")
+    return problems
+
+
+def run_check(check: Check, wheel: Path, uv: Path) -> str | None:
+    """Make the environment and run the probes; the output of the first step that fails."""
+    with tempfile.TemporaryDirectory(prefix="ckpt-tasks-extra-") as folder:
+        python = Path(folder, "venv", "bin", "python")
+        requirement = f"{wheel}[{check.extra}]" if check.extra else str(wheel)
+        steps: list[list[str]] = [
+            [str(uv), "venv", "--quiet", "--python", sys.executable, str(Path(folder, "venv"))],
+            [
+                *(str(uv), "pip", "install", "--quiet", "--python", str(python)),
+                *(["--resolution", "lowest-direct"] if check.lowest else []),
+                *_find_links(),
+                *(requirement, *check.beside),
+            ],
+            [str(uv), "pip", "check", "--quiet", "--python", str(python)],
+            *([str(python), str(PROBES / probe)] for probe in check.probes),
+        ]
+        for step in steps:
+            answer = subprocess.run(
+                step,
+                cwd=folder,
+                env=_environment(Path(folder)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=600,
+            )
+            if answer.returncode != 0:
+                return f"$ {' '.join(step)}\n{answer.stdout[-4000:]}"
+    return None
+
+
+def _find_links() -> list[str]:
+    folder = os.environ.get("PIP_FIND_LINKS")
+    return ["--find-links", folder] if folder else []
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Nothing of the development environment, nor of earlier runs, is seen by the probes."""
+    left_out = ("VIRTUAL_ENV", "PYTHONPATH", "PREFECT_", "MLFLOW_", "AIRFLOW_", "CKPT_TASKS_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+    return {
+        **kept,
+        "AIRFLOW_HOME": str(folder / "airflow"),
+        "DO_NOT_TRACK": "1",
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""With the newest Prefect, a flow is built and its server comes up and answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+Path("job.py").write_text("def train(run, lr: float = 0.1): ...\n")
+sys.path.insert(0, os.getcwd())
+
+from ckpt_tasks.integrations.prefect import resumable_flow  # noqa: E402 - finds job.py
+
+flow = resumable_flow("job:train", name="probe", store="store")
+assert "lr" in flow.parameters.properties, flow.parameters
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+server = subprocess.Popen(
+    [Path(sys.executable).with_name("prefect"), "server", "start", "--port", str(port)],
+    start_new_session=True,
+)
+try:
+    deadline = time.monotonic() + 120
+    while True:
+        assert server.poll() is None, f"the server ended with {server.returncode}"
+        assert time.monotonic() < deadline, "the server did not answer in two minutes"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health") as answer:
+                assert answer.status == 200
+                break
+        except OSError:
+            time.sleep(0.5)
+finally:
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(timeout=60)
