@@ -1,0 +1,171 @@
+"""A registry in memory: what the contract means, in its shortest form."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+import msgspec
+
+from ckpt_tasks.errors import RegistryError
+from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.registry import (
+    Registration,
+    Registry,
+    RegistryRunIds,
+    RunDescription,
+    RunStatus,
+)
+from ckpt_tasks.types import MetricRow
+
+__all__ = ["MemoryRegistry", "MemoryRun", "RegistryMemory"]
+
+
+class MemoryRun(msgspec.Struct, kw_only=True):
+    """A run as the memory holds it. `deleted` runs are kept, but not found."""
+
+    description: RunDescription
+    status: RunStatus = "running"
+    rows: dict[MetricRow, None] = {}
+    note: str = ""
+    deleted: bool = False
+
+
+class RegistryMemory:
+    """What several `MemoryRegistry` share, as processes share a server.
+
+    Attributes
+    ----------
+    available
+        Set to False, and every call of every registry raises `RegistryError`.
+    runs, versions, aliases
+        Runs by id, registered checkpoints in order, versions by alias.
+    """
+
+    def __init__(self) -> None:
+        self.available = True
+        self.runs: dict[str, MemoryRun] = {}
+        self.versions: list[Registration] = []
+        self.aliases: dict[str, str] = {}
+        self._numbers = itertools.count(1)
+
+    def new_run(self, description: RunDescription) -> str:
+        """Add a run, even if there is one of the same uid."""
+        run_id = f"run-{next(self._numbers)}"
+        self.runs[run_id] = MemoryRun(description=description)
+        return run_id
+
+    def runs_of(self, uid: str) -> list[str]:
+        """Ids of the runs of a uid that are not deleted, oldest first."""
+        return [
+            run_id
+            for run_id, run in self.runs.items()
+            if run.description.uid == uid and not run.deleted
+        ]
+
+
+class MemoryRegistry(Registry):
+    """The reference implementation of `Registry`, for tests of what drives a registry.
+
+    Parameters
+    ----------
+    memory
+        Shared by registries that stand for several processes.
+    """
+
+    name: ClassVar[str] = "memory"
+
+    def __init__(self, memory: RegistryMemory) -> None:
+        self._memory = memory
+        self._run_id: str | None = None
+
+    def find_run(self, description: RunDescription) -> RegistryRunIds | None:
+        runs = self._reach().runs_of(description.uid)
+        return self._ids(runs[0]) if runs else None
+
+    def create_run(self, description: RunDescription) -> RegistryRunIds:
+        return self.find_run(description) or self._ids(self._reach().new_run(description))
+
+    def discard_run(self, ids: RegistryRunIds) -> None:
+        memory = self._reach()
+        run = memory.runs.get(ids.run_id)
+        if run is not None and len(memory.runs_of(run.description.uid)) > 1:
+            run.deleted = True
+
+    def open_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
+        run = self._reach().runs.get(ids.run_id)
+        if run is None or run.deleted:
+            raise RegistryError(f"run {ids.run_id} of {description.run!r} was deleted")
+        run.description = description
+        run.status = "running"
+        self._run_id = ids.run_id
+
+    def high_water(self) -> dict[str, int]:
+        steps: dict[str, int] = {}
+        for row in self._run().rows:
+            steps[row.key] = max(row.step, steps.get(row.key, row.step))
+        return steps
+
+    def history(self, key: str, after_step: int) -> list[MetricRow]:
+        return [row for row in self._run().rows if row.key == key and row.step > after_step]
+
+    def log_metrics(self, rows: Sequence[MetricRow]) -> None:
+        self._run().rows.update(dict.fromkeys(rows))
+
+    def registered(self) -> dict[str, Registration]:
+        self._run()
+        versions = self._memory.versions
+        return {one.checkpoint: one for one in versions if one.run_id == self._run_id}
+
+    def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
+        found = self.registered().get(record.id)
+        if found is None:
+            version = str(len(self._memory.versions) + 1)
+            found = Registration(
+                checkpoint=record.id,
+                model_id=f"model-{version}",
+                registered_model="checkpoints",
+                version=version,
+                run_id=str(self._run_id),
+            )
+            self._memory.versions.append(found)
+        return found
+
+    def set_alias(self, alias: str, registration: Registration) -> None:
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", alias)
+        self._reach().aliases[name] = registration.version
+
+    def write_note(self, text: str) -> None:
+        self._run().note = text
+
+    def end_run(self, status: RunStatus) -> None:
+        self._run().status = status
+
+    def links(self, registration: Registration | None) -> dict[str, str]:
+        links = {"run": f"memory://runs/{self._run_id}"}
+        if registration is not None:
+            links["model"] = f"memory://models/{registration.model_id}"
+            links["version"] = f"memory://versions/{registration.version}"
+        return links
+
+    def _ids(self, run_id: str) -> RegistryRunIds:
+        return RegistryRunIds(
+            tracking_uri="memory://",
+            experiment_id="1",
+            experiment="memory",
+            run_id=run_id,
+            registered_model="checkpoints",
+        )
+
+    def _reach(self) -> RegistryMemory:
+        if not self._memory.available:
+            raise RegistryError("the registry in memory is switched off")
+        return self._memory
+
+    def _run(self) -> MemoryRun:
+        memory = self._reach()
+        if self._run_id is None:
+            raise RegistryError("no run is open; call open_run first")
+        return memory.runs[self._run_id]
