@@ -24,6 +24,7 @@ from prefect.client.schemas.filters import (
     ArtifactFilterFlowRunId,
     ArtifactFilterKey,
 )
+from prefect.client.schemas.objects import Artifact
 
 from ckpt_tasks.events import (
     AttemptEnded,
@@ -73,10 +74,16 @@ class KeyedArtifact:
         self._task_run_id = task_run_id
         self._id: UUID | None = None
 
+    def read(self, client: SyncPrefectClient) -> Any:
+        """Its data as the server has it, from an earlier execution too; ``None`` without."""
+        found = self._find(client)
+        self._id = found.id if found else None
+        return found.data if found else None
+
     def publish(self, client: SyncPrefectClient, data: Any, description: str) -> None:
         """Create or update it. Raises ``httpx.HTTPError`` when the server does not take it."""
         if self._id is None:
-            self._id = self._find(client)
+            self.read(client)
         if self._id is not None:
             update = ArtifactUpdate(data=data, description=description)
             client.update_artifact(self._id, update)
@@ -93,7 +100,7 @@ class KeyedArtifact:
         )
         self._id = created.id
 
-    def _find(self, client: SyncPrefectClient) -> UUID | None:
+    def _find(self, client: SyncPrefectClient) -> Artifact | None:
         found = client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 key=ArtifactFilterKey(any_=[self._key]),
@@ -101,7 +108,7 @@ class KeyedArtifact:
             ),
             limit=1,
         )
-        return found[0].id if found else None
+        return found[0] if found else None
 
 
 class ArtifactPublisher:
@@ -142,6 +149,7 @@ class ArtifactPublisher:
         }
         self._lock = threading.Lock()
         self._changed: set[str] = {"progress"} | ({"checkpoints"} if self._rows else set())
+        self._looked_back = False
         self._wake = threading.Event()
         self._wake.set()
         self._closing = threading.Event()
@@ -222,16 +230,29 @@ class ArtifactPublisher:
         """Send what has changed; on failure it stays marked, and the reason is returned."""
         with self._lock:
             changed, self._changed = self._changed, set()
-            contents = {kind: self._contents()[kind]() for kind in sorted(changed)}
         try:
             with get_client(sync_client=True) as client:
-                for kind, (data, description) in contents.items():
+                self._look_back(client)
+                for kind in sorted(changed):
+                    with self._lock:
+                        data, description = self._contents()[kind]()
                     self._artifacts[kind].publish(client, data, description)
         except httpx.HTTPError as error:
             with self._lock:
                 self._changed |= changed
             return f"{type(error).__name__}: {error}"
         return None
+
+    def _look_back(self, client: SyncPrefectClient) -> None:
+        """Take over what an earlier try has shown of the registry: the store does not know it."""
+        if self._looked_back:
+            return
+        earlier = self._artifacts["checkpoints"].read(client)
+        self._looked_back = True
+        for row in json.loads(earlier) if earlier else ():
+            known = self._rows.get(row["checkpoint"])
+            if known is not None and known["state"] == "committed":
+                self._rows[row["checkpoint"]] = {**known, "state": row["state"]}
 
     def _contents(self) -> Mapping[str, Callable[[], tuple[Any, str]]]:
         return {

@@ -146,7 +146,8 @@ def _known_checkpoints(spec: TrainSpec) -> list[Row]:
     except CheckpointNotFoundError:
         return []
     columns = ("checkpoint", "epoch", "step", "attempt", "trigger", "size", "state")
-    return [{column: row[column] for column in columns} for row in report.checkpoints]
+    rows = [{column: row[column] for column in columns} for row in report.checkpoints]
+    return [{**row, "state": "committed"} if row["state"] == "valid" else row for row in rows]
 
 
 def _fan_out(logger: _Logger, *sinks: EventSink) -> EventSink:
