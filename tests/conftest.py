@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support import s3_servers
+from support.mlflow_server import MlflowServer
 from support.s3_proxy import Faults, s3_proxy
 from support.s3_servers import CREDENTIALS, S3Server
 
@@ -39,3 +40,10 @@ def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     return CREDENTIALS
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server that no test stops; those that do start one of their own."""
+    with MlflowServer(tmp_path_factory.mktemp("mlflow-server")) as server:
+        yield server

@@ -6,7 +6,19 @@ Needs pytest, which the package itself does not.
 from __future__ import annotations
 
 from ckpt_tasks.testing.clock import FakeClock
+from ckpt_tasks.testing.memory_registry import MemoryRegistry, RegistryMemory
+from ckpt_tasks.testing.registry import RegistryTests
 from ckpt_tasks.testing.stores import StoreTests
 from ckpt_tasks.testing.wrappers import Fault, FaultyStore, LatencyStore, WrapperStore
 
-__all__ = ["FakeClock", "Fault", "FaultyStore", "LatencyStore", "StoreTests", "WrapperStore"]
+__all__ = [
+    "FakeClock",
+    "Fault",
+    "FaultyStore",
+    "LatencyStore",
+    "MemoryRegistry",
+    "RegistryMemory",
+    "RegistryTests",
+    "StoreTests",
+    "WrapperStore",
+]
