@@ -284,7 +284,8 @@ def _decode_state_dict(value: Any) -> Any:
 
 
 def _decode_dtype(value: Any) -> torch.dtype:
-    found = getattr(torch, value) if isinstance(value, str) else None
+    # Not getattr: it imports modules by name.
+    found = vars(torch).get(value) if isinstance(value, str) else None
     if not isinstance(found, torch.dtype):
         raise TypeError(f"{value!r} is no dtype")
     return found

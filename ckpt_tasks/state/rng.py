@@ -65,8 +65,8 @@ def restore_rng(state: dict[str, Any]) -> list[str]:
     StateError
         A state that these generators do not take.
     """
-    _set("Python's", _restore_python, state["python"])
-    _set("torch's", lambda value: torch.set_rng_state(value.cpu()), state["torch"])
+    _set("Python's", _restore_python, state.get("python"))
+    _set("torch's", lambda value: torch.set_rng_state(value.cpu()), state.get("torch"))
     warnings = []
     if "numpy" in state:
         warnings += _restore_numpy(state["numpy"])
