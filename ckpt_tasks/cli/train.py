@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -16,6 +18,7 @@ from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.training.entrypoint import check_params, read_signature
+from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.source import interpreter_path
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import CheckpointId
@@ -133,13 +136,38 @@ def _configure(
 
 
 def _launch(spec: TrainSpec) -> int:
-    from ckpt_tasks.training.launch import launch
-
     account = Account()
+    stop = _StopOnSignal()
     try:
-        outcome = launch(spec, account)
+        with stop:
+            outcome = launch(spec, account, stop_requested=stop.requested)
     finally:
         account.close()
-    prefix = "" if outcome.done else "error: " if not outcome.retryable else "failed: "
+    prefix = "" if outcome.done else "failed: " if outcome.retryable else "error: "
     click.echo(mask_text(f"{prefix}{outcome.message}"), err=True)
     return outcome.code
+
+
+class _StopOnSignal:
+    """Lets training save and stop on the first SIGINT or SIGTERM; a second one interrupts."""
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._earlier: dict[int, Any] = {}
+
+    def requested(self) -> bool:
+        return self._requested
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._earlier[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._requested:
+            raise KeyboardInterrupt
+        self._requested = True
+        click.echo("stopping: saves at the next boundary; once more to stop waiting", err=True)

@@ -21,10 +21,10 @@ import torch
 def train(run, lr: float = 0.1, epochs: int = 2):
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    run.track(model=model, optimizer=optimizer)
-    data = [torch.ones(4, 2)] * 3
+    loader = torch.utils.data.DataLoader(torch.ones(12, 2), batch_size=4)
+    run.track(model=model, optimizer=optimizer, loader=loader)
     for epoch in run.epochs(epochs):
-        for batch in run.steps(data):
+        for batch in run.steps(loader):
             optimizer.zero_grad()
             model(batch).sum().backward()
             optimizer.step()

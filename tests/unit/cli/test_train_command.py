@@ -1,0 +1,103 @@
+"""``train``: checks before anything is started, then one supervised attempt and its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import support.toy_training
+
+TOY = f"{support.toy_training.__file__}:train"
+
+
+@pytest.fixture
+def train(call, store_path):
+    """Run ``ckpt-tasks train`` on the toy training."""
+
+    def run(*arguments: str, entrypoint: str = TOY):
+        return call("train", entrypoint, "--run", "toy", "--store", store_path, *arguments)
+
+    return run
+
+
+def test_a_run_is_trained_then_found_complete(train, call, store_path):
+    """The first call trains and tells of its saves; the next one has nothing left to do."""
+    answer = train("-p", "epochs=2", "-p", "lr=3e-3", "--every-steps", "5")
+    assert answer.code == 0, answer
+    assert "starts from the beginning" in answer.err
+    assert "saved step-00000005-a1-s1" in answer.err
+    shown = call("show", "toy", "--store", store_path, "--json").json
+    assert shown["attempts"][0]["claim"]["hyperparameters"]["lr"] == 3e-3
+    assert shown["completed"]["position"]["step"] == 16
+    again = train("-p", "epochs=2")
+    assert again.code == 0
+    assert "complete" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-p", "learning_rate=1"], "has no hyperparameter 'learning_rate'"),
+        (["-p", "lr"], "not KEY=VALUE"),
+        (["-p", "lr=1", "-p", "lr=2"], "given twice"),
+        (["-p", "lr=fast"], "lr = 'fast'"),
+        (["--every", "soon"], "'10m'"),
+        (["--every-steps", "0"], "schedule.every_steps = 0"),
+        (["--python", "no/such/python"], "no/such/python"),
+        (["--resume", "latest"], "auto or fresh"),
+    ],
+)
+def test_mistakes_are_found_before_anything_starts(train, store_path, arguments, expected):
+    """A wrong argument exits with 2 and one line, and leaves no trace in the store."""
+    answer = train(*arguments)
+    assert answer.code == 2
+    assert expected in answer.err
+    assert answer.err.count("\n") == 1
+    assert not Path(store_path).exists()
+
+
+def test_a_wrong_entry_point_names_the_nearest(train):
+    """A misspelt function is found without starting anything."""
+    answer = train(entrypoint=TOY.replace(":train", ":trian"))
+    assert (answer.code, "did you mean 'train'" in answer.err) == (2, True)
+
+
+def test_another_interpreter_is_asked_for_its_path(train):
+    """With --python, the signature is looked for where that interpreter would look."""
+    answer = train("--python", sys.executable, "-p", "epoch=2")
+    assert (answer.code, "did you mean 'epochs'" in answer.err) == (2, True)
+
+
+def test_an_exception_in_the_training_is_worth_a_retry(train, tmp_path):
+    """A training that raises exits with 1, and says what was raised."""
+    failing = tmp_path / "failing.py"
+    failing.write_text("def train(run):\n    raise RuntimeError('out of luck')\n")
+    answer = train(entrypoint=f"{failing}:train")
+    assert answer.code == 1
+    assert "out of luck" in answer.err
+
+
+def test_a_signal_saves_and_a_second_call_goes_on(train, store_path):
+    """SIGTERM ends with 75 after a save; the next call resumes there and completes the run."""
+    command = [sys.executable, "-m", "ckpt_tasks", "train", TOY, "--run", "toy"]
+    process = subprocess.Popen(
+        [*command, "--store", store_path, "--every-steps", "2"],
+        env={**os.environ, "TOY_STEP_SECONDS": "0.2"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        for line in process.stderr:
+            if line.startswith("saved "):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 75, rest
+    assert "(signal: " in rest
+    answer = train()
+    assert answer.code == 0
+    assert "resumed from " in answer.err
