@@ -10,9 +10,9 @@ from moto.server import ThreadedMotoServer
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.store import open_store
 
-os.environ.update(
-    AWS_ACCESS_KEY_ID="probe", AWS_SECRET_ACCESS_KEY="probe", AWS_DEFAULT_REGION="us-east-1"
-)
+for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    os.environ[name] = "probe"
+os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
 server.start()
 host, port = server.get_host_and_port()
