@@ -44,7 +44,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 
 class AttemptClaimed(Event, frozen=True, kw_only=True, tag=True):
-    """This process owns the run now, under this attempt's number."""
+    """The process owns the run from now on, under this attempt's number."""
 
     run: str
     uid: str
