@@ -87,11 +87,12 @@ class CheckpointId(msgspec.Struct, frozen=True, order=True):
     def parse(cls, text: str) -> CheckpointId:
         """Read an id; raises ``ValueError`` when `text` is not exactly one."""
         match = CHECKPOINT_ID.fullmatch(text)
-        if match is None:
+        parsed = cls(*(int(part) for part in match.groups())) if match else None
+        if parsed is None or str(parsed) != text:  # one id has one spelling
             raise ValueError(
                 f"{text!r} is not a checkpoint id; one looks like 'step-00001200-a2-s7'"
             )
-        return cls(*(int(part) for part in match.groups()))
+        return parsed
 
 
 class SaveDecision(msgspec.Struct, frozen=True):

@@ -167,8 +167,10 @@ class RunLayout:
     @staticmethod
     def attempt_number(path: str) -> int | None:
         """The attempt that a path under `attempts` claims, or ``None`` if it is no claim."""
-        match = _ATTEMPT.fullmatch(path.rpartition("/")[2])
-        return int(match[1]) if match else None
+        name = path.rpartition("/")[2]
+        match = _ATTEMPT.fullmatch(name)
+        number = int(match[1]) if match else 0
+        return number if number and name == f"{number:04d}.json" else None
 
     @staticmethod
     def checkpoint_id(path: str) -> CheckpointId | None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from ckpt_tasks.errors import CorruptCheckpointError, UnsupportedFormatError
+from ckpt_tasks.errors import ConfigError, CorruptCheckpointError, UnsupportedFormatError
 from ckpt_tasks.format.digest import CHUNK_BYTES, DIGEST_HEX, digest
 from ckpt_tasks.format.layout import check_relative
 from ckpt_tasks.types import CheckpointId, Number, Position, Scalar, Trigger
@@ -303,13 +303,22 @@ def encode(record: _Record) -> bytes:
     """A record's bytes: JSON, indented for people except for the index, with a checksum.
 
     The last field, ``checksum``, is the digest of every byte before it, so that a flipped bit
-    in a record that is still valid JSON is found too.
+    in a record that is still valid JSON is found too. Later formats must keep it as it is, or
+    this version takes their records for damaged ones.
+
+    Raises `ConfigError` for a record that `decode` would refuse, such as one with a text that
+    is too long: better no record than one that nobody can read.
     """
     data = msgspec.json.encode(record)
     if not isinstance(record, Index):
         data = msgspec.json.format(data, indent=1)
     body = data[: data.rindex(b"}")].rstrip()
-    return body + _SEAL % digest(body).encode("ascii")
+    data = body + _SEAL % digest(body).encode("ascii")
+    try:
+        decode(data, type(record), path="the new record")
+    except CorruptCheckpointError as error:
+        raise ConfigError(f"cannot write {type(record).__name__}: {error.__cause__}") from error
+    return data
 
 
 def decode(data: bytes, kind: type[R], *, path: str) -> R:
@@ -388,7 +397,9 @@ def _validate_commit(record: CommitRecord) -> None:
     checkpoint = CheckpointId.parse(record.id)
     if checkpoint.step != record.position.step:
         raise ValueError(f"id {record.id} does not match step {record.position.step}")
-    if sorted(ref.rank for ref in record.indexes) != list(range(record.world_size)):
+    ranks = sorted(ref.rank for ref in record.indexes)
+    # Lengths first: a list of the ranks of a hostile world size would take gigabytes.
+    if len(ranks) != record.world_size or ranks != list(range(record.world_size)):
         raise ValueError(f"indexes do not cover ranks 0..{record.world_size - 1}")
     if not record.lineage or record.lineage[0].attempt != checkpoint.attempt:
         raise ValueError("lineage does not start at this attempt")

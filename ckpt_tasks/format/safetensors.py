@@ -19,6 +19,8 @@ __all__ = ["DTYPE_BYTES", "HEADER_ALIGNMENT", "TensorSpec", "build_header", "par
 HEADER_ALIGNMENT = 4096
 """Tensors start on a page, so that a direct write or a mapping of them is aligned."""
 
+_MAX_DIMENSIONS = 64  # torch's own limit
+
 DTYPE_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -83,10 +85,27 @@ def parse_header(header: bytes) -> dict[str, tuple[TensorSpec, int]]:
     found = {}
     for key, entry in entries.items():
         start, stop = entry.data_offsets
-        if entry.dtype not in DTYPE_BYTES or any(n < 0 for n in entry.shape):
-            raise ValueError(f"tensor {key!r} has dtype {entry.dtype} and shape {entry.shape}")
+        shape = entry.shape
+        if (
+            entry.dtype not in DTYPE_BYTES
+            or len(shape) > _MAX_DIMENSIONS
+            or min(shape, default=0) < 0
+        ):
+            raise ValueError(f"tensor {key!r} has dtype {entry.dtype} and shape {shape[:99]}")
         spec = TensorSpec(key, entry.dtype, tuple(entry.shape))
         if start < 0 or stop - start != spec.size:
             raise ValueError(f"tensor {key!r} has offsets {start}..{stop}")
         found[key] = (spec, start)
+    _check_contiguous(found)
     return found
+
+
+def _check_contiguous(tensors: Mapping[str, tuple[TensorSpec, int]]) -> None:
+    """Neither holes nor overlaps, as the library demands: hidden or shared bytes are no tensor."""
+    stop = 0
+    for start, size, key in sorted(
+        (start, spec.size, key) for key, (spec, start) in tensors.items()
+    ):
+        if start != stop:
+            raise ValueError(f"tensor {key!r} starts at {start}, where byte {stop} comes next")
+        stop = start + size
