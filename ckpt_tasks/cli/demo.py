@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 
 import click
 
@@ -10,7 +10,7 @@ from ckpt_tasks.errors import ConfigError
 
 __all__ = ["demo"]
 
-_NEEDED = {"mlflow", "prefect", "sklearn", "torch", "torchdata"}
+_NEEDED = ("mlflow", "prefect", "sklearn", "torch", "torchdata")
 
 
 @click.command(
@@ -20,13 +20,13 @@ _NEEDED = {"mlflow", "prefect", "sklearn", "torch", "torchdata"}
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def demo(ctx: click.Context, arguments: tuple[str, ...]) -> None:
-    """Train under Prefect, be killed twice, resume, and prove that nothing changed."""
-    try:
-        code = importlib.import_module("ckpt_tasks.demo").main(list(arguments))
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
-            raise
+    """Train under Prefect, be killed twice, resume, and prove it."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
         raise ConfigError(
-            f"the demo needs {error.name}, which is not installed: pip install 'ckpt-tasks[demo]'"
-        ) from error
-    ctx.exit(code)
+            f"the demo needs {', '.join(missing)}, not installed here: "
+            "pip install 'ckpt-tasks[demo]'"
+        )
+    from ckpt_tasks.demo import main
+
+    ctx.exit(main(list(arguments)))

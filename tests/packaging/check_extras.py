@@ -52,6 +52,7 @@ CHECKS = (
     Check("torch", "torch", ("torch_extra.py",), (TORCH,)),
     Check("mlflow", "mlflow", ("mlflow_extra.py",)),
     Check("prefect, newest", "prefect", ("prefect_extra.py",)),
+    Check("demo", "demo", ("demo_extra.py",), (TORCH,)),
     Check("airflow", "airflow", ("airflow_extra.py",)),
     Check("s3", "s3", ("s3_extra.py",), ("moto[server]",)),
 )
