@@ -343,7 +343,7 @@ def decode(data: bytes, kind: type[R], *, path: str) -> R:
     body = _unseal(data, path)
     _check_version(body, path)
     try:
-        record = msgspec.json.decode(body, type=kind)
+        record: R = _DECODERS[kind].decode(body)
         _validate(record)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} is not a valid {kind.__name__}: {error}") from error
@@ -369,10 +369,28 @@ class _Version(msgspec.Struct):
     required_features: list[str] = []
 
 
+# Made at import: msgspec resolves a type's fields when it first meets it, and two threads that
+# do so at once crash the interpreter (seen with 0.22). Catalogs read records in many threads.
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind)
+    for kind in (
+        AttemptClaim,
+        CommitRecord,
+        CompletedRecord,
+        Heartbeat,
+        Index,
+        MarkRecord,
+        ResumedRecord,
+        RunRecord,
+    )
+}
+_VERSION_DECODER = msgspec.json.Decoder(_Version)
+
+
 def _check_version(data: bytes, path: str) -> None:
     """Tell a newer format from damage before a strict decode would call it damage."""
     try:
-        version = msgspec.json.decode(data, type=_Version)
+        version = _VERSION_DECODER.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} is not a record: {error}") from error
     unknown = sorted(set(version.required_features) - FEATURES)
