@@ -5,7 +5,7 @@ Environment
 TOY_NAME, TOY_STORE
     Of the flow and its deployment; the store's root.
 TOY_MLFLOW
-    Tracking URI.
+    Tracking URI; empty: no registry.
 TOY_FUNCTION
     Function of `toy_training`; default ``train``.
 """
@@ -22,7 +22,7 @@ toy = resumable_flow(
     name="toy",
     store=os.environ["TOY_STORE"],
     schedule=ScheduleConfig(every_steps=3),
-    registry=RegistryConfig(tracking_uri=os.environ["TOY_MLFLOW"], best="loss:min"),
+    registry=RegistryConfig(tracking_uri=os.environ["TOY_MLFLOW"] or None, best="loss:min"),
     attempt=AttemptConfig(heartbeat=1.0, takeover_after=5.0, grace=10.0, without_commit=3),
     retries=2,
     retry_delay_seconds=[0.5],

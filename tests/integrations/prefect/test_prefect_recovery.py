@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,11 +51,23 @@ def uninterrupted_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "digest").read_text(encoding="ascii")
 
 
+@pytest.fixture(scope="module")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables, to be copied: making them takes many seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
 def toy(
-    prefect_api: PrefectServer, tmp_path: Path, request: pytest.FixtureRequest
+    prefect_api: PrefectServer,
+    empty_mlflow: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> Iterator[ServedToy]:
     environment: dict[str, str] = getattr(request, "param", {})
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     served = ServedToy(
         prefect_api, tmp_path, tmp_path.name, **{"TOY_STEP_SECONDS": PACE, **environment}
     )
@@ -208,7 +221,9 @@ def test_cancelled_flow_run_saves_before_it_stops(toy: ServedToy) -> None:
     assert newest.record.position.step == toy.steps_done()[-1][1]
 
 
-@pytest.mark.parametrize("toy", [{"TOY_FUNCTION": "crash"}], indirect=True, ids=["crash"])
+@pytest.mark.parametrize(
+    "toy", [{"TOY_FUNCTION": "crash", "TOY_MLFLOW": ""}], indirect=True, ids=["crash"]
+)
 def test_training_that_always_fails_spends_its_retries(toy: ServedToy) -> None:
     """A bug in the user's code fails the flow run after the retries, with the report published."""
     flow_run = toy.trigger()
