@@ -8,11 +8,12 @@ import msgspec
 
 from ckpt_tasks.checkpointer.reader import iter_files, read_commit, read_index
 from ckpt_tasks.errors import CorruptCheckpointError
+from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["VerifyReport", "verify_checkpoint"]
+__all__ = ["VerifyReport", "state_digest", "verify_checkpoint"]
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,3 +74,27 @@ def verify_checkpoint(store: Store, run: str, checkpoint: CheckpointId | str) ->
         size=size,
         seconds=time.perf_counter() - started,
     )
+
+
+def state_digest(store: Store, run: str, checkpoint: CheckpointId | str) -> str:
+    """A digest of the state alone: equal for two checkpoints that hold the same state, whatever
+    run, attempt or write they belong to.
+
+    It covers every tensor's dtype, shape and bytes and every other value, by the digests that
+    were committed. Errors as `verify_checkpoint`, and `CorruptCheckpointError` for a damaged
+    record or index.
+    """
+    layout = RunLayout(run)
+    if isinstance(checkpoint, str):
+        checkpoint = CheckpointId.parse(checkpoint)
+    record = read_commit(store, layout, checkpoint)
+    indexes = [read_index(store, layout, ref) for ref in record.indexes]
+    state = [
+        [
+            index.rank,
+            index.items,
+            [[tensor.key, tensor.dtype, tensor.shape, tensor.chunks] for tensor in index.tensors],
+        ]
+        for index in indexes
+    ]
+    return digest(msgspec.json.encode(state))

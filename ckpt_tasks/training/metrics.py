@@ -86,7 +86,8 @@ def _number(key: str, value: Any) -> Any:
             raise StateError(f"metric {key!r} is a tensor of {value.numel()} elements, not one")
         # Reading a value from an accelerator waits for it; a copy does not, and is needed, as
         # the user may go on adding to this tensor.
-        return float(value) if value.device.type == "cpu" else value.detach().clone()
+        value = value.detach()
+        return float(value) if value.device.type == "cpu" else value.clone()
     try:
         return float(value)
     except (TypeError, ValueError) as error:

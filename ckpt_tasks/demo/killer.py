@@ -1,0 +1,79 @@
+"""Kills the trainer of a run with SIGKILL, at steps that nobody announces."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+
+from ckpt_tasks.checkpointer.catalog import list_checkpoints
+from ckpt_tasks.fencing.attempts import read_attempts
+from ckpt_tasks.fencing.process import process_is_alive
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.manifest import Process
+from ckpt_tasks.store.base import Store
+
+__all__ = ["Killer"]
+
+_POLL_SECONDS = 0.05
+
+
+class Killer:
+    """Kills one attempt after the other, each once it has committed a few checkpoints.
+
+    Parameters
+    ----------
+    kills
+        How many.
+    on_kill
+        Told each time: which kill, the attempt's number, the trainer's pid, and its newest
+        checkpoint.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run: str,
+        *,
+        kills: int,
+        on_kill: Callable[[int, int, int, str], None],
+    ) -> None:
+        self._store = store
+        self._layout = RunLayout(run)
+        self._kills = kills
+        self._on_kill = on_kill
+        self._random = random.SystemRandom()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="killer", daemon=True)
+        self.killed: list[int] = []
+        """Attempts that were killed."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        wanted = self._random.randint(2, 4)
+        while len(self.killed) < self._kills and not self._stopped.wait(_POLL_SECONDS):
+            attempts = read_attempts(self._store, self._layout)
+            if not attempts or attempts[-1].number in self.killed or attempts[-1].claim is None:
+                continue
+            number = attempts[-1].number
+            mine = [c for c in list_checkpoints(self._store, self._layout) if c.attempt == number]
+            if len(mine) < wanted:
+                continue
+            self._stopped.wait(self._random.uniform(0.0, 0.4))
+            self._kill(number, attempts[-1].claim.process, str(max(mine)))
+            wanted = self._random.randint(2, 4)
+
+    def _kill(self, attempt: int, process: Process, newest: str) -> None:
+        if not process_is_alive(process):
+            return
+        os.kill(process.pid, signal.SIGKILL)
+        self.killed.append(attempt)
+        self._on_kill(len(self.killed), attempt, process.pid, newest)
