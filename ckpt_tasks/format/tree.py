@@ -25,14 +25,22 @@ containers; only what a leaf handles (tensors) can keep its identity.
 
 from __future__ import annotations
 
-import base64
-import math
-import struct
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
 from ckpt_tasks.errors import CorruptCheckpointError, StateError
+from ckpt_tasks.format.scalars import (
+    DECODERS,
+    ENCODERS,
+    TAG,
+    TAGGED,
+    VALUE,
+    is_unicode,
+    parts_of,
+    tagged,
+    text_of,
+)
 
 __all__ = ["MAX_DEPTH", "Path", "SamePath", "decode_tree", "encode_tree", "path_text"]
 
@@ -51,12 +59,6 @@ class SamePath(tuple[object, ...]):
 
 EncodeLeaf = Callable[[object, Path], "tuple[str, object] | None"]
 DecodeLeaf = Callable[[str, object], object]
-
-_TAG = "$"
-_VALUE = "v"
-_TAGGED = frozenset((_TAG, _VALUE))
-_CANONICAL_NAN = struct.pack(">d", math.nan)
-_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 
 
 def path_text(path: Path) -> str:
@@ -115,14 +117,6 @@ def decode_tree(node: object, *, leaf: DecodeLeaf) -> Any:
         raise CorruptCheckpointError(f"the saved state is damaged: {error}") from error
 
 
-def _tagged(tag: str, value: object) -> dict[str, object]:
-    return {_TAG: tag, _VALUE: value}
-
-
-def _base64(data: bytes | bytearray) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
 class _Encoder:
     def __init__(self, leaf: EncodeLeaf) -> None:
         self._leaf = leaf
@@ -132,13 +126,13 @@ class _Encoder:
         if value is None or value is True or value is False:
             return value
         kind = type(value)
-        scalar = _SCALARS.get(kind)
+        scalar = ENCODERS.get(kind)
         if scalar is not None:
             return scalar(value)
         if kind not in _PLAIN_CONTAINERS:
             found = self._leaf(value, path)
             if found is not None:
-                return _tagged(found[0], self._leaf_value(found[1], path))
+                return tagged(found[0], self._leaf_value(found[1], path))
         container = _CONTAINERS.get(kind)
         if container is None:
             raise StateError(_refusal(value, path))
@@ -166,18 +160,18 @@ class _Encoder:
         return [self.encode(item, (*path, i)) for i, item in enumerate(value)]
 
     def encode_tuple(self, value: tuple[object, ...], path: Path) -> Any:
-        return _tagged("tuple", [self.encode(item, (*path, i)) for i, item in enumerate(value)])
+        return tagged("tuple", [self.encode(item, (*path, i)) for i, item in enumerate(value)])
 
     def encode_dict(self, value: dict[object, object], path: Path) -> Any:
-        if _TAG not in value and all(type(key) is str and _is_unicode(key) for key in value):
+        if TAG not in value and all(type(key) is str and is_unicode(key) for key in value):
             return {key: self.encode(item, (*path, key)) for key, item in value.items()}
-        return _tagged("dict", self._pairs(value, path))
+        return tagged("dict", self._pairs(value, path))
 
     def encode_ordered_dict(self, value: OrderedDict[object, object], path: Path) -> Any:
-        return _tagged("odict", self._pairs(value, path))
+        return tagged("odict", self._pairs(value, path))
 
     def encode_counter(self, value: Counter[object], path: Path) -> Any:
-        return _tagged("counter", self._pairs(value, path))
+        return tagged("counter", self._pairs(value, path))
 
     def _pairs(self, value: Any, path: Path) -> list[Any]:
         return [
@@ -186,10 +180,10 @@ class _Encoder:
         ]
 
     def encode_set(self, value: set[object], path: Path) -> Any:
-        return _tagged("set", self._members(value, path))
+        return tagged("set", self._members(value, path))
 
     def encode_frozenset(self, value: frozenset[object], path: Path) -> Any:
-        return _tagged("frozenset", self._members(value, path))
+        return tagged("frozenset", self._members(value, path))
 
     def _members(self, value: Any, path: Path) -> list[Any]:
         # Text hashes differ between processes: without an order of its own the same set would
@@ -198,53 +192,13 @@ class _Encoder:
 
     def encode_deque(self, value: deque[object], path: Path) -> Any:
         items = [self.encode(item, (*path, i)) for i, item in enumerate(value)]
-        return _tagged("deque", [items, value.maxlen])
+        return tagged("deque", [items, value.maxlen])
 
     def encode_slice(self, value: slice, path: Path) -> Any:
         parts = (value.start, value.stop, value.step)
-        return _tagged("slice", [self.encode(part, path) for part in parts])
+        return tagged("slice", [self.encode(part, path) for part in parts])
 
 
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _encode_str(value: str) -> Any:
-    if _is_unicode(value):
-        return value
-    return _tagged("text", _base64(value.encode("utf-8", "surrogatepass")))
-
-
-def _encode_int(value: int) -> Any:
-    return value if _INT_MIN <= value <= _INT_MAX else _tagged("int", f"{value:x}")
-
-
-def _encode_float(value: float) -> Any:
-    if math.isfinite(value):
-        return value
-    if math.isinf(value):
-        return _tagged("float", "inf" if value > 0 else "-inf")
-    raw = struct.pack(">d", value)
-    return _tagged("float", "nan" if raw == _CANONICAL_NAN else raw.hex())
-
-
-def _encode_complex(value: complex) -> Any:
-    return _tagged("complex", [_encode_float(value.real), _encode_float(value.imag)])
-
-
-def _encode_range(value: range) -> Any:
-    return _tagged("range", [_encode_int(part) for part in (value.start, value.stop, value.step)])
-
-
-_SCALARS: dict[type, Callable[[Any], Any]] = {
-    str: _encode_str,
-    int: _encode_int,
-    float: _encode_float,
-    complex: _encode_complex,
-    bytes: lambda value: _tagged("bytes", _base64(value)),
-    bytearray: lambda value: _tagged("bytearray", _base64(value)),
-    range: _encode_range,
-}
 _PLAIN_CONTAINERS = frozenset((list, tuple, dict))
 _CONTAINERS: dict[type, Callable[..., Any]] = {
     list: _Encoder.encode_list,
@@ -287,18 +241,18 @@ class _Decoder:
         return [self.decode(item, depth) for item in node]
 
     def _dict(self, node: Any, depth: int) -> Any:
-        if _TAG not in node:
-            return {_text(key): self.decode(item, depth) for key, item in node.items()}
-        tag = node[_TAG]
-        if node.keys() != _TAGGED or type(tag) is not str:
+        if TAG not in node:
+            return {text_of(key): self.decode(item, depth) for key, item in node.items()}
+        tag = node[TAG]
+        if node.keys() != TAGGED or type(tag) is not str:
             raise ValueError(f"a tagged node has the members {sorted(map(str, node))}")
-        scalar = _SCALAR_TAGS.get(tag)
+        scalar = DECODERS.get(tag)
         if scalar is not None:
-            return scalar(node[_VALUE])
+            return scalar(node[VALUE])
         container = _CONTAINER_TAGS.get(tag)
         if container is not None:
-            return container(self, node[_VALUE], depth)
-        return self._leaf(tag, self.decode(node[_VALUE], depth))
+            return container(self, node[VALUE], depth)
+        return self._leaf(tag, self.decode(node[VALUE], depth))
 
     def items(self, node: object, depth: int) -> list[Any]:
         if type(node) is not list:
@@ -340,7 +294,7 @@ class _Decoder:
         return items
 
     def decode_deque(self, node: object, depth: int) -> Any:
-        items, maxlen = _parts(node, 2)
+        items, maxlen = parts_of(node, 2)
         if maxlen is not None and type(maxlen) is not int:
             raise ValueError(f"a deque's maxlen is {maxlen!r}")
         items = self.items(items, depth)
@@ -349,70 +303,10 @@ class _Decoder:
         return deque(items, maxlen)
 
     def decode_slice(self, node: object, depth: int) -> Any:
-        return slice(*self.items(_parts(node, 3), depth))
-
-
-def _text(value: object) -> str:
-    if type(value) is not str:
-        raise ValueError(f"text was expected, not a {type(value).__name__}")
-    return value
-
-
-def _parts(node: object, count: int) -> list[Any]:
-    if type(node) is not list or len(node) != count:
-        raise ValueError(f"a list of {count} was expected")
-    return node
-
-
-def _decode_bytes(node: object) -> bytes:
-    return base64.b64decode(_text(node), validate=True)
-
-
-def _decode_str(node: object) -> str:
-    return _decode_bytes(node).decode("utf-8", "surrogatepass")
-
-
-def _decode_int(node: object) -> int:
-    return int(_text(node), 16)
-
-
-def _decode_range_part(node: object) -> int:
-    if type(node) is dict and node.keys() == _TAGGED and node[_TAG] == "int":
-        return _decode_int(node[_VALUE])
-    if type(node) is not int:
-        raise ValueError(f"an integer was expected, not a {type(node).__name__}")
-    return node
-
-
-def _decode_float(node: object) -> float:
-    text = _text(node)
-    if text in ("nan", "inf", "-inf"):
-        return float(text)
-    raw = bytes.fromhex(text)
-    value: float = struct.unpack(">d", raw)[0] if len(raw) == 8 else 0.0
-    if not math.isnan(value):
-        raise ValueError("a tagged float is no NaN")
-    return value
-
-
-def _decode_complex_part(node: object) -> float:
-    if type(node) is float:
-        return node
-    if type(node) is dict and node.keys() == _TAGGED and node[_TAG] == "float":
-        return _decode_float(node[_VALUE])
-    raise ValueError("a complex number's part is no float")
+        return slice(*self.items(parts_of(node, 3), depth))
 
 
 _JSON_SCALARS = frozenset((type(None), bool, int, float, str))
-_SCALAR_TAGS: dict[str, Callable[[Any], Any]] = {
-    "int": _decode_int,
-    "float": _decode_float,
-    "complex": lambda node: complex(*map(_decode_complex_part, _parts(node, 2))),
-    "bytes": _decode_bytes,
-    "bytearray": lambda node: bytearray(_decode_bytes(node)),
-    "text": _decode_str,
-    "range": lambda node: range(*map(_decode_range_part, _parts(node, 3))),
-}
 _CONTAINER_TAGS: dict[str, Callable[..., Any]] = {
     "tuple": _Decoder.decode_tuple,
     "dict": _Decoder.decode_dict,

@@ -93,17 +93,21 @@ class TrackedItems:
         *,
         rename: Mapping[str, str | None] | None = None,
         fresh: Collection[str] = (),
+        own: Mapping[str, Any] | None = None,
     ) -> None:
         """Give each tracked object its saved state.
 
         Parameters
         ----------
         values
-            Saved name to state, from `restore_values`. Reserved names are passed over.
+            Saved name to state, from `restore_values`. Reserved names that are not in `own` are
+            passed over.
         rename
             Saved name to the tracked name that takes it, or to ``None`` to leave it out.
         fresh
             Tracked names that keep their present state, having none saved.
+        own
+            This package's own plain values under reserved names, restored in place as well.
 
         Raises
         ------
@@ -116,9 +120,12 @@ class TrackedItems:
         for name in sorted(stateful, key=self._loading_order):
             _load(name, self._items[name], saved[name])
         link = Linker(values, {name: (self._items[name], saved[name]) for name in stateful})
-        for name in saved:
-            if name not in stateful:
-                _fill(name, self._items[name], link(saved[name]))
+        plain = {name: item for name, item in self._items.items() if name not in stateful}
+        for name, item in (own or {}).items():
+            plain[name], saved[name] = item, values[name]
+        for name, item in plain.items():
+            if name in saved:
+                _fill(name, item, link(saved[name]))
 
     def _check_name(self, name: str) -> None:
         if not isinstance(name, str) or not name:

@@ -175,6 +175,16 @@ def test_the_packages_own_items_are_captured_and_passed_over(through_storage: Ro
     assert items["state"] == {"x": 2}
 
 
+def test_the_packages_own_values_are_restored_in_place(through_storage: RoundTrip) -> None:
+    """Plain values under reserved names follow live modules like tracked ones."""
+    model, state = nn.Linear(1, 1), {}  # type: ignore[var-annotated]
+    saved = {"model": model, "ckpt_tasks.state": {"live": model.state_dict(), "best": 1}}
+    live = nn.Linear(1, 1)
+    tracked(model=live).restore(through_storage(saved), own={"ckpt_tasks.state": state})
+    assert state["best"] == 1
+    assert state["live"]["weight"].data_ptr() == live.weight.data_ptr()
+
+
 def test_names_that_do_not_match_are_listed_from_both_sides(through_storage: RoundTrip) -> None:
     """StateError shows what was saved and what is tracked, and nothing has changed."""
     state = {"x": 0}
