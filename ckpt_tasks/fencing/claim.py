@@ -139,7 +139,9 @@ def claim_attempt(
             _take_over(store, layout, attempts[-1], request, sleep=sleep, clock=clock)
         claim = _claim(next_attempt([a.number for a in attempts]), run, request)
         if create_once(store, layout.attempt(claim.attempt), encode(claim)):
-            return Attempt(claim=claim, earlier=tuple(attempts))
+            # Read again: an earlier attempt may have resumed since, and its lineage counts.
+            earlier = read_attempts(store, layout, before=claim.attempt)
+            return Attempt(claim=claim, earlier=tuple(earlier))
 
 
 def _claim(number: int, run: RunRecord, request: ClaimRequest) -> AttemptClaim:
