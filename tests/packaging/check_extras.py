@@ -51,6 +51,7 @@ CHECKS = (
     Check("bare, oldest", "", ("bare.py",), lowest=True),
     Check("torch", "torch", ("torch_extra.py",), (TORCH,)),
     Check("mlflow", "mlflow", ("mlflow_extra.py",)),
+    Check("mlflow, oldest", "mlflow", ("mlflow_extra.py",), lowest=True),
     Check("prefect, newest", "prefect", ("prefect_extra.py",)),
     Check("demo", "demo", ("demo_extra.py",), (TORCH,)),
     Check("airflow", "airflow", ("airflow_extra.py",)),
