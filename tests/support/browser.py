@@ -152,7 +152,8 @@ class Browser:
         found = self.evaluate(
             f"(() => {{ const e = [...document.querySelectorAll({json.dumps(selector)})]"
             f".find(e => e.innerText.trim() === {json.dumps(text)}); "
-            "if (!e) return false; e.scrollIntoView({block: 'center'}); e.click(); return true; })()"
+            "if (!e) return false; e.scrollIntoView({block: 'center'}); e.click(); "
+            "return true; })()"
         )
         if not found:
             raise BrowserError(f"nothing to click says {text!r}; the page shows:\n{self.text()}")
