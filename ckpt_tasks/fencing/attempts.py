@@ -100,6 +100,7 @@ def _resumed_from_commits(store: Store, layout: RunLayout, number: int) -> Resum
         return ResumedRecord(
             attempt=number,
             checkpoint=commit.lineage[0].resumed_from,
+            lineage=commit.lineage,
             why="read from the lineage of a commit, as the attempt's own record is damaged",
             resumed_at=commit.created_at,
         )

@@ -134,6 +134,7 @@ def claim_attempt(
     """
     while True:
         attempts = read_attempts(store, layout)
+        _check_dense(store, layout, [a.number for a in attempts])
         _check_progress(store, layout, attempts, request)
         if attempts:
             _take_over(store, layout, attempts[-1], request, sleep=sleep, clock=clock)
@@ -188,6 +189,17 @@ def _take_over(
         raise RunBusyError(
             f"run {layout.run!r} is being trained by attempt {owner.number} {who}; wait for "
             "it, use another run name, or take it over with --takeover"
+        )
+
+
+def _check_dense(store: Store, layout: RunLayout, numbers: Sequence[int]) -> None:
+    """The fence asks for one number more than its own, so a gap would let two attempts pass."""
+    missing = sorted(set(range(1, len(numbers) + 1)) - set(numbers))
+    if missing:
+        raise ConfigError(
+            f"the attempts of run {layout.run!r} in {store.url} are not numbered without a gap: "
+            f"{missing[:5]} of {max(numbers)} are missing; somebody removed or added claims. "
+            "Restore them, or use another run name"
         )
 
 

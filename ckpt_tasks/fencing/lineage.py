@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ckpt_tasks.fencing.attempts import AttemptView
-from ckpt_tasks.format.manifest import LineageEntry
+from ckpt_tasks.format.manifest import LINEAGE_ENTRIES, CommitRecord, LineageEntry
 from ckpt_tasks.types import CheckpointId
 
 __all__ = ["Lineage", "extend_lineage", "trace_lineage"]
@@ -44,26 +44,24 @@ class Lineage(msgspec.Struct, frozen=True):
         return limits
 
 
-def trace_lineage(attempts: Sequence[AttemptView], *, start: int | None = None) -> Lineage:
-    """Follow back from the newest attempt that has resumed, or from attempt `start`."""
+def trace_lineage(attempts: Sequence[AttemptView]) -> Lineage:
+    """Follow back from the newest attempt that has resumed."""
     resumed = {a.number: a.resumed for a in attempts if a.resumed is not None}
-    current = start if start is not None else max(resumed, default=None)
     entries: list[LineageEntry] = []
+    current = max(resumed, default=None)
     while current is not None and current in resumed:
-        checkpoint = resumed[current].checkpoint
-        entries.append(LineageEntry(attempt=current, resumed_from=checkpoint))
-        # A chain only ever goes back, whatever a record claims.
-        earlier = CheckpointId.parse(checkpoint).attempt if checkpoint else None
-        current = earlier if earlier is not None and earlier < current else None
+        entries += resumed[current].lineage
+        # A record keeps the latest entries only; an earlier attempt's goes on from there.
+        start = entries[-1].resumed_from
+        current = CheckpointId.parse(start).attempt if start is not None else None
     return Lineage(tuple(entries))
 
 
-def extend_lineage(
-    attempts: Sequence[AttemptView], attempt: int, start: CheckpointId | None
-) -> Lineage:
-    """The lineage of a new `attempt` that starts from `start`, a checkpoint of any earlier one;
-    ``None`` starts a lineage of its own.
+def extend_lineage(attempt: int, start: CommitRecord | None) -> Lineage:
+    """The lineage of a new `attempt` that goes on from the checkpoint `start`; ``None`` starts
+    a lineage of its own.
     """
-    entry = LineageEntry(attempt=attempt, resumed_from=str(start) if start else None)
-    rest = trace_lineage(attempts, start=start.attempt).entries if start else ()
-    return Lineage((entry, *rest))
+    if start is None:
+        return Lineage((LineageEntry(attempt=attempt, resumed_from=None),))
+    entry = LineageEntry(attempt=attempt, resumed_from=start.id)
+    return Lineage((entry, *start.lineage[: LINEAGE_ENTRIES - 1]))

@@ -24,6 +24,7 @@ from ckpt_tasks.types import CheckpointId, Number, Position, Scalar, Trigger
 __all__ = [
     "FEATURES",
     "FORMAT",
+    "LINEAGE_ENTRIES",
     "MAX_COMMIT_BYTES",
     "MAX_INDEX_BYTES",
     "AttemptClaim",
@@ -52,6 +53,9 @@ FEATURES: frozenset[str] = frozenset()
 """Features of the format that this version reads beyond version 1 itself."""
 
 MAX_COMMIT_BYTES = 64 * 1024
+LINEAGE_ENTRIES = 100
+"""Attempts of a lineage that a record keeps: a run may be preempted thousands of times."""
+
 MAX_INDEX_BYTES = 256 * 1024 * 1024
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
@@ -116,6 +120,13 @@ class AttemptClaim(_Record, frozen=True, kw_only=True):
     tags: dict[str, _Text] = {}
 
 
+class LineageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An attempt and the checkpoint it started from."""
+
+    attempt: _Number
+    resumed_from: _Text | None
+
+
 class PassedOver(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A newer checkpoint that an attempt did not start from, and why."""
 
@@ -126,11 +137,13 @@ class PassedOver(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class ResumedRecord(_Record, frozen=True, kw_only=True):
     """``attempts/NNNN.resumed.json``: what the attempt starts from; written before it trains.
 
-    `checkpoint` is ``None`` where it starts from the beginning.
+    `checkpoint` is ``None`` where it starts from the beginning. `lineage` goes from this attempt
+    back, `LINEAGE_ENTRIES` at most, so that damage to an earlier record breaks no chain.
     """
 
     attempt: _Number
     checkpoint: _Text | None
+    lineage: list[LineageEntry]
     why: _Text
     passed_over: list[PassedOver] = []
     resumed_at: _Text
@@ -146,13 +159,6 @@ class Heartbeat(_Record, frozen=True, kw_only=True):
     beat: _Count
     at: _Text
     ended: bool = False
-
-
-class LineageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An attempt and the checkpoint it started from."""
-
-    attempt: _Number
-    resumed_from: _Text | None
 
 
 class IndexRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,7 +180,7 @@ class CommitRecord(_Record, frozen=True, kw_only=True):
     uid, id, write_id
         Of the run, of the checkpoint, and of the write that made it.
     lineage
-        From this attempt back to the first.
+        From this attempt back, `LINEAGE_ENTRIES` at most.
     metrics
         The latest value of each metric at this position.
     nonfinite
@@ -407,6 +413,10 @@ def _check_version(data: bytes, path: str) -> None:
 def _validate(record: _Record) -> None:
     if isinstance(record, CommitRecord):
         _validate_commit(record)
+    elif isinstance(record, ResumedRecord):
+        _validate_lineage(record.lineage, record.attempt)
+        if record.lineage[0].resumed_from != record.checkpoint:
+            raise ValueError(f"lineage does not start from {record.checkpoint}")
     elif isinstance(record, Index):
         _validate_index(record)
 
@@ -419,18 +429,20 @@ def _validate_commit(record: CommitRecord) -> None:
     # Lengths first: a list of the ranks of a hostile world size would take gigabytes.
     if len(ranks) != record.world_size or ranks != list(range(record.world_size)):
         raise ValueError(f"indexes do not cover ranks 0..{record.world_size - 1}")
-    if not record.lineage or record.lineage[0].attempt != checkpoint.attempt:
-        raise ValueError("lineage does not start at this attempt")
-    attempts = [entry.attempt for entry in record.lineage]
-    if any(later <= earlier for later, earlier in itertools.pairwise(attempts)):
-        raise ValueError(f"lineage {attempts} does not go back")
-    for entry in record.lineage:
-        if entry.resumed_from is not None:
-            CheckpointId.parse(entry.resumed_from)
+    _validate_lineage(record.lineage, checkpoint.attempt)
     for ref in record.indexes:
         check_relative(ref.path)
         if ref.size > MAX_INDEX_BYTES:
             raise ValueError(f"index of {ref.size} bytes")
+
+
+def _validate_lineage(lineage: list[LineageEntry], attempt: int) -> None:
+    if not lineage or lineage[0].attempt != attempt:
+        raise ValueError(f"lineage does not start at attempt {attempt}")
+    for entry, earlier in itertools.zip_longest(lineage, lineage[1:]):
+        start = CheckpointId.parse(entry.resumed_from).attempt if entry.resumed_from else 0
+        if start >= entry.attempt or (earlier is not None and start != earlier.attempt):
+            raise ValueError(f"lineage breaks behind attempt {entry.attempt}")
 
 
 def _validate_index(index: Index) -> None:

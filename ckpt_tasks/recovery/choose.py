@@ -110,6 +110,13 @@ def _newest(
     committed: Sequence[CheckpointId],
 ) -> Candidates:
     valid = lineage.valid(committed)
+    damage = [text for attempt in attempts for text in attempt.damage]
+    if not valid and committed and damage:
+        raise CheckpointNotFoundError(
+            f"run {layout.run!r} has {len(committed)} checkpoints, and which of them are its own "
+            f"cannot be told: {damage[0]}. It is not started again from step 0 by itself: copy "
+            "back what was damaged, or name a checkpoint with --resume"
+        )
     if not valid:
         why = "no earlier attempt committed a checkpoint" if attempts else "the first attempt"
         return Candidates(why=why)

@@ -17,6 +17,7 @@ from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError, S
 from ckpt_tasks.events import CheckpointQuarantined, EventSink, discard_event
 from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.fencing.claim import Attempt
+from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import Lineage, extend_lineage
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.manifest import PassedOver, ResumedRecord, RunRecord, encode, now
@@ -64,35 +65,40 @@ def recover(
         Checkpoints were committed and none can be restored.
     CorruptCheckpointError
         The one that was asked for by id is damaged.
+    StaleAttemptError
+        A later attempt owns the run.
     StoreError
         Storage failed: nothing is quarantined for that.
     """
     claim = attempt.claim
+    fence = Fence(store, layout, attempt.number)
     candidates = choose(
         store, layout, attempt.earlier, resume=claim.resume, invocation=claim.invocation
     )
     passed = list(candidates.passed_over)
     loaded = None
     if candidates.checkpoints:
-        by = f"attempt {attempt.number}"
-        loaded, damaged = _load_newest(store, layout, run, candidates, by=by, on_event=on_event)
+        loaded, damaged = _load_newest(store, layout, run, fence, candidates, on_event)
         passed += damaged
         if loaded is None:
             raise nothing_restorable(layout, passed)
-    start = loaded.record.checkpoint if loaded else None
+    start = loaded.record if loaded else None
+    lineage = extend_lineage(attempt.number, start)
     resumed = ResumedRecord(
         attempt=attempt.number,
-        checkpoint=str(start) if start else None,
+        checkpoint=start.id if start else None,
+        lineage=list(lineage.entries),
         why=candidates.why,
         passed_over=passed[:100],
         resumed_at=now(),
     )
+    fence.check()
     if not create_once(store, layout.resumed(attempt.number), encode(resumed)):
         raise StaleAttemptError(
             f"attempt {attempt.number} of run {layout.run!r} is executed by another process too; "
             "this one stops"
         )
-    return Recovered(loaded, resumed, extend_lineage(attempt.earlier, attempt.number, start))
+    return Recovered(loaded, resumed, lineage)
 
 
 def preview_recovery(
@@ -134,9 +140,8 @@ def _load_newest(
     store: Store,
     layout: RunLayout,
     run: RunRecord,
+    fence: Fence,
     candidates: Candidates,
-    *,
-    by: str,
     on_event: EventSink,
 ) -> tuple[LoadedCheckpoint | None, list[PassedOver]]:
     passed: list[PassedOver] = []
@@ -145,6 +150,8 @@ def _load_newest(
             loaded = _load_healthy(store, layout, run, checkpoint, candidates)
         except CorruptCheckpointError as error:
             why = str(error)[:4000]
+            fence.check()  # what a stale attempt cannot read may have been removed since
+            by = f"attempt {fence.attempt}"
             mark(store, layout, "quarantined", checkpoint, why=why, by=by)
             on_event(CheckpointQuarantined(checkpoint=str(checkpoint), why=why))
             if candidates.asked_for:

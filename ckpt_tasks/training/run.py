@@ -353,10 +353,8 @@ class TrainingRun:
         self, start: LoadedCheckpoint, rename: Mapping[str, str | None], fresh: Collection[str]
     ) -> None:
         values = _restored(start)
-        self._items.restore(values, rename=rename, fresh=fresh)
+        self._items.restore(values, rename=rename, fresh=fresh, own={_STATE: self.state})
         self._rng = values[_RNG]
-        self.state.clear()
-        self.state.update(values[_STATE])
         self._start = None  # its memory is not needed any more
         for loader in self._loaders.values():
             loader.prepare(in_epoch=self._counters.phase == "in_epoch")

@@ -95,6 +95,7 @@ RECORDS = [
     ResumedRecord(
         attempt=2,
         checkpoint=None,
+        lineage=[LineageEntry(attempt=2, resumed_from=None)],
         why="none committed",
         passed_over=[PassedOver(checkpoint="step-00000001-a1-s1", why="damaged")],
         resumed_at=NOW,
