@@ -48,7 +48,7 @@ def alias(name: str) -> str:
 def registered_model(name: str) -> str:
     """`name` as that of a registered model."""
     cleaned = _NOT_IN_MODEL_NAME.sub("-", name).strip() or "checkpoints"
-    if posixpath.normpath(cleaned) != cleaned or cleaned.startswith(".."):
+    if cleaned == "." or cleaned.startswith("..") or posixpath.normpath(cleaned) != cleaned:
         cleaned = f"model-{cleaned.replace('.', '-')}"
     if len(cleaned) <= _MAX_MODEL_NAME:
         return cleaned

@@ -1,0 +1,157 @@
+"""A registration that dies, loses answers or finds the server gone is completed, never doubled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import support.mlflow_kill
+from mlflow import MlflowClient
+from support.mlflow_proxy import Faults, mlflow_proxy
+from support.mlflow_server import MlflowServer
+
+from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.errors import RegistryError
+from ckpt_tasks.format.manifest import encode
+from ckpt_tasks.integrations.mlflow import MlflowRegistry
+from ckpt_tasks.registry import Registration, RunDescription
+from ckpt_tasks.testing.registry import example_description, example_record, rows_of
+
+EXPERIMENT = "faults"
+
+
+def assert_everything_once(uri: str, uid: str, *, rows: int = 3) -> None:
+    """One run, one logged model that is its output, one version, each row once."""
+    client = MlflowClient(uri, registry_uri=uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    of_uid = f"tags.`ckpt.uid` = '{uid}'"
+    (run,) = client.search_runs([experiment.experiment_id], filter_string=of_uid)
+    run_id = run.info.run_id
+    (model,) = client.search_logged_models([experiment.experiment_id], filter_string=of_uid)
+    assert model.status == "READY"
+    (version,) = client.search_model_versions(f"run_id = '{run_id}'")
+    assert version.source == f"models:/{model.model_id}"
+    outputs = client.get_run(run_id).outputs
+    assert [output.model_id for output in outputs.model_outputs] == [model.model_id]
+    assert len(client.get_metric_history(run_id, "loss")) == rows
+    shown = {metric.key for metric in client.get_logged_model(model.model_id).metrics}
+    assert shown == {"loss", "ckpt/epoch", "ckpt/bytes"}
+    (manifest,) = client.list_artifacts(run_id, "checkpoints/step-00000003-a1-s1")
+    assert manifest.path.endswith("manifest.json")
+
+
+@pytest.mark.parametrize("kind", ["database", "server"])
+def test_killed_before_any_request(
+    kind: str, sqlite_uri: str, request: pytest.FixtureRequest
+) -> None:
+    """Killed by SIGKILL before the n-th request to MLflow, for every n, a second process
+    completes the run and the registration: one of each.
+    """
+    uri = sqlite_uri if kind == "database" else request.getfixturevalue("mlflow_server").uri
+    done = subprocess.run(
+        [sys.executable, support.mlflow_kill.__file__, uri, EXPERIMENT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    uids = done.stdout.split()
+    assert len(uids) >= 15
+    for uid in uids:
+        assert_everything_once(uri, uid)
+
+
+def attempt(uri: str, description: RunDescription) -> Registration:
+    """All that a registrar does until the first checkpoint is registered."""
+    registry = MlflowRegistry(RegistryConfig(tracking_uri=uri, experiment=EXPERIMENT))
+    ids = registry.find_run(description) or registry.create_run(description)
+    registry.open_run(ids, description)
+    registry.log_metrics(rows_of("loss", [3.0, 2.0, 1.0]))
+    record = example_record(description, 3, metrics={"loss": 1.0})
+    return registry.register(record, uri="s3://bucket/x.json", manifest=encode(record))
+
+
+def repeated(uri: str, description: RunDescription) -> Registration:
+    """`attempt`, once more after its first error, as the registrar repeats what failed."""
+    with pytest.raises(RegistryError):
+        attempt(uri, description)
+    return attempt(uri, description)
+
+
+def requests_of_an_attempt(uri: str, faults: Faults) -> list[str]:
+    """Paths of the requests of an attempt without faults."""
+    faults.reset()
+    attempt(uri, example_description())
+    return faults.seen
+
+
+def test_lost_answers(mlflow_server: MlflowServer) -> None:
+    """The answer to the n-th request is lost, for every n: the repeated work makes no second
+    run, logged model or version of what the server had done.
+    """
+    with mlflow_proxy(mlflow_server.uri) as (uri, faults):
+        for number in range(1, len(requests_of_an_attempt(uri, faults)) + 1):
+            description = example_description()
+            faults.reset(lose_answer_to=number)
+            repeated(uri, description)
+            assert_everything_once(mlflow_server.uri, description.uid)
+
+
+@pytest.mark.parametrize("late", ["logged-models", "model-versions/create"])
+def test_requests_carried_out_late(mlflow_server: MlflowServer, late: str) -> None:
+    """A request given up and carried out after its repetition leaves a twin, which the next
+    registration removes; the registration itself stays the same.
+    """
+    with mlflow_proxy(mlflow_server.uri) as (uri, faults):
+        paths = requests_of_an_attempt(uri, faults)
+        description = example_description()
+        faults.reset(hold_back=1 + next(i for i, path in enumerate(paths) if path.endswith(late)))
+        first = repeated(uri, description)
+        assert faults.release() == 1
+        assert attempt(uri, description) == first
+        assert_everything_once(mlflow_server.uri, description.uid)
+
+
+def test_server_stopped_and_started(tmp_path: Path) -> None:
+    """While the server is down every call ends with `RegistryError` within the time of one
+    request; when it is back, the same registry goes on.
+    """
+    server = MlflowServer(tmp_path / "server")
+    with server:
+        description = example_description()
+        registry = MlflowRegistry(RegistryConfig(tracking_uri=server.uri, experiment=EXPERIMENT))
+        ids = registry.create_run(description)
+        registry.open_run(ids, description)
+        record = example_record(description, 3, metrics={"loss": 1.0})
+        manifest = encode(record)
+        server.stop()
+        begun = time.monotonic()
+        with pytest.raises(RegistryError, match="did not take 3 rows"):
+            registry.log_metrics(rows_of("loss", [3.0, 2.0, 1.0]))
+        with pytest.raises(RegistryError, match="did not register step-00000003"):
+            registry.register(record, uri="s3://bucket/x.json", manifest=manifest)
+        with pytest.raises(RegistryError, match="did not search the run"):
+            MlflowRegistry(RegistryConfig(tracking_uri=server.uri, experiment=EXPERIMENT)).find_run(
+                description
+            )
+        assert time.monotonic() - begun < 45  # three requests of 15 s each at the very most
+        server.start()
+        registry.log_metrics(rows_of("loss", [3.0, 2.0, 1.0]))
+        registry.register(record, uri="s3://bucket/x.json", manifest=manifest)
+        assert_everything_once(server.uri, description.uid)
+
+
+def test_server_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that accepts and stays silent ends the call by the time-out."""
+    import socket
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        registry = MlflowRegistry(RegistryConfig(tracking_uri=uri, experiment=EXPERIMENT))
+        with pytest.raises(RegistryError, match="Read timed out"):
+            registry.find_run(example_description())
