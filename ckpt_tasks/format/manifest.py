@@ -153,11 +153,13 @@ class Heartbeat(_Record, frozen=True, kw_only=True):
     """``attempts/NNNN.heartbeat``: overwritten while the attempt is alive.
 
     Observers compare `beat` with their own earlier reading, never `at` with their own clock.
+    `step` is how far the attempt is known to have come.
     """
 
     attempt: _Number
     beat: _Count
     at: _Text
+    step: _Count | None = None
     ended: bool = False
 
 
@@ -378,17 +380,7 @@ class _Version(msgspec.Struct):
 # Made at import: msgspec resolves a type's fields when it first meets it, and two threads that
 # do so at once crash the interpreter (seen with 0.22). Catalogs read records in many threads.
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind)
-    for kind in (
-        AttemptClaim,
-        CommitRecord,
-        CompletedRecord,
-        Heartbeat,
-        Index,
-        MarkRecord,
-        ResumedRecord,
-        RunRecord,
-    )
+    kind: msgspec.json.Decoder(kind) for kind in _Record.__subclasses__()
 }
 _VERSION_DECODER = msgspec.json.Decoder(_Version)
 
