@@ -1,0 +1,350 @@
+"""Attempts of the toy training by the dozen, each in a real process that can be killed.
+
+Importing torch takes seconds, so one server process imports it once and forks a child per
+attempt. A child runs the trainer's own body (`AttemptRunner`), reports its events to a file, and
+dies where it was told to.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import msgspec
+
+from ckpt_tasks.events import Event, EventLog, EventReader
+from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True):
+    """SIGKILL for the child: in the midst of a `step`, or `delay` seconds after its `nth` event
+    of the named class.
+    """
+
+    step: int | None = None
+    event: str = ""
+    nth: int = 1
+    delay: float = 0.0
+
+
+class StoreFault(msgspec.Struct, frozen=True, kw_only=True):
+    """A `ckpt_tasks.testing.Fault` of the child's store; `counted` as `FaultyStore` takes it."""
+
+    at: int
+    when: Literal["before", "during", "after", "late"] = "before"
+    how: Literal["raise", "kill"] = "raise"
+    times: int = 1
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What one child is to do."""
+
+    folder: str
+    spec: TrainSpec
+    kill: Kill | None = None
+    faults: list[StoreFault] = []
+    counted: list[str] | None = None
+    environment: dict[str, str] = {}
+    hold_at_step: int | None = None
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """How a child began or ended; `status` as ``waitpid`` gives it."""
+
+    folder: str
+    pid: int
+    status: int | None = None
+
+
+class Fork:
+    """One child, as its test sees it."""
+
+    def __init__(self, server: AttemptForks, folder: Path, pid: int) -> None:
+        self._server = server
+        self._folder = AttemptFolder(folder)
+        self.folder = folder
+        self.pid = pid
+
+    def wait(self) -> Fork:
+        """Return when it has ended."""
+        self.status = self._server.status_of(self)
+        return self
+
+    @property
+    def killed(self) -> bool:
+        return os.WIFSIGNALED(self.status) and os.WTERMSIG(self.status) == signal.SIGKILL
+
+    @property
+    def outcome(self) -> TrainOutcome:
+        """Its outcome; fails with its output where it left none."""
+        outcome = self._folder.read_outcome(self._folder.trainer_outcome)
+        assert outcome is not None, self.output
+        return outcome
+
+    @property
+    def events(self) -> list[Event]:
+        return list(EventReader(self._folder.trainer_events).read())
+
+    def events_of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def operations(self) -> list[tuple[str, str]]:
+        """Store operations counted, as (operation, path)."""
+        return msgspec.json.decode(
+            (self.folder / "operations.json").read_bytes(), type=list[tuple[str, str]]
+        )
+
+    @property
+    def output(self) -> str:
+        return self._folder.output.read_text("utf-8")
+
+    @property
+    def held(self) -> bool:
+        """It waits before the step at which it was told to hold."""
+        return (self.folder / "held").exists()
+
+    def let_go(self) -> None:
+        """Let a held child go on."""
+        (self.folder / "go").touch()
+
+    def pause(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+class AttemptForks:
+    """The server, from the tests' side; children run one by one or side by side."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = iter(range(1, sys.maxsize))
+        self._ended: dict[str, int] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> AttemptForks:
+        with (self._folder / "forks.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+    def start(
+        self,
+        spec: TrainSpec,
+        *,
+        kill: Kill | None = None,
+        faults: Sequence[StoreFault] = (),
+        counted: Sequence[str] | None = None,
+        environment: dict[str, str] | None = None,
+        hold_at_step: int | None = None,
+    ) -> Fork:
+        """Fork a child that executes one attempt; returns while it runs."""
+        folder = self._folder / f"attempt-{next(self._numbers):04d}"
+        folder.mkdir()
+        request = Request(
+            folder=str(folder),
+            spec=spec,
+            kill=kill,
+            faults=list(faults),
+            counted=None if counted is None else list(counted),
+            environment=environment or {},
+            hold_at_step=hold_at_step,
+        )
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+        self._process.stdin.flush()
+        return Fork(self, folder, self._read(lambda r: r.folder == str(folder)).pid)
+
+    def run(self, spec: TrainSpec, **options: object) -> Fork:
+        """`start`, and wait for its end."""
+        return self.start(spec, **options).wait()  # type: ignore[arg-type]
+
+    def status_of(self, fork: Fork) -> int:
+        """Wait for a child's end and return its status."""
+        folder = str(fork.folder)
+        while folder not in self._ended:
+            self._read(lambda reply: reply.folder == folder)
+        return self._ended[folder]
+
+    def _read(self, wanted: object) -> Reply:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        while True:
+            line = self._process.stdout.readline()
+            assert line, (self._folder / "forks.log").read_text("utf-8")
+            reply = msgspec.json.decode(line, type=Reply)
+            if reply.status is not None:
+                self._ended[reply.folder] = reply.status
+            if wanted(reply):  # type: ignore[operator]
+                return reply
+
+
+# -- the server's side -----------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Fork a child for each request read from stdin, until that ends."""
+    import support.toy_training  # noqa: F401 - imported once, for all children
+    import torch
+
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports most of torch, lazily
+    lock = threading.Lock()
+    for line in sys.stdin.buffer:
+        request = msgspec.json.decode(line, type=Request)
+        with lock:
+            pid = os.fork()
+            if pid == 0:
+                _in_child(request)
+            _say(Reply(folder=request.folder, pid=pid))
+        threading.Thread(target=_reap, args=(request.folder, pid, lock), daemon=True).start()
+
+
+def _reap(folder: str, pid: int, lock: threading.Lock) -> None:
+    status = os.waitpid(pid, 0)[1]
+    with lock:  # not in the midst of a fork
+        _say(Reply(folder=folder, pid=pid, status=status))
+
+
+def _say(reply: Reply) -> None:
+    os.write(1, msgspec.json.encode(reply) + b"\n")
+
+
+def _in_child(request: Request) -> None:
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        code = _attempt(request)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _attempt(request: Request) -> int:
+    from support import toy_training
+
+    from ckpt_tasks.training import attempt
+
+    folder = AttemptFolder(request.folder)
+    output = os.open(folder.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(request.environment)
+    log = EventLog(folder.trainer_events)
+    strike = _striker(request.kill)
+    if request.faults or request.counted is not None:
+        _break_store(attempt, request)
+    if request.hold_at_step is not None:
+        _in_step(toy_training, request.hold_at_step, lambda: _hold(Path(request.folder)))
+    if request.kill is not None and request.kill.step is not None:
+        _in_step(toy_training, request.kill.step, lambda: _die(0.0))
+
+    def on_event(event: Event) -> None:
+        log(event)
+        strike(event)
+
+    runner = attempt.AttemptRunner(request.spec, on_event)
+    signal.signal(signal.SIGTERM, lambda *_: runner.request_stop("received SIGTERM"))
+    function = getattr(toy_training, request.spec.entrypoint.rpartition(":")[2])
+    try:
+        outcome = runner.execute(function)
+    except Exception as error:
+        traceback.print_exc()
+        outcome = runner.failure(error)
+    folder.write_outcome(outcome, folder.trainer_outcome)
+    return outcome.code
+
+
+def _striker(kill: Kill | None) -> object:
+    seen = 0
+
+    def strike(event: Event) -> None:
+        nonlocal seen
+        if kill is None or type(event).__name__ != kill.event:
+            return
+        seen += 1
+        if seen == kill.nth:
+            threading.Thread(target=_die, args=(kill.delay,), daemon=True).start()
+
+    return strike
+
+
+def _die(delay: float) -> None:
+    time.sleep(delay)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _break_store(attempt: object, request: Request) -> None:
+    from ckpt_tasks.testing import Fault, FaultyStore
+    from ckpt_tasks.testing.wrappers import CHANGES
+
+    open_store = attempt.open_store  # type: ignore[attr-defined]
+    counted = CHANGES if request.counted is None else request.counted
+
+    def open_faulty(*args: object, **kwargs: object) -> FaultyStore:
+        faults = [Fault(**msgspec.structs.asdict(fault)) for fault in request.faults]
+        store = FaultyStore(open_store(*args, **kwargs), faults, counted=counted)
+        close = store.close
+
+        def close_and_tell() -> None:
+            path = Path(request.folder) / "operations.json"
+            path.write_bytes(msgspec.json.encode(store.log))
+            close()
+
+        store.close = close_and_tell  # type: ignore[method-assign]
+        return store
+
+    attempt.open_store = functools.wraps(open_store)(open_faulty)  # type: ignore[attr-defined]
+
+
+def _in_step(toy_training: object, wanted: int, act: Callable[[], None]) -> None:
+    """Act in the step that follows the first `wanted` ones, before its end."""
+    trace = toy_training._trace  # type: ignore[attr-defined]
+
+    def trace_and_act(step: int) -> None:
+        trace(step)
+        if step == wanted:
+            act()
+
+    toy_training._trace = trace_and_act  # type: ignore[attr-defined]
+
+
+def _hold(folder: Path) -> None:
+    """Stand still until the test says go."""
+    (folder / "held").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    serve()
