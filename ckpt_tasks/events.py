@@ -32,6 +32,7 @@ __all__ = [
     "Progress",
     "RegistryLinked",
     "RegistryUnavailable",
+    "RunFoundComplete",
     "SaveFailed",
     "SaveStarted",
     "Warned",
@@ -64,6 +65,14 @@ class AttemptResumed(Event, frozen=True, kw_only=True, tag=True):
     position: Position
     why: str
     lost_steps: int = 0
+
+
+class RunFoundComplete(Event, frozen=True, kw_only=True, tag=True):
+    """Nothing is left to train. `attempt` is the newest one; no new one was claimed."""
+
+    run: str
+    uid: str
+    attempt: int
 
 
 class CheckpointQuarantined(Event, frozen=True, kw_only=True, tag=True):
@@ -171,6 +180,7 @@ class AttemptEnded(Event, frozen=True, kw_only=True, tag=True):
 AnyEvent = (
     AttemptClaimed
     | AttemptResumed
+    | RunFoundComplete
     | CheckpointQuarantined
     | Progress
     | MetricsLogged

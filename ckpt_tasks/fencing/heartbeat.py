@@ -6,12 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 
-from ckpt_tasks.errors import CkptTasksError, ObjectNotFoundError, StoreError
+from ckpt_tasks.errors import (
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+    StoreError,
+    UnsupportedFormatError,
+)
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.manifest import Heartbeat, decode, encode, now
 from ckpt_tasks.store.base import Store
 
-__all__ = ["Heart", "HeartbeatObserver"]
+__all__ = ["Heart", "HeartbeatObserver", "read_heartbeat"]
+
+_MAX_HEARTBEAT_BYTES = 64 * 1024
 
 
 class Heart:
@@ -42,17 +49,20 @@ class Heart:
         self._beat = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.step: int | None = None
+        """How far training is known to have come."""
         self.last_error: StoreError | None = None
         """Why the latest beat failed; a missed beat costs nothing until others take over."""
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop, and say in the store that the attempt has ended."""
+    def stop(self, *, ended: bool) -> None:
+        """Stop; with `ended`, say in the store that the attempt is over."""
         self._stopped.set()
         self._thread.join()
-        self._write(ended=True)
+        if ended:
+            self._write(ended=True)
 
     def _run(self) -> None:
         while self._alive():
@@ -62,7 +72,9 @@ class Heart:
 
     def _write(self, *, ended: bool) -> None:
         self._beat += 1
-        beat = Heartbeat(attempt=self._attempt, beat=self._beat, at=now(), ended=ended)
+        beat = Heartbeat(
+            attempt=self._attempt, beat=self._beat, at=now(), step=self.step, ended=ended
+        )
         try:
             self._store.put(self._path, encode(beat))
             self.last_error = None
@@ -106,12 +118,17 @@ class HeartbeatObserver:
                 return False
 
     def _read(self) -> Heartbeat | None:
-        try:
-            return decode(self._store.read(self._path, limit=65536), Heartbeat, path=self._path)
-        except ObjectNotFoundError:
-            return None
-        except StoreError:
-            raise
-        except CkptTasksError:
-            # A heartbeat that cannot be read is no sign of life; it protects nothing by itself.
-            return None
+        return _read(self._store, self._path)
+
+
+def read_heartbeat(store: Store, layout: RunLayout, attempt: int) -> Heartbeat | None:
+    """An attempt's latest heartbeat; ``None`` where there is none, or no readable one."""
+    return _read(store, layout.heartbeat(attempt))
+
+
+def _read(store: Store, path: str) -> Heartbeat | None:
+    try:
+        return decode(store.read(path, limit=_MAX_HEARTBEAT_BYTES), Heartbeat, path=path)
+    except (ObjectNotFoundError, CorruptCheckpointError, UnsupportedFormatError):
+        # One that cannot be read is no sign of life; it protects nothing by itself.
+        return None

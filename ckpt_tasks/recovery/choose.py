@@ -34,7 +34,7 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     why
         One sentence for people.
     asked_for
-        The one checkpoint was named by a person, who may want an unhealthy one.
+        A person chose; who may want an unhealthy checkpoint.
     """
 
     checkpoints: tuple[CheckpointId, ...] = ()
@@ -90,7 +90,7 @@ def _has_trained(attempts: Sequence[AttemptView], invocation: str | None) -> boo
 
 def _as_asked(layout: RunLayout, committed: Sequence[CheckpointId], resume: str) -> Candidates:
     if resume == "fresh":
-        return Candidates(why="a fresh start was asked for")
+        return Candidates(why="a fresh start was asked for", asked_for=True)
     try:
         wanted = CheckpointId.parse(resume)
     except ValueError as error:

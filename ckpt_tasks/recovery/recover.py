@@ -30,11 +30,15 @@ __all__ = ["Recovered", "RecoveryPreview", "preview_recovery", "recover"]
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """Where an attempt starts: a verified checkpoint in host memory, or the beginning."""
+    """Where an attempt starts: a verified checkpoint in host memory, or the beginning.
+
+    `asked_for` tells that a person chose it, who may want to train a finished run further.
+    """
 
     checkpoint: LoadedCheckpoint | None
     resumed: ResumedRecord
     lineage: Lineage
+    asked_for: bool = False
 
 
 class RecoveryPreview(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +102,7 @@ def recover(
             f"attempt {attempt.number} of run {layout.run!r} is executed by another process too; "
             "this one stops"
         )
-    return Recovered(loaded, resumed, lineage)
+    return Recovered(loaded, resumed, lineage, candidates.asked_for)
 
 
 def preview_recovery(

@@ -16,10 +16,11 @@ from ckpt_tasks.checkpointer.catalog import is_complete
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.marks import read_completed, write_completed
 from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, CorruptCheckpointError
-from ckpt_tasks.events import AttemptClaimed, AttemptResumed, EventSink, Warned
-from ckpt_tasks.fencing.attempts import read_attempts
+from ckpt_tasks.events import AttemptClaimed, AttemptResumed, EventSink, RunFoundComplete, Warned
+from ckpt_tasks.fencing.attempts import list_attempts, read_attempts
 from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run, read_run
 from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.manifest import CompletedRecord, RunRecord, now
 from ckpt_tasks.masking import flatten_hyperparameters, mask_hyperparameters
@@ -83,7 +84,7 @@ class AttemptRunner:
         try:
             completed = find_completed(store, self._spec, self._on_event)
             if completed is not None:
-                return _already_complete(self._spec, completed)
+                return self._already_complete(store, completed)
             if self._stop_reason is not None:
                 raise TrainingStopped(self._stop_reason)
             identity = open_run(
@@ -97,6 +98,20 @@ class AttemptRunner:
             return self._outcome(EXIT_STOPPED, f"saved and stopped: {stopped}")
         finally:
             store.close()
+
+    def _already_complete(self, store: Store, completed: CompletedRecord) -> TrainOutcome:
+        """Nothing to train; but what was never registered can be, now."""
+        newest = max(list_attempts(store, self._layout))
+        self._on_event(RunFoundComplete(run=self._spec.run, uid=completed.uid, attempt=newest))
+        return TrainOutcome(
+            code=EXIT_DONE,
+            message=f"was complete already: {completed.position}, at {completed.completed_at}",
+            run=self._spec.run,
+            uid=completed.uid,
+            attempt=completed.attempt,
+            position=completed.position,
+            checkpoint=completed.checkpoint,
+        )
 
     def _claim(self, store: Store, identity: RunRecord) -> Attempt:
         spec, config = self._spec, self._spec.config.attempt
@@ -126,7 +141,7 @@ class AttemptRunner:
     def _hyperparameters(self) -> dict[str, Any]:
         return flatten_hyperparameters(mask_hyperparameters(self._spec.params))
 
-    def _report_start(self, attempt: Attempt, recovered: Recovered) -> None:
+    def _report_start(self, store: Store, attempt: Attempt, recovered: Recovered) -> None:
         record = recovered.checkpoint.record if recovered.checkpoint else None
         for earlier in attempt.earlier:
             for damage in earlier.damage:
@@ -137,13 +152,22 @@ class AttemptRunner:
                 checkpoint=record.id if record else None,
                 position=record.position if record else Position(),
                 why=recovered.resumed.why,
+                lost_steps=self._lost_steps(store, attempt, recovered),
             )
         )
+
+    def _lost_steps(self, store: Store, attempt: Attempt, recovered: Recovered) -> int:
+        """Steps that the attempt before this one is known to have done in vain."""
+        if not attempt.earlier or recovered.asked_for:
+            return 0
+        start = recovered.checkpoint.record.position.step if recovered.checkpoint else 0
+        beat = read_heartbeat(store, self._layout, attempt.earlier[-1].number)
+        return max(0, beat.step - start) if beat is not None and beat.step is not None else 0
 
     def _prepare(self, store: Store, identity: RunRecord, attempt: Attempt) -> TrainingRun:
         """The run as the training function gets it: what to start from is known and verified."""
         recovered = recover(store, self._layout, identity, attempt, on_event=self._on_event)
-        self._report_start(attempt, recovered)
+        self._report_start(store, attempt, recovered)
         config = self._spec.config
         run = TrainingRun(
             name=self._spec.run,
@@ -222,18 +246,6 @@ def find_completed(store: Store, spec: TrainSpec, on_event: EventSink) -> Comple
     if spec.resume != "auto" and not mine:
         return None
     return completed if is_complete(completed, attempts) else None
-
-
-def _already_complete(spec: TrainSpec, completed: CompletedRecord) -> TrainOutcome:
-    return TrainOutcome(
-        code=EXIT_DONE,
-        message=f"was complete already: {completed.position}, at {completed.completed_at}",
-        run=spec.run,
-        uid=completed.uid,
-        attempt=completed.attempt,
-        position=completed.position,
-        checkpoint=completed.checkpoint,
-    )
 
 
 def _environment(attempt: Attempt) -> dict[str, str]:

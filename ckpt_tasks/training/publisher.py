@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints, read_checkpoints
+from ckpt_tasks.checkpointer.marks import marked
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import CkptTasksError, CorruptCheckpointError, ObjectNotFoundError
@@ -175,18 +176,22 @@ class Publisher:
         attempts = read_attempts(self._store, self._layout)
         valid = trace_lineage(attempts).valid(list_checkpoints(self._store, self._layout))
         records = read_checkpoints(self._store, self._layout, valid, uid=self._description.uid)
+        damaged = marked(self._store, self._layout)["quarantined"]
         newest_sent = max(self._high_water.values(), default=-1)
         rows: list[MetricRow] = []
+        missing: list[CheckpointId] = []
         for checkpoint in reversed(valid):
             record = records[checkpoint]
-            if isinstance(record, CkptTasksError):
-                continue  # damaged: recovery has reported it
+            if isinstance(record, CkptTasksError) or checkpoint in damaged:
+                continue  # recovery has reported it
             self._consider_best(record)
+            if record.id not in self._registered:
+                missing.append(checkpoint)
             # This attempt's own rows come from its events.
             if checkpoint.attempt < self._fence.attempt and record.position.step >= newest_sent:
                 rows += self._journal(record)
         self._rows.extendleft(reversed([row for row in rows if self._is_new(row)]))
-        self._commits = deque(c for c in reversed(valid) if str(c) not in self._registered)
+        self._commits = deque(missing)
 
     def _journal(self, record: CommitRecord) -> list[MetricRow]:
         """The metrics that a checkpoint kept, with the time stamps they had."""

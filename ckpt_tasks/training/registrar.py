@@ -24,7 +24,9 @@ from ckpt_tasks.events import (
     EventLog,
     EventReader,
     MetricsLogged,
+    Progress,
     RegistryUnavailable,
+    RunFoundComplete,
     Warned,
 )
 from ckpt_tasks.fencing.fence import Fence
@@ -37,7 +39,7 @@ from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.training.spec import AttemptFolder
-from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
+from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position
 
 __all__ = ["load_registry", "main"]
 
@@ -82,7 +84,7 @@ class Registrar:
         self._emit = EventLog(folder.registrar_events)
         self._layout = RunLayout(self._spec.run)
         self._released = threading.Event()
-        self._claimed: AttemptClaimed | None = None
+        self._claimed: AttemptClaimed | RunFoundComplete | None = None
         self._store: Store | None = None
         self._heart: Heart | None = None
         self._publisher: Publisher | None = None
@@ -97,11 +99,10 @@ class Registrar:
             self._drain()
         except StaleAttemptError as error:
             self._emit(Warned(message=f"nothing more is published: {error}"))
-        except ConfigError as error:
-            self._emit(Warned(message=f"checkpoints are not registered: {error}"))
         finally:
             if self._heart is not None:
-                self._heart.stop()
+                # Should this process fail, the attempt goes on, and so will the next registrar.
+                self._heart.stop(ended=self._is_over())
         return 0
 
     def _watch(self, liveness: int) -> None:
@@ -120,7 +121,7 @@ class Registrar:
         """The supervisor says so; or it is gone itself, and the trainer is gone too."""
         if not self._released.is_set():
             return False
-        if self._folder.outcome.exists() or self._claimed is None:
+        if self._folder.outcome.exists() or not isinstance(self._claimed, AttemptClaimed):
             return True
         return not process_is_alive(this_process(self._claimed.pid))
 
@@ -131,14 +132,25 @@ class Registrar:
     def _handle(self, event: Event) -> None:
         if isinstance(event, AttemptClaimed):
             self._begin(event)
-        elif isinstance(event, AttemptResumed):
+        elif isinstance(event, RunFoundComplete):
+            self._claimed = event
+            self._store = open_store(self._spec.config.store)
             self._open_publisher()
+        elif isinstance(event, AttemptResumed):
+            self._note_step(event.position)
+            self._open_publisher()
+        elif isinstance(event, Progress):
+            self._note_step(event.position)
         elif self._publisher is None:
             return
         elif isinstance(event, MetricsLogged):
             self._publisher.add_rows(event.rows)
         elif isinstance(event, CheckpointCommitted):
             self._publisher.add_commit(event.checkpoint)
+
+    def _note_step(self, position: Position) -> None:
+        if self._heart is not None:
+            self._heart.step = position.step
 
     def _begin(self, claimed: AttemptClaimed) -> None:
         self._claimed = claimed
@@ -158,17 +170,22 @@ class Registrar:
         claimed, store = self._claimed, self._store
         assert claimed is not None
         assert store is not None
+        try:
+            registry = load_registry(config)
+        except ConfigError as error:
+            self._emit(Warned(message=f"checkpoints are not registered: {error}"))
+            return
         self._publisher = Publisher(
             store,
             self._layout,
             Fence(store, self._layout, claimed.attempt),
-            load_registry(config),
+            registry,
             config,
             self._describe(claimed, store),
             self._emit,
         )
 
-    def _describe(self, claimed: AttemptClaimed, store: Store) -> RunDescription:
+    def _describe(self, claimed: AttemptClaimed | RunFoundComplete, store: Store) -> RunDescription:
         return RunDescription(
             run=claimed.run,
             uid=claimed.uid,
@@ -184,6 +201,9 @@ class Registrar:
         try:
             self._publisher.publish()
             self._backoff = _FIRST_BACKOFF
+        except ConfigError as error:
+            self._emit(Warned(message=f"nothing more is registered: {error}"))
+            self._publisher = None
         except (RegistryError, StoreError) as error:
             self._emit(RegistryUnavailable(why=str(error), queued=self._publisher.queued))
             self._retry_at = time.monotonic() + self._backoff
