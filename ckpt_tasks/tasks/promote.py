@@ -11,11 +11,13 @@ from ckpt_tasks.config import CheckpointConfig, RegistryConfig
 from ckpt_tasks.errors import (
     CheckpointNotFoundError,
     ConfigError,
+    CorruptCheckpointError,
     ObjectNotFoundError,
     RegistryError,
 )
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.registry.base import Registration, Registry, RegistryRunIds, RunDescription
+from ckpt_tasks.format.manifest import RegistryRunIds, decode
+from ckpt_tasks.registry.base import Registration, Registry, RunDescription
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.suggest import did_you_mean
 
@@ -118,8 +120,8 @@ def _find(store: Store, registry: Registry, description: RunDescription) -> Regi
     """The ids that the store keeps, or those that a search for the run's uid finds."""
     path = RunLayout(description.run).registry_ids(registry.name)
     try:
-        return msgspec.json.decode(store.read(path, limit=_MAX_IDS_BYTES), type=RegistryRunIds)
-    except (ObjectNotFoundError, msgspec.MsgspecError):
+        return decode(store.read(path, limit=_MAX_IDS_BYTES), RegistryRunIds, path=path)
+    except (ObjectNotFoundError, CorruptCheckpointError):
         found = registry.find_run(description)
     if found is None:
         raise RegistryError(

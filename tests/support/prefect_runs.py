@@ -93,13 +93,12 @@ class ServedToy:
 
         return wait_until(trainer, timeout=60, what=f"step {step}\n{self.runner.output()[-3000:]}")
 
-    def flow_process(self) -> int:
-        """The pid of the flow run's own process, a child of the runner."""
-        for child in psutil.Process(self.runner.pid).children(recursive=True):
-            command = " ".join(child.cmdline())
-            if "prefect" in command and "engine" in command:
-                return child.pid
-        raise AssertionError("the runner has no flow process")
+    def flow_process(self, trainer: int) -> int:
+        """The pid of the flow run's own process: the runner's child above the trainer."""
+        for process in psutil.Process(trainer).parents():
+            if process.ppid() == self.runner.pid:
+                return int(process.pid)
+        raise AssertionError(f"trainer {trainer} does not descend from the runner")
 
     def kill(self, *pids: int) -> None:
         """SIGKILL, all at once."""

@@ -7,7 +7,7 @@ TOY_STEP_SECONDS
 TOY_DIGEST
     File that receives the digest of the final model, optimizer, scheduler and generators.
 TOY_TRACE
-    File to which each step appends ``<pid> <step>``: what really ran, for tests that count it.
+    File to which each step appends ``<pid> <number of the step, from 1>``: what really ran.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def train(
             loss.backward()
             optimizer.step()
             run.log(loss=loss.item())
-            _trace(run.step)
+            _trace(run.step + 1)
             time.sleep(float(os.environ.get("TOY_STEP_SECONDS", "0")))
         run.log(weight_norm=sum(float(p.detach().norm()) for p in model.parameters()))
         scheduler.step()

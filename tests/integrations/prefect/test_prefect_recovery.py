@@ -170,8 +170,8 @@ def test_killed_flow_process_comes_back_under_its_id(
     """The flow's process dies by SIGKILL: Crashed, rescheduled by the automation, completed."""
     install_automations()
     flow_run = toy.trigger()
-    toy.wait_for_step(10)
-    toy.kill(toy.flow_process())
+    trainer = toy.wait_for_step(10)
+    toy.kill(toy.flow_process(trainer))
     wait_for_state(flow_run, "Crashed", "AwaitingRetry", log=toy.runner.log)
 
     done = wait_for_state(flow_run, "Completed", "Failed", log=toy.runner.log)
@@ -191,8 +191,8 @@ def test_killed_runner_and_flow_come_back_by_heartbeat(
     """Nobody is left to report: silence marks it Crashed, a new runner completes it."""
     install_automations(heartbeat_timeout=35)
     flow_run = toy.trigger()
-    toy.wait_for_step(10)
-    toy.kill(toy.runner.pid, toy.flow_process())
+    trainer = toy.wait_for_step(10)
+    toy.kill(toy.flow_process(trainer), toy.runner.pid)
     toy.start_runner()
 
     done = wait_for_state(flow_run, "Completed", "Failed", timeout=150, log=toy.runner.log)
