@@ -22,7 +22,7 @@ import ckpt_tasks.integrations.prefect as integration  # noqa: E402 - finds job.
 flow = integration.resumable_flow("job:train", name="probe", store="store")
 assert "lr" in flow.parameters.properties, flow.parameters
 
-collection = load_prefect_collections()["ckpt-tasks"]
+collection = load_prefect_collections()["ckpt_tasks"]
 assert not isinstance(collection, Exception), collection
 
 with socket.socket() as free:
