@@ -101,6 +101,8 @@ def train(
         python=python,
         takeover=takeover,
     )
+    if ctx.find_root().params.get("debug"):
+        os.environ["CKPT_TASKS_DEBUG"] = "1"  # for the trainer, which inherits it
     ctx.exit(_launch(spec))
 
 

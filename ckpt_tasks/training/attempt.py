@@ -15,7 +15,7 @@ import ckpt_tasks
 from ckpt_tasks.checkpointer.catalog import is_complete
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.marks import read_completed, write_completed
-from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, CorruptCheckpointError
+from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ckpt_tasks.events import AttemptClaimed, AttemptResumed, EventSink, RunFoundComplete, Warned
 from ckpt_tasks.fencing.attempts import list_attempts, read_attempts
 from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run, read_run
@@ -24,6 +24,7 @@ from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.manifest import CompletedRecord, RunRecord, now
 from ckpt_tasks.masking import flatten_hyperparameters, mask_hyperparameters
+from ckpt_tasks.recovery.choose import choose
 from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.schedule.policy import policy_from_config
 from ckpt_tasks.store.base import Store
@@ -31,7 +32,7 @@ from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.run import TrainingRun
 from ckpt_tasks.training.saver import TrainingStopped
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
-from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Position
+from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position
 
 __all__ = ["AttemptRunner", "find_completed"]
 
@@ -87,6 +88,7 @@ class AttemptRunner:
                 return self._already_complete(store, completed)
             if self._stop_reason is not None:
                 raise TrainingStopped(self._stop_reason)
+            self._check_resume(store)
             identity = open_run(
                 store, self._layout, created_by=f"ckpt-tasks {ckpt_tasks.__version__}"
             )
@@ -112,6 +114,16 @@ class AttemptRunner:
             position=completed.position,
             checkpoint=completed.checkpoint,
         )
+
+    def _check_resume(self, store: Store) -> None:
+        """Refuse a checkpoint that is not there while nothing has been claimed.
+
+        Only that: what is started from is chosen after the claim.
+        """
+        spec = self._spec
+        if spec.resume not in ("auto", "fresh"):
+            attempts = read_attempts(store, self._layout)
+            choose(store, self._layout, attempts, resume=spec.resume, invocation=spec.invocation)
 
     def _claim(self, store: Store, identity: RunRecord) -> Attempt:
         spec, config = self._spec, self._spec.config.attempt
@@ -210,22 +222,22 @@ class AttemptRunner:
         return self._outcome(EXIT_DONE, f"trained to its end: {run.position}")
 
     def _outcome(self, code: int, message: str) -> TrainOutcome:
+        return TrainOutcome(code=code, message=message, **self._reached())
+
+    def _reached(self) -> dict[str, Any]:
+        """How far this attempt came, as outcomes say it."""
         run, attempt = self.run, self.attempt
-        return TrainOutcome(
-            code=code,
-            message=message,
-            run=self._spec.run,
-            uid=attempt.claim.uid if attempt else None,
-            attempt=attempt.number if attempt else None,
-            position=run.position if run else None,
-            checkpoint=run.checkpoint if run else None,
-        )
+        return {
+            "run": self._spec.run,
+            "uid": attempt.claim.uid if attempt else None,
+            "attempt": attempt.number if attempt else None,
+            "position": run.position if run else None,
+            "checkpoint": run.checkpoint if run else None,
+        }
 
     def failure(self, error: Exception) -> TrainOutcome:
         """What an exception out of `execute` means for the one who decides about a retry."""
-        if isinstance(error, CkptTasksError):
-            return self._outcome(error.exit_code, str(error))
-        return self._outcome(EXIT_FAILED, f"{type(error).__name__}: {error}")
+        return TrainOutcome.failure(error, **self._reached())
 
 
 def find_completed(store: Store, spec: TrainSpec, on_event: EventSink) -> CompletedRecord | None:

@@ -9,7 +9,10 @@ from typing import Any
 import msgspec
 
 from ckpt_tasks.config import CheckpointConfig
-from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Position
+from ckpt_tasks.errors import CkptTasksError, ConfigError
+from ckpt_tasks.format.layout import encode_name
+from ckpt_tasks.masking import mask_text
+from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, CheckpointId, Position
 
 __all__ = ["AttemptFolder", "TrainOutcome", "TrainSpec"]
 
@@ -35,6 +38,11 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
         The interpreter that trains. Default: this one.
     takeover
         Take the run over even from another invocation's live attempt.
+
+    Raises
+    ------
+    ConfigError
+        `run` cannot be a name, or `resume` is none of those words and no id.
     """
 
     entrypoint: str
@@ -46,6 +54,14 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
     python: str | None = None
     takeover: bool = False
+
+    def __post_init__(self) -> None:
+        encode_name(self.run)
+        if self.resume not in ("auto", "fresh"):
+            try:
+                CheckpointId.parse(self.resume)
+            except ValueError as error:
+                raise ConfigError(f"resume takes 'auto', 'fresh' or an id: {error}") from error
 
 
 class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +84,35 @@ class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int | None = None
     position: Position | None = None
     checkpoint: str | None = None
+
+    @classmethod
+    def failure(
+        cls,
+        error: Exception,
+        *,
+        run: str,
+        uid: str | None = None,
+        attempt: int | None = None,
+        position: Position | None = None,
+        checkpoint: str | None = None,
+    ) -> TrainOutcome:
+        """What an exception means for the one who decides about a retry."""
+        what = mask_text(" ".join(str(error).split()))
+        if isinstance(error, CkptTasksError):
+            code, message = error.exit_code, what
+        else:
+            where = f"{position}, newest checkpoint: {checkpoint or 'none'}"
+            code = EXIT_FAILED
+            message = f"the training raised {type(error).__name__}: {what} (at {where})"
+        return cls(
+            code=code,
+            message=message,
+            run=run,
+            uid=uid,
+            attempt=attempt,
+            position=position,
+            checkpoint=checkpoint,
+        )
 
     @property
     def done(self) -> bool:

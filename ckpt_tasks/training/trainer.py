@@ -8,18 +8,26 @@ stops.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from ckpt_tasks.errors import CkptTasksError
-from ckpt_tasks.events import AttemptEnded, EventLog
-from ckpt_tasks.training.attempt import AttemptRunner
-from ckpt_tasks.training.entrypoint import load_entrypoint
-from ckpt_tasks.training.spec import AttemptFolder
+import msgspec
+
+from ckpt_tasks.errors import CkptTasksError, ConfigError
+from ckpt_tasks.events import AttemptEnded, EventLog, EventSink
+from ckpt_tasks.training.entrypoint import check_params, load_entrypoint, read_signature
+from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
+
+if TYPE_CHECKING:
+    from ckpt_tasks.training.attempt import AttemptRunner
 
 __all__ = ["main"]
 
@@ -28,15 +36,9 @@ def main(folder: AttemptFolder, liveness: int) -> int:
     """Execute one attempt; returns its exit code."""
     spec = folder.read_spec()
     events = EventLog(folder.trainer_events)
-    runner = AttemptRunner(spec, events)
-    _stop_on_signals(runner)
-    _stop_when_orphaned(runner, liveness)
-    try:
-        outcome = runner.execute(load_entrypoint(spec.entrypoint))
-    except Exception as error:
-        if not isinstance(error, CkptTasksError) or os.environ.get("CKPT_TASKS_DEBUG"):
-            traceback.print_exception(error)
-        outcome = runner.failure(error)
+    stop = _StopRequests()
+    stop.watch(liveness)
+    outcome = _execute(spec, events, stop)
     events(
         AttemptEnded(
             attempt=outcome.attempt,
@@ -49,20 +51,96 @@ def main(folder: AttemptFolder, liveness: int) -> int:
     return outcome.code
 
 
-def _stop_on_signals(runner: AttemptRunner) -> None:
-    def handle(number: int, frame: FrameType | None) -> None:
-        runner.request_stop(f"received {signal.Signals(number).name}")
+def _execute(spec: TrainSpec, events: EventSink, stop: _StopRequests) -> TrainOutcome:
+    try:
+        function, params = _load(spec)
+    except ConfigError as error:
+        _print_traceback(error)
+        return TrainOutcome.failure(error, run=spec.run)
+    # Importing torch takes seconds: not before what can be told without it is known.
+    from ckpt_tasks.training.attempt import AttemptRunner
 
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
+    runner = AttemptRunner(msgspec.structs.replace(spec, params=params), events)
+    stop.forward_to(runner)
+    try:
+        return runner.execute(function)
+    except Exception as error:
+        _print_traceback(error)
+        return runner.failure(error)
 
 
-def _stop_when_orphaned(runner: AttemptRunner, liveness: int) -> None:
-    def watch() -> None:
-        os.read(liveness, 1)  # returns when the last writer is gone
-        runner.request_stop("the process that supervised this one is gone")
+def _load(spec: TrainSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The training function, and its hyperparameters as its annotations want them.
 
-    threading.Thread(target=watch, name="liveness", daemon=True).start()
+    Raises `ConfigError` for any mistake in them, before anything exists in the store.
+    """
+    try:
+        signature = read_signature(spec.entrypoint)
+    except ConfigError:
+        # It says what is wrong, unless the function is one whose source cannot be read.
+        function = load_entrypoint(spec.entrypoint)
+        _check_call(function, spec.entrypoint, spec.params)
+        return function, spec.params
+    params = check_params(signature, spec.params)
+    return load_entrypoint(spec.entrypoint), params
+
+
+def _check_call(function: Callable[..., Any], entrypoint: str, params: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # Of a compiled function nothing is known before it is called.
+    try:
+        signature.bind(None, **params)
+    except TypeError as error:
+        given, taken = ", ".join(["the run", *params]), ", ".join(signature.parameters)
+        raise ConfigError(
+            f"{entrypoint} cannot be called with {given}: {error}; it takes {taken}"
+        ) from error
+
+
+def _print_traceback(error: Exception) -> None:
+    """Of the user's own mistakes, their part; of those that have a clear message, none."""
+    if os.environ.get("CKPT_TASKS_DEBUG"):
+        traceback.print_exception(error)
+    elif not isinstance(error, CkptTasksError):
+        ours = str(Path(__file__).parent)
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename.startswith(ours):
+            trace = trace.tb_next
+        traceback.print_exception(type(error), error, trace or error.__traceback__)
+
+
+class _StopRequests:
+    """Signals, and the end of the supervisor, for a runner that may not exist yet."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._runner: AttemptRunner | None = None
+
+    def watch(self, liveness: int) -> None:
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+        def wait() -> None:
+            os.read(liveness, 1)  # returns when the last writer is gone
+            self._request("the process that supervised this one is gone")
+
+        threading.Thread(target=wait, name="liveness", daemon=True).start()
+
+    def forward_to(self, runner: AttemptRunner) -> None:
+        """Hand `runner` what was requested before, and all that will be."""
+        self._runner = runner
+        if self._reason is not None:
+            runner.request_stop(self._reason)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._request(f"received {signal.Signals(number).name}")
+
+    def _request(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        if self._runner is not None:
+            self._runner.request_stop(reason)
 
 
 if __name__ == "__main__":
