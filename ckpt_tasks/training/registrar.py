@@ -46,6 +46,10 @@ __all__ = ["load_registry", "main"]
 _POLL_SECONDS = 0.2
 _STATUS_OF: dict[int, RunStatus] = {EXIT_DONE: "finished", EXIT_STOPPED: "stopped"}
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 15.0
+_CATCH_UP = (
+    "What is missing there is kept in the store: start the run again, also when it is complete, "
+    "to register it"
+)
 
 
 def load_registry(config: RegistryConfig) -> Registry:
@@ -173,7 +177,7 @@ class Registrar:
         try:
             registry = load_registry(config)
         except ConfigError as error:
-            self._emit(Warned(message=f"checkpoints are not registered: {error}"))
+            self._give_up(error)
             return
         self._publisher = Publisher(
             store,
@@ -202,8 +206,7 @@ class Registrar:
             self._publisher.publish()
             self._backoff = _FIRST_BACKOFF
         except ConfigError as error:
-            self._emit(Warned(message=f"nothing more is registered: {error}"))
-            self._publisher = None
+            self._give_up(error)
         except (RegistryError, StoreError) as error:
             self._emit(RegistryUnavailable(why=str(error), queued=self._publisher.queued))
             self._retry_at = time.monotonic() + self._backoff
@@ -213,15 +216,25 @@ class Registrar:
         """Empty the queue and close the run; the supervisor bounds how long this may take."""
         if self._publisher is None:
             return
-        deadline = time.monotonic() + self._spec.config.attempt.drain
+        # A little early: the supervisor ends this process at the deadline, and what was not done
+        # must be told before.
+        deadline = time.monotonic() + self._spec.config.attempt.drain - 2 * _FIRST_BACKOFF
         while time.monotonic() < deadline:
             try:
                 self._publisher.publish()
                 self._publisher.end(self._status())
                 return
+            except ConfigError as error:
+                self._give_up(error)
+                return
             except (RegistryError, StoreError) as error:
                 self._emit(RegistryUnavailable(why=str(error), queued=self._publisher.queued))
                 time.sleep(_FIRST_BACKOFF)
+        self._give_up(f"{self._publisher.queued} requests still wait for the registry")
+
+    def _give_up(self, why: object) -> None:
+        self._publisher = None
+        self._emit(Warned(message=f"checkpoints are not registered: {why}. {_CATCH_UP}"))
 
     def _status(self) -> RunStatus:
         outcome = self._folder.read_outcome(self._folder.outcome)
