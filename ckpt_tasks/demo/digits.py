@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import numpy as np
 import torch
@@ -101,6 +102,7 @@ def train(
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*set_vital")  # torchdata 0.11 on torch 2.13
     training, images, labels = load_data()
     loader = StatefulDataLoader(training, batch_size=batch_size, shuffle=True, drop_last=True)
     model = build_model(width, dropout)

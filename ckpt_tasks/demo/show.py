@@ -27,7 +27,10 @@ __all__ = ["main"]
 
 _KILLS = 2
 _MARKER = ".ckpt-tasks-demo"
-_LOG_LINE = re.compile(r"^[\d:.]+ \| (\w+)\s+\| (?:Task|Flow) run '([^']+)' - (.*)$")
+_LOG_LINE = re.compile(r"^[\d:.]+ \| \w+\s+\| (Task|Flow) run '([^']+)' - (.*)$")
+_CHECKPOINT = re.compile(r"^step-\d+-a\d+-s\d+ (committed|registered)")
+_RETRY = re.compile(r"^Task run failed .*?\(['\"](.*)['\"]\) - (Retry .*)$")
+_NOISE = ("Created task", "Beginning", "Executing", "Finished in state Completed")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +50,7 @@ class Demo:
         self._lock = threading.Lock()
         self._store_url = str(folder / "store")
         self._tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self._counts = {"committed": 0, "registered": 0}
 
     def run(self) -> int:
         self._clean()
@@ -129,8 +133,27 @@ class Demo:
             for line in output:
                 log.write(line)
                 match = _LOG_LINE.match(line)
-                if match and not match[3].startswith(("Created task", "Beginning", "Executing")):
-                    self._say(match[2].rpartition("-")[0] or match[2], match[3])
+                if match:
+                    who = "flow" if match[1] == "Flow" else match[2].rpartition("-")[0]
+                    self._relay_line(who, match[3])
+
+    def _relay_line(self, who: str, text: str) -> None:
+        """Show what matters of a line; checkpoints are counted, and told of with each epoch."""
+        checkpoint = _CHECKPOINT.match(text)
+        if checkpoint:
+            self._counts[checkpoint[1]] += 1
+            return
+        if text.startswith(_NOISE):
+            return
+        retry = _RETRY.match(text)
+        if retry:
+            self._say(who, retry[1])
+            self._say(who, retry[2])
+        elif text.startswith("epoch"):
+            counts = f"{self._counts['committed']} checkpoints, {self._counts['registered']}"
+            self._say(who, f"{text}   ({counts} registered)")
+        else:
+            self._say(who, text)
 
     def _on_kill(self, number: int, attempt: int, pid: int, newest: str) -> None:
         self._say(
@@ -145,6 +168,7 @@ class Demo:
             view = view_run(store, "digits")
         for line in _attempt_lines(view, killed):
             self._say("", line)
+        self._say("", f"{self._counts['registered']} checkpoints registered in MLflow")
         self._say("", f"final state, never killed:   {expected}")
         self._say("", f"final state, killed {len(killed)} times: {actual}")
         holds = expected == actual and len(killed) == _KILLS

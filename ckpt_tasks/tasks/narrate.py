@@ -54,10 +54,9 @@ def narrate(event: Event) -> tuple[int, str] | None:
 def _resumed(event: AttemptResumed) -> str:
     if event.checkpoint is None:
         return f"attempt {event.attempt} starts from the beginning: {event.why}"
-    lost = f", lost {event.lost_steps} steps" if event.lost_steps else ""
     return (
-        f"attempt {event.attempt} resumed from {event.checkpoint}, {event.position}{lost}: "
-        f"{event.why}"
+        f"attempt {event.attempt} resumed from {event.checkpoint}, {event.position}, lost "
+        f"{event.lost_steps} steps: {event.why}"
     )
 
 
