@@ -122,8 +122,9 @@ class Browser:
         self._call("Page.navigate", url=url)
 
     def text(self) -> str:
-        """The text that a reader of the page sees, hidden parts left out."""
-        return str(self.evaluate("document.body ? document.body.innerText : ''"))
+        """The text that a reader of the page sees, hidden parts left out; all spaces plain."""
+        text = str(self.evaluate("document.body ? document.body.innerText : ''"))
+        return text.replace("\N{NO-BREAK SPACE}", " ")
 
     def html(self) -> str:
         """The rendered DOM."""

@@ -95,7 +95,10 @@ def main() -> None:
     uri, experiment = sys.argv[1:]
     kill_at = kill_at_request if uri.startswith("http") else kill_at_call
     with tempfile.TemporaryDirectory() as folder:
-        work(f"sqlite:///{folder}/warm.db", experiment, uuid.uuid4().hex)  # imports, for all forks
+        # MLflow imports most of itself on first use: once here instead of in every fork.
+        work(f"sqlite:///{folder}/warm.db", experiment, uuid.uuid4().hex)
+    if uri.startswith("http"):
+        MlflowClient(uri, registry_uri=uri)
     for request in range(1, _MOST):
         uid = uuid.uuid4().hex
 

@@ -95,6 +95,7 @@ class Runs:
                 f"{self._connection.shown_uri}; {_how_to_go_on(description)}"
             )
         if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+            self._check_experiment(self._client.get_experiment(run.info.experiment_id))
             raise RegistryError(
                 f"run {ids.run_id} of {description.run!r} was deleted in MLflow; restore it there "
                 f"(`mlflow runs restore --run-id {ids.run_id}`), or {_how_to_go_on(description)}"
@@ -158,13 +159,19 @@ class Runs:
 
     def _existing_experiment(self) -> Experiment | None:
         experiment = self._client.get_experiment_by_name(self._experiment)
-        if experiment is not None and experiment.lifecycle_stage != LifecycleStage.ACTIVE:
-            raise RegistryError(
-                f"the experiment {self._experiment!r} was deleted in MLflow; restore it there "
-                f"(`mlflow experiments restore --experiment-id {experiment.experiment_id}`), or "
-                "set registry.experiment to another name"
-            )
+        if experiment is not None:
+            self._check_experiment(experiment)
         return experiment
+
+    @staticmethod
+    def _check_experiment(experiment: Experiment) -> None:
+        """Raise `RegistryError` where it was deleted, and with it all its runs."""
+        if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise RegistryError(
+                f"the experiment {experiment.name!r} was deleted in MLflow; restore it there "
+                f"(`mlflow experiments restore --experiment-id {experiment.experiment_id}`), or "
+                "set registry.experiment to another name for new runs"
+            )
 
     def _artifact_location(self) -> str | None:
         """Beside an SQLite file; MLflow would take the working directory of this process."""
