@@ -170,7 +170,11 @@ def _passed_over(
 def _deadly(
     attempts: Sequence[AttemptView], committed: Sequence[CheckpointId]
 ) -> CheckpointId | None:
-    """The checkpoint from which the latest attempts all died without a commit."""
+    """The checkpoint from which every attempt since the last commit died.
+
+    Where they started from two, one step back was made already and did not help; another would
+    only give up more.
+    """
     productive = {checkpoint.attempt for checkpoint in committed}
     starts: list[str | None] = []
     for attempt in reversed(attempts):
@@ -178,7 +182,6 @@ def _deadly(
             break
         if attempt.resumed is not None:
             starts.append(attempt.resumed.checkpoint)
-    latest = starts[:_FALL_BACK_AFTER]
-    if len(latest) < _FALL_BACK_AFTER or latest[0] is None or len(set(latest)) > 1:
+    if len(starts) < _FALL_BACK_AFTER or starts[0] is None or len(set(starts)) > 1:
         return None
-    return CheckpointId.parse(latest[0])
+    return CheckpointId.parse(starts[0])

@@ -1,0 +1,202 @@
+"""Runs whose attempts and checkpoints are made one by one, without torch, by the real code."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.checkpointer.reader import read_commit, read_index
+from ckpt_tasks.events import EventSink, discard_event
+from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.fencing.process import this_process
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.manifest import AttemptClaim, CommitRecord, Process, encode, now
+from ckpt_tasks.recovery.recover import Recovered, recover
+from ckpt_tasks.store.base import Store
+from ckpt_tasks.store.memory import MemoryStore
+from ckpt_tasks.testing import WrapperStore
+from ckpt_tasks.testing.wrappers import Operation
+from ckpt_tasks.types import CheckpointId, Position, SaveDecision
+
+_roots = itertools.count(1)
+
+
+def memory_store() -> MemoryStore:
+    """An empty store that no other test sees."""
+    return MemoryStore(f"made-runs-{next(_roots)}")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor by its bytes."""
+
+    item: str
+    key: str
+    data: bytes
+    dtype: str = "U8"
+    extents: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.data),) if self.extents is None else self.extents
+
+    def buffer(self) -> memoryview:
+        return memoryview(self.data)
+
+
+@dataclass(frozen=True)
+class State:
+    """Trees, and the tensors that they refer to."""
+
+    trees: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Sequence[Tensor] = ()
+
+
+def small_state(value: int = 0) -> State:
+    """Two items, one of them with a tensor; another `value` is another state."""
+    weight = Tensor("model", "weight", bytes([value]))
+    return State({"model": {}, "loop": {"best": value}}, [weight])
+
+
+def save_request(step: int, **changes: Any) -> SaveRequest:
+    """A save at the end of an epoch."""
+    request = SaveRequest(
+        position=Position(step=step, phase="epoch_done"),
+        decision=SaveDecision("epoch", "every epoch"),
+    )
+    return msgspec.structs.replace(request, **changes)
+
+
+def claim_request(invocation: str = "flow-run-1", **changes: Any) -> ClaimRequest:
+    """What an invocation asks for."""
+    request = ClaimRequest(invocation=invocation, entrypoint="toy:train", hyperparameters={})
+    return msgspec.structs.replace(request, **changes)
+
+
+@dataclass(frozen=True)
+class MadeAttempt:
+    """An attempt that has recovered."""
+
+    attempt: Attempt
+    recovered: Recovered
+    checkpointer: Checkpointer
+
+    @property
+    def number(self) -> int:
+        return self.attempt.number
+
+    @property
+    def start(self) -> str | None:
+        """Id of the checkpoint that it started from."""
+        return self.recovered.resumed.checkpoint
+
+    def save(self, step: int, state: State | None = None, **request: Any) -> CheckpointId:
+        """Commit a checkpoint; returns its id."""
+        record = self.checkpointer.save(state or small_state(), save_request(step, **request))
+        return record.checkpoint
+
+
+class MadeRun:
+    """A run in a store of its own in memory, unless `store` says where."""
+
+    def __init__(self, store: Store | None = None, name: str = "digits") -> None:
+        self.store = store or memory_store()
+        self.name = name
+        self.layout = RunLayout(name)
+        self.identity = open_run(self.store, self.layout, created_by="a test")
+
+    def claim(self, invocation: str = "flow-run-1", **request: Any) -> Attempt:
+        """Take the next number; this process may do so again and again."""
+        asked = claim_request(invocation, **request)
+        return claim_attempt(self.store, self.layout, self.identity, asked)
+
+    def begin(
+        self,
+        invocation: str = "flow-run-1",
+        *,
+        on_event: EventSink = discard_event,
+        through: Store | None = None,
+        **request: Any,
+    ) -> MadeAttempt:
+        """Claim and recover; from then on the attempt reads and writes `through` that store."""
+        attempt = self.claim(invocation, without_commit=1000, **request)
+        store = through or self.store
+        recovered = recover(store, self.layout, self.identity, attempt, on_event=on_event)
+        return MadeAttempt(attempt, recovered, self._checkpointer(store, attempt, recovered))
+
+    def put_claim(
+        self, number: int, *, invocation: str = "flow-run-1", process: Process | None = None
+    ) -> None:
+        """The claim of an attempt that another process executes."""
+        claim = AttemptClaim(
+            uid=self.identity.uid,
+            attempt=number,
+            claim_id=f"claim-{number}",
+            invocation=invocation,
+            process=process or elsewhere(),
+            claimed_at=now(),
+            entrypoint="toy:train",
+            hyperparameters={},
+        )
+        self.store.create(self.layout.attempt(number), encode(claim))
+
+    def record(self, checkpoint: CheckpointId) -> CommitRecord:
+        return read_commit(self.store, self.layout, checkpoint)
+
+    def tensors_path(self, checkpoint: CheckpointId) -> str:
+        """Path of the checkpoint's first tensor file."""
+        index = read_index(self.store, self.layout, self.record(checkpoint).indexes[0])
+        return self.layout.in_run(index.files[0].path)
+
+    def index_path(self, checkpoint: CheckpointId) -> str:
+        return self.layout.in_run(self.record(checkpoint).indexes[0].path)
+
+    def damage(self, path: str, *, position: int = -1) -> None:
+        """Flip one bit of an object."""
+        content = bytearray(self.store.read(path))
+        content[position] ^= 1
+        self.store.put(path, bytes(content))
+
+    def contents(self) -> dict[str, bytes]:
+        """Every object of the store, by path."""
+        return {info.path: self.store.read(info.path) for info in self.store.list_objects("")}
+
+    def _checkpointer(self, store: Store, attempt: Attempt, recovered: Recovered) -> Checkpointer:
+        return Checkpointer(
+            store,
+            self.layout,
+            self.identity,
+            Fence(store, self.layout, attempt.number),
+            recovered.lineage,
+            hyperparameters={"lr": 0.1},
+            environment={"python": "3"},
+        )
+
+
+def elsewhere(pid: int = 4711) -> Process:
+    """A process of another machine, of which nothing can be known from here."""
+    return msgspec.structs.replace(this_process(), host="elsewhere", pid=pid)
+
+
+class HookedStore(WrapperStore):
+    """Calls a function before each operation, which may raise.
+
+    Parameters
+    ----------
+    before
+        Called with the operation and its path.
+    """
+
+    def __init__(self, store: Store, before: Callable[[Operation, str], None]) -> None:
+        super().__init__(store)
+        self._before = before
+
+    def _run(self, operation: Operation, path: str, call: Callable[[], Any]) -> Any:
+        self._before(operation, path)
+        return call()
