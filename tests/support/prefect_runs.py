@@ -75,8 +75,13 @@ class ServedToy:
     def trigger(self, **parameters: Any) -> UUID:
         """Create a flow run; the runner picks it up."""
         with client() as api:
-            deployment = api.read_deployment_by_name(f"toy/{self.name}")
-            return api.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+            created = api.create_flow_run_from_deployment(self.deployment(), parameters=parameters)
+        return created.id
+
+    def deployment(self) -> UUID:
+        """The deployment's id."""
+        with client() as api:
+            return api.read_deployment_by_name(f"toy/{self.name}").id
 
     def steps_done(self) -> list[tuple[int, int]]:
         """``(pid, step)`` of every step that was really executed, in order."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,19 @@ def train(
 def crash(run: TrainingRun, lr: float = 0.01) -> None:
     """Fail before the first step, as a bug in the user's code does."""
     raise RuntimeError(f"this training always fails (lr={lr})")
+
+
+def untrackable(run: TrainingRun, lr: float = 0.01) -> None:
+    """Track what cannot be saved without pickle: a mistake that no retry mends."""
+    run.track(model=nn.Linear(1, 1), lock=_WithLock())
+
+
+class _WithLock:
+    def state_dict(self) -> dict[str, Any]:
+        return {"lock": threading.Lock()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise AssertionError("nothing was saved")
 
 
 def _trace(step: int) -> None:
