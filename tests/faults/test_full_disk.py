@@ -1,0 +1,107 @@
+"""A disk without room: no half-written file stays, no checkpoint is lost, a retry goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.attempt_forks import AttemptForks
+from support.run_checks import check_run, leftovers, temporary_files
+from support.shell import ckpt_tasks, contents
+from support.small_disk import SmallDisk
+from support.toy_runs import Digest, toy_spec
+
+from ckpt_tasks.events import AttemptResumed, SaveFailed
+from ckpt_tasks.training.spec import TrainSpec
+from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED
+
+EPOCHS, STEPS = 3, 24
+WIDTH = 2_000
+"""Hidden units: a checkpoint takes about 200 KB."""
+CHECKPOINT = 200_000
+
+
+@pytest.fixture
+def large_spec(disk: SmallDisk) -> TrainSpec:
+    """The toy training with more weights, on a disk that a test can fill."""
+    return toy_spec(disk.path / "store", params={"epochs": EPOCHS, "width": WIDTH})
+
+
+@pytest.fixture(scope="module")
+def expected(forks: AttemptForks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The digest of that training where there is room."""
+    folder = tmp_path_factory.mktemp("room")
+    digest = Digest(folder / "digest")
+    spec = toy_spec(folder / "store", params={"epochs": EPOCHS, "width": WIDTH})
+    assert forks.run(spec, environment=digest.environment).outcome.code == EXIT_DONE
+    return digest.read()
+
+
+def _assert_clean(spec: TrainSpec) -> None:
+    """Nothing of a failed save is left, under any name."""
+    assert leftovers(spec) == set()
+    assert temporary_files(Path(spec.config.store.url)) == []
+
+
+def test_training_goes_on_until_the_last_save_fails(
+    disk: SmallDisk, large_spec: TrainSpec, tmp_path: Path
+) -> None:
+    """Where no checkpoint fits, each failed save is a warning, and the final one exits with 1."""
+    store = large_spec.config.store.url
+    disk.fill(leaving=CHECKPOINT // 2)
+    answer = ckpt_tasks(
+        *("train", "support.toy_training:train", "--run", "toy", "--store", store),
+        *("-p", f"epochs={EPOCHS}", "-p", f"width={WIDTH}", "--every-epochs", "1"),
+        folder=tmp_path,
+    )
+    assert answer.code == EXIT_FAILED
+    assert f"step-{STEPS:08d}-a1-s3 of run 'toy' could not be saved" in answer.error
+    assert "no space left for" in answer.error
+    failed = [line for line in answer.warnings if "no space left for" in line]
+    assert [line.split()[3] for line in failed] == [
+        "step-00000008-a1-s1",
+        "step-00000016-a1-s2",
+        "step-00000024-a1-s3",
+    ]
+    assert not any("/data/" in f"/{name}" for name in contents(Path(store)))
+    _assert_clean(large_spec)
+
+
+def test_a_run_whose_disk_filled_goes_on_once_there_is_room(
+    disk: SmallDisk,
+    large_spec: TrainSpec,
+    forks: AttemptForks,
+    tmp_path: Path,
+    expected: str,
+) -> None:
+    """Checkpoints made before stay restorable; the retry starts from the newest of them."""
+    disk.fill(leaving=3 * CHECKPOINT)
+    full = forks.run(large_spec)
+    assert full.outcome.code == EXIT_FAILED
+    assert "no space left for" in full.outcome.message
+    assert full.events_of(SaveFailed)
+    committed = check_run(large_spec)
+    assert 1 <= len(committed) <= 3
+    assert full.outcome.checkpoint == str(committed[-1])
+    _assert_clean(large_spec)
+
+    disk.make_room()
+    digest = Digest(tmp_path / "digest")
+    retried = forks.run(large_spec, environment=digest.environment)
+    assert retried.outcome.code == EXIT_DONE
+    (resumed,) = retried.events_of(AttemptResumed)
+    assert resumed.checkpoint == str(committed[-1])
+    check_run(large_spec, steps=STEPS)
+    assert digest.read() == expected
+
+
+def test_a_disk_that_is_full_before_the_claim_stops_the_attempt(
+    disk: SmallDisk, large_spec: TrainSpec, forks: AttemptForks
+) -> None:
+    """Without room for a claim the attempt ends with 1, and leaves no part of a record."""
+    disk.fill(leaving=0)
+    outcome = forks.run(large_spec).outcome
+    assert outcome.code == EXIT_FAILED
+    assert "No space left" in outcome.message
+    assert contents(Path(large_spec.config.store.url)) == {}
