@@ -11,7 +11,7 @@ import msgspec
 from ckpt_tasks.checkpointer.marks import marked, read_completed, read_mark
 from ckpt_tasks.checkpointer.reader import read_commit
 from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, CorruptCheckpointError
-from ckpt_tasks.fencing.attempts import AttemptView, list_attempts, read_attempts
+from ckpt_tasks.fencing.attempts import AttemptView, read_attempts
 from ckpt_tasks.fencing.claim import read_run
 from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.format.layout import MarkKind, RunLayout, decode_name
@@ -150,17 +150,20 @@ def list_runs(store: Store) -> list[RunSummary]:
 
 def _summary(store: Store, folder: str) -> RunSummary:
     try:
-        layout = RunLayout(decode_name(folder))
-        identity = read_run(store, layout)
-    except (ValueError, CheckpointNotFoundError) as error:
+        return _summary_of(store, RunLayout(decode_name(folder)))
+    except (ValueError, CheckpointNotFoundError) as error:  # ValueError: every ConfigError too
         return RunSummary(name=folder, problem=str(error))
+
+
+def _summary_of(store: Store, layout: RunLayout) -> RunSummary:
+    identity = read_run(store, layout)
     ids = list_checkpoints(store, layout)
     attempts = read_attempts(store, layout)
     valid = trace_lineage(attempts).valid(ids)
     return RunSummary(
         name=layout.run,
         created_at=identity.created_at,
-        attempts=len(list_attempts(store, layout)),
+        attempts=len(attempts),
         checkpoints=len(ids),
         newest=str(valid[0]) if valid else None,
         completed=is_complete(_completed(store, layout), attempts),

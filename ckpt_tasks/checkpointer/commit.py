@@ -85,14 +85,14 @@ def commit(
 def _check_references(
     store: Store, layout: RunLayout, write_id: str, indexes: Iterable[Index]
 ) -> None:
-    """Refuse to commit references to bytes of an earlier write that is being removed."""
+    """Refuse to commit references to bytes that are being removed, or known to be damaged."""
     own = layout.write_folder_in_run(write_id) + "/"
     foreign = {
         file.path for index in indexes for file in index.files if not file.path.startswith(own)
     }
     if not foreign:
         return
-    kinds: tuple[MarkKind, ...] = ("expired", "collecting")
+    kinds: tuple[MarkKind, ...] = ("expired", "collecting", "quarantined")
     doomed = {
         (checkpoint.attempt, checkpoint.sequence)
         for kind in kinds
@@ -103,8 +103,8 @@ def _check_references(
         match = _WRITE_ID.search(path)
         if match and (int(match[1]), int(match[2])) in doomed:
             raise StoreError(
-                f"{path} of run {layout.run!r}, which this checkpoint refers to, is marked for "
-                "removal; the next save writes those bytes again"
+                f"{path} of run {layout.run!r}, which this checkpoint refers to, is marked as "
+                "expired or damaged; the next save writes those bytes again"
             )
         if not store.exists(layout.in_run(path)):
             raise StoreError(

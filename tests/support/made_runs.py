@@ -128,7 +128,7 @@ class MadeRun:
         attempt = self.claim(invocation, without_commit=1000, **request)
         store = through or self.store
         recovered = recover(store, self.layout, self.identity, attempt, on_event=on_event)
-        return MadeAttempt(attempt, recovered, self._checkpointer(store, attempt, recovered))
+        return MadeAttempt(attempt, recovered, self.checkpointer(store, attempt, recovered))
 
     def put_claim(
         self, number: int, *, invocation: str = "flow-run-1", process: Process | None = None
@@ -167,7 +167,8 @@ class MadeRun:
         """Every object of the store, by path."""
         return {info.path: self.store.read(info.path) for info in self.store.list_objects("")}
 
-    def _checkpointer(self, store: Store, attempt: Attempt, recovered: Recovered) -> Checkpointer:
+    def checkpointer(self, store: Store, attempt: Attempt, recovered: Recovered) -> Checkpointer:
+        """Saves of a recovered attempt into `store`."""
         return Checkpointer(
             store,
             self.layout,
