@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from support.attempt_forks import AttemptForks
+from support.small_disk import SmallDisk, small_disk
 from support.toy_runs import Digest, toy_spec
 
 from ckpt_tasks.training.spec import TrainSpec
@@ -42,6 +45,26 @@ def spec(root: Path) -> TrainSpec:
     return toy_spec(root)
 
 
+@pytest.fixture(scope="session")
+def _migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mlflow-template") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_database(
+    _migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """URI of an empty MLflow database of this test's own, and no settings of the machine's."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(_migrated_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
 @pytest.fixture
 def digest(tmp_path: Path) -> Digest:
     """Where this test's training writes its digest."""
@@ -70,3 +93,12 @@ def finish(
         assert digest.read() == expected_digest
 
     return finish_run
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A file system of 8 MiB, all of it this test's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts file systems")
+    with small_disk(tmp_path / "disk", size=8 * 2**20) as disk:
+        yield disk
