@@ -61,7 +61,7 @@ class Registry(ABC):
     RegistryError
         From any method: the registry failed or did not answer. Repeat the call later.
     ConfigError
-        From `open_run`: the configuration can never work.
+        From `find_run`, `create_run` and `open_run`: the configuration can never work.
     """
 
     name: ClassVar[str]
@@ -77,7 +77,10 @@ class Registry(ABC):
 
     @abstractmethod
     def discard_run(self, ids: RegistryRunIds) -> None:
-        """Delete a run made by `create_run` when another process's was chosen."""
+        """Delete a run made by `create_run` when another process's was chosen.
+
+        The last run of a uid is never deleted.
+        """
 
     @abstractmethod
     def open_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
@@ -105,6 +108,8 @@ class Registry(ABC):
     @abstractmethod
     def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
         """Make a committed checkpoint known, completing what an earlier call left half done.
+
+        Its metrics are shown as the rows that the run holds, so send those rows before.
 
         Parameters
         ----------

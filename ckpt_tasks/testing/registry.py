@@ -294,10 +294,7 @@ class RegistryTests(ABC):
             description,
             100,
             id="step-00000100-a2-s1",
-            lineage=[
-                LineageEntry(attempt=2, resumed_from=None),
-                LineageEntry(attempt=1, resumed_from=None),
-            ],
+            lineage=[LineageEntry(attempt=2, resumed_from=None)],
         )
         assert self.register(registry, first) != self.register(registry, second)
         assert self.checkpoints(run_id) == [first.id, second.id]

@@ -26,6 +26,8 @@ from ckpt_tasks.integrations.mlflow import MlflowRegistry, connection
 from ckpt_tasks.testing.registry import example_description, example_record, rows_of
 
 _MOST = 200
+MANY = 150
+"""Hyperparameters of the run."""
 
 
 class Countdown:
@@ -67,7 +69,8 @@ def kill_at_call(countdown: Countdown) -> None:
 def work(uri: str, experiment: str, uid: str) -> None:
     """What a registrar does with a run's first checkpoint."""
     registry = MlflowRegistry(RegistryConfig(tracking_uri=uri, experiment=experiment))
-    description = example_description(uid=uid, run="killed")
+    many = {f"layers.{n}.width": n for n in range(MANY)}  # more than one request takes
+    description = example_description(uid=uid, run="killed", hyperparameters=many)
     ids = registry.find_run(description) or registry.create_run(description)
     registry.open_run(ids, description)
     registry.log_metrics(rows_of("loss", [3.0, 2.0, 1.0]))

@@ -92,16 +92,19 @@ class Checkpoints:
         """Do what is not yet done of a checkpoint's registration."""
         model = self._logged_model(record, uri=uri, manifest=manifest)
         version = self._version_of(model)
-        if version is None:
-            self._log_metrics(record, model.model_id)
-            if model.status != LoggedModelStatus.READY:
-                self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-            self._link_output(model.model_id, record.position.step)
-            self._client.log_text(
-                self._ids.run_id, manifest.decode(), f"checkpoints/{record.id}/manifest.json"
-            )
-            version = self._make_version(record, model, uri=uri, manifest=manifest)
-        self._link_version(model, version)
+        if version is not None:
+            self._link_version(model, version)
+            return self._registration(record.id, version)
+        self._log_metrics(record, model.model_id)
+        if model.status != LoggedModelStatus.READY:
+            self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        self._link_output(model.model_id, record.position.step)
+        self._client.log_text(
+            self._ids.run_id, manifest.decode(), f"checkpoints/{record.id}/manifest.json"
+        )
+        version = self._make_version(record, model, uri=uri, manifest=manifest)
+        if not self._connection.is_server:  # a server has linked it already
+            self._link_version(model, version)
         return self._registration(record.id, version)
 
     def set_alias(self, alias: str, registration: Registration) -> None:
@@ -113,33 +116,42 @@ class Checkpoints:
             self._client.set_registered_model_alias(name, alias, version)
 
     def _logged_model(self, record: CommitRecord, *, uri: str, manifest: bytes) -> LoggedModel:
-        """The checkpoint's logged model: found, or made."""
+        """The checkpoint's logged model: found and completed, or made."""
         found = list(
             self._logged_models(
                 f"tags.`{UID_TAG}` = '{self._uid}' AND tags.`{_CHECKPOINT_TAG}` = '{record.id}'"
             )
         )
+        params = logged_model_params(record, uri=uri, manifest=manifest)
         if not found:
-            return self._client.create_logged_model(
-                self._ids.experiment_id,
-                name=logged_model_name(record.checkpoint),
-                source_run_id=self._ids.run_id,
-                model_type="checkpoint",
-                params=logged_model_params(record, uri=uri, manifest=manifest),
-                tags={
-                    "mlflow.model.isExternal": "true",
-                    UID_TAG: self._uid,
-                    "ckpt.run": names.text_value(self._run, names.MAX_TAG),
-                    _CHECKPOINT_TAG: record.id,
-                    NOTE_TAG: self._description(record, uri=uri, manifest=manifest),
-                    **user_tags(),
-                },
-            )
+            return self._make_logged_model(record, params, uri=uri, manifest=manifest)
         found.sort(key=lambda model: (model.status != LoggedModelStatus.READY, _age(model)))
         for twin in found[1:]:  # of a request that was given up, and carried out late
             if self._version_of(twin) is None:
                 self._client.delete_logged_model(twin.model_id)
+        missing = {key: value for key, value in params.items() if key not in found[0].params}
+        if missing:  # of more than a hundred, which take the client several requests
+            self._client.log_model_params(found[0].model_id, missing)
         return found[0]
+
+    def _make_logged_model(
+        self, record: CommitRecord, params: dict[str, str], *, uri: str, manifest: bytes
+    ) -> LoggedModel:
+        return self._client.create_logged_model(
+            self._ids.experiment_id,
+            name=logged_model_name(record.checkpoint),
+            source_run_id=self._ids.run_id,
+            model_type="checkpoint",
+            params=params,
+            tags={
+                "mlflow.model.isExternal": "true",
+                UID_TAG: self._uid,
+                "ckpt.run": names.text_value(self._run, names.MAX_TAG),
+                _CHECKPOINT_TAG: record.id,
+                NOTE_TAG: self._description(record, uri=uri, manifest=manifest),
+                **user_tags(),
+            },
+        )
 
     def _log_metrics(self, record: CommitRecord, model_id: str) -> None:
         """Show on the checkpoint the metrics it had; the run gets no second row from it.
@@ -227,12 +239,12 @@ class Checkpoints:
         return found[0] if found else None
 
     def _link_version(self, model: LoggedModel, version: ModelVersion) -> None:
-        """Let the logged model's page name the version; a server does it by itself."""
-        if self._connection.is_server:
-            return
-        links = [{"name": version.name, "version": int(version.version)}]
-        if json.loads(model.tags.get(_VERSIONS_TAG, "[]")) != links:
-            self._client.set_logged_model_tags(model.model_id, {_VERSIONS_TAG: json.dumps(links)})
+        """Let the logged model's page name the version."""
+        links = json.loads(model.tags.get(_VERSIONS_TAG, "[]"))
+        link = {"name": version.name, "version": int(version.version)}
+        if link not in links:
+            tag = {_VERSIONS_TAG: json.dumps([*links, link])}
+            self._client.set_logged_model_tags(model.model_id, tag)
 
     def _logged_models(self, filter_string: str) -> Iterator[LoggedModel]:
         token: str | None = None

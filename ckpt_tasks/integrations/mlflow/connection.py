@@ -54,11 +54,18 @@ class Connection:
             try:
                 self._client = MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
             except UnsupportedModelRegistryStoreURIException as error:
-                raise ConfigError(
-                    f"registry.tracking_uri = {self.shown_uri!r} is nothing that MLflow opens; "
-                    "give the URL of an MLflow server, or sqlite:///PATH"
-                ) from error
+                raise self._unusable("is nothing that MLflow opens") from error
+            except MlflowException as error:
+                if "MLFLOW_ALLOW_FILE_STORE" not in str(error):
+                    raise
+                raise self._unusable("is a folder, which MLflow no longer writes to") from error
         return self._client
+
+    def _unusable(self, why: str) -> ConfigError:
+        return ConfigError(
+            f"registry.tracking_uri = {self.shown_uri!r} {why}; give the URL of an MLflow "
+            "server, or sqlite:///PATH"
+        )
 
     @property
     def is_server(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import support.mlflow_kill
 from mlflow import MlflowClient
+from support.mlflow_kill import MANY
 from support.mlflow_proxy import Faults, mlflow_proxy
 from support.mlflow_server import MlflowServer
 
@@ -24,7 +25,7 @@ EXPERIMENT = "faults"
 
 
 def assert_everything_once(uri: str, uid: str, *, rows: int = 3) -> None:
-    """One run, one logged model that is its output, one version, each row once."""
+    """One run, one logged model that is its output, one version, each row once; all complete."""
     client = MlflowClient(uri, registry_uri=uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
@@ -34,6 +35,8 @@ def assert_everything_once(uri: str, uid: str, *, rows: int = 3) -> None:
     (model,) = client.search_logged_models([experiment.experiment_id], filter_string=of_uid)
     assert model.status == "READY"
     (version,) = client.search_model_versions(f"run_id = '{run_id}'")
+    assert len([name for name in model.params if name.startswith("layers.")]) == MANY
+    assert len([name for name in run.data.params if name.startswith("layers.")]) == MANY
     assert version.source == f"models:/{model.model_id}"
     outputs = client.get_run(run_id).outputs
     assert [output.model_id for output in outputs.model_outputs] == [model.model_id]
@@ -65,6 +68,11 @@ def test_killed_before_any_request(
         assert_everything_once(uri, uid)
 
 
+def described() -> RunDescription:
+    """A run with more hyperparameters than one request takes."""
+    return example_description(hyperparameters={f"layers.{n}.width": n for n in range(MANY)})
+
+
 def attempt(uri: str, description: RunDescription) -> Registration:
     """All that a registrar does until the first checkpoint is registered."""
     registry = MlflowRegistry(RegistryConfig(tracking_uri=uri, experiment=EXPERIMENT))
@@ -85,7 +93,7 @@ def repeated(uri: str, description: RunDescription) -> Registration:
 def requests_of_an_attempt(uri: str, faults: Faults) -> list[str]:
     """Paths of the requests of an attempt without faults."""
     faults.reset()
-    attempt(uri, example_description())
+    attempt(uri, described())
     return faults.seen
 
 
@@ -95,7 +103,7 @@ def test_lost_answers(mlflow_server: MlflowServer) -> None:
     """
     with mlflow_proxy(mlflow_server.uri) as (uri, faults):
         for number in range(1, len(requests_of_an_attempt(uri, faults)) + 1):
-            description = example_description()
+            description = described()
             faults.reset(lose_answer_to=number)
             repeated(uri, description)
             assert_everything_once(mlflow_server.uri, description.uid)
@@ -108,7 +116,7 @@ def test_requests_carried_out_late(mlflow_server: MlflowServer, late: str) -> No
     """
     with mlflow_proxy(mlflow_server.uri) as (uri, faults):
         paths = requests_of_an_attempt(uri, faults)
-        description = example_description()
+        description = described()
         faults.reset(hold_back=1 + next(i for i, path in enumerate(paths) if path.endswith(late)))
         first = repeated(uri, description)
         assert faults.release() == 1
@@ -122,7 +130,7 @@ def test_server_stopped_and_started(tmp_path: Path) -> None:
     """
     server = MlflowServer(tmp_path / "server")
     with server:
-        description = example_description()
+        description = described()
         registry = MlflowRegistry(RegistryConfig(tracking_uri=server.uri, experiment=EXPERIMENT))
         ids = registry.create_run(description)
         registry.open_run(ids, description)
@@ -154,4 +162,4 @@ def test_server_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         registry = MlflowRegistry(RegistryConfig(tracking_uri=uri, experiment=EXPERIMENT))
         with pytest.raises(RegistryError, match="Read timed out"):
-            registry.find_run(example_description())
+            registry.find_run(described())

@@ -309,10 +309,11 @@ def test_without_tracking_uri() -> None:
         MlflowRegistry(RegistryConfig())
 
 
-def test_unusable_tracking_uri() -> None:
+@pytest.mark.parametrize("uri", ["gopher://example.org", "mlruns"])
+def test_unusable_tracking_uri(uri: str) -> None:
     """A tracking URI that MLflow cannot open is refused as configuration, not retried."""
-    registry = MlflowRegistry(RegistryConfig(tracking_uri="gopher://example.org"))
-    with pytest.raises(ConfigError, match=r"gopher://example\.org"):
+    registry = MlflowRegistry(RegistryConfig(tracking_uri=uri))
+    with pytest.raises(ConfigError, match=f"tracking_uri = '{uri}'.*give the URL"):
         registry.find_run(example_description())
 
 
