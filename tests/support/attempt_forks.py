@@ -27,7 +27,7 @@ from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
-    """SIGKILL for the child: in the midst of a `step`, or `delay` seconds after its `nth` event
+    """A signal for the child: in the midst of a `step`, or `delay` seconds after its `nth` event
     of the named class.
     """
 
@@ -35,6 +35,7 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
     event: str = ""
     nth: int = 1
     delay: float = 0.0
+    signal: Literal["SIGKILL", "SIGSTOP"] = "SIGKILL"
 
 
 class StoreFault(msgspec.Struct, frozen=True, kw_only=True):
@@ -265,8 +266,9 @@ def _attempt(request: Request) -> int:
         _break_store(attempt, request)
     if request.hold_at_step is not None:
         _in_step(toy_training, request.hold_at_step, lambda: _hold(Path(request.folder)))
-    if request.kill is not None and request.kill.step is not None:
-        _in_step(toy_training, request.kill.step, lambda: _die(0.0))
+    kill = request.kill
+    if kill is not None and kill.step is not None:
+        _in_step(toy_training, kill.step, lambda: _strike(kill))
 
     def on_event(event: Event) -> None:
         log(event)
@@ -293,14 +295,14 @@ def _striker(kill: Kill | None) -> object:
             return
         seen += 1
         if seen == kill.nth:
-            threading.Thread(target=_die, args=(kill.delay,), daemon=True).start()
+            threading.Thread(target=_strike, args=(kill,), daemon=True).start()
 
     return strike
 
 
-def _die(delay: float) -> None:
-    time.sleep(delay)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _strike(kill: Kill) -> None:
+    time.sleep(kill.delay)
+    os.kill(os.getpid(), signal.Signals[kill.signal])
 
 
 def _break_store(attempt: object, request: Request) -> None:
