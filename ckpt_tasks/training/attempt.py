@@ -5,8 +5,9 @@ This is the trainer's body; `ckpt_tasks.training.trainer` runs it as a process o
 
 from __future__ import annotations
 
+import inspect
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.manifest import CompletedRecord, RunRecord, now
-from ckpt_tasks.masking import flatten_hyperparameters, mask_hyperparameters
+from ckpt_tasks.masking import flatten_hyperparameters
 from ckpt_tasks.recovery.choose import choose
 from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.schedule.policy import policy_from_config
@@ -32,7 +33,7 @@ from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.run import TrainingRun
 from ckpt_tasks.training.saver import TrainingStopped
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
-from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position
+from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position, Scalar
 
 __all__ = ["AttemptRunner", "find_completed"]
 
@@ -53,6 +54,7 @@ class AttemptRunner:
         self._on_event = on_event
         self._layout = RunLayout(spec.run)
         self._stop_reason: str | None = None
+        self._hyperparameters: dict[str, Scalar] = {}
         self.attempt: Attempt | None = None
         self.run: TrainingRun | None = None
 
@@ -81,6 +83,7 @@ class AttemptRunner:
         CkptTasksError
             As its class says; and whatever the training function raises.
         """
+        self._hyperparameters = recorded_hyperparameters(function, self._spec.params)
         store = open_store(self._spec.config.store, for_writing=True)
         try:
             completed = find_completed(store, self._spec, self._on_event)
@@ -130,7 +133,7 @@ class AttemptRunner:
         request = ClaimRequest(
             invocation=spec.invocation,
             entrypoint=spec.entrypoint,
-            hyperparameters=self._hyperparameters(),
+            hyperparameters=self._hyperparameters,
             resume=spec.resume,
             tags=spec.tags,
             takeover=spec.takeover,
@@ -149,9 +152,6 @@ class AttemptRunner:
             )
         )
         return attempt
-
-    def _hyperparameters(self) -> dict[str, Any]:
-        return flatten_hyperparameters(mask_hyperparameters(self._spec.params))
 
     def _report_start(self, store: Store, attempt: Attempt, recovered: Recovered) -> None:
         record = recovered.checkpoint.record if recovered.checkpoint else None
@@ -190,12 +190,12 @@ class AttemptRunner:
                 identity,
                 Fence(store, self._layout, attempt.number),
                 recovered.lineage,
-                hyperparameters=self._hyperparameters(),
+                hyperparameters=self._hyperparameters,
                 environment=_environment(attempt),
             ),
             schedule=policy_from_config(config.schedule),
             start=recovered.checkpoint,
-            hyperparameters=self._hyperparameters(),
+            hyperparameters=self._hyperparameters,
             max_unprotected=config.attempt.max_unprotected,
             on_event=self._on_event,
         )
@@ -238,6 +238,15 @@ class AttemptRunner:
     def failure(self, error: Exception) -> TrainOutcome:
         """What an exception out of `execute` means for the one who decides about a retry."""
         return TrainOutcome.failure(error, **self._reached())
+
+
+def recorded_hyperparameters(
+    function: Callable[..., Any], params: Mapping[str, Any]
+) -> dict[str, Scalar]:
+    """What a checkpoint is told apart by: the defaults that hold, too; flattened and masked."""
+    _, *parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return flatten_hyperparameters({**defaults, **params})
 
 
 def find_completed(store: Store, spec: TrainSpec, on_event: EventSink) -> CompletedRecord | None:

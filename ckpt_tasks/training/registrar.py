@@ -15,7 +15,13 @@ import time
 from importlib.metadata import entry_points
 
 from ckpt_tasks.config import RegistryConfig
-from ckpt_tasks.errors import ConfigError, RegistryError, StaleAttemptError, StoreError
+from ckpt_tasks.errors import (
+    ConfigError,
+    CorruptCheckpointError,
+    RegistryError,
+    StaleAttemptError,
+    StoreError,
+)
 from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptResumed,
@@ -29,27 +35,24 @@ from ckpt_tasks.events import (
     RunFoundComplete,
     Warned,
 )
+from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import Heart
 from ckpt_tasks.fencing.process import process_is_alive, this_process
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.masking import flatten_hyperparameters, mask_hyperparameters
+from ckpt_tasks.format.manifest import AttemptClaim, decode
 from ckpt_tasks.registry.base import Registry, RunDescription, RunStatus
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.publisher import Publisher
-from ckpt_tasks.training.spec import AttemptFolder
-from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position
+from ckpt_tasks.training.spec import CATCH_UP, NOT_REGISTERED, AttemptFolder
+from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position, Scalar
 
 __all__ = ["load_registry", "main"]
 
 _POLL_SECONDS = 0.2
 _STATUS_OF: dict[int, RunStatus] = {EXIT_DONE: "finished", EXIT_STOPPED: "stopped"}
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 15.0
-_CATCH_UP = (
-    "What is missing there is kept in the store: start the run again, also when it is complete, "
-    "to register it"
-)
 
 
 def load_registry(config: RegistryConfig) -> Registry:
@@ -194,9 +197,19 @@ class Registrar:
             run=claimed.run,
             uid=claimed.uid,
             store_url=store.url,
-            hyperparameters=flatten_hyperparameters(mask_hyperparameters(self._spec.params)),
+            hyperparameters=self._hyperparameters(claimed.attempt, store),
             tags=self._spec.tags,
         )
+
+    def _hyperparameters(self, attempt: int, store: Store) -> dict[str, Scalar]:
+        """As the trainer recorded them, with the defaults that held."""
+        path = self._layout.attempt(attempt)
+        try:
+            claim = decode(store.read(path, limit=MAX_RECORD_BYTES), AttemptClaim, path=path)
+        except CorruptCheckpointError as error:
+            self._emit(Warned(message=f"hyperparameters are not published: {error}"))
+            return {}
+        return claim.hyperparameters
 
     def _publish(self) -> None:
         """Publish what waits, unless the registry is being left alone for a while."""
@@ -216,9 +229,7 @@ class Registrar:
         """Empty the queue and close the run; the supervisor bounds how long this may take."""
         if self._publisher is None:
             return
-        # A little early: the supervisor ends this process at the deadline, and what was not done
-        # must be told before.
-        deadline = time.monotonic() + self._spec.config.attempt.drain - 2 * _FIRST_BACKOFF
+        deadline = time.monotonic() + self._spec.config.attempt.drain
         while time.monotonic() < deadline:
             try:
                 self._publisher.publish()
@@ -230,11 +241,10 @@ class Registrar:
             except (RegistryError, StoreError) as error:
                 self._emit(RegistryUnavailable(why=str(error), queued=self._publisher.queued))
                 time.sleep(_FIRST_BACKOFF)
-        self._give_up(f"{self._publisher.queued} requests still wait for the registry")
 
-    def _give_up(self, why: object) -> None:
+    def _give_up(self, why: ConfigError) -> None:
         self._publisher = None
-        self._emit(Warned(message=f"checkpoints are not registered: {why}. {_CATCH_UP}"))
+        self._emit(Warned(message=f"{NOT_REGISTERED}: {why}. {CATCH_UP}"))
 
     def _status(self) -> RunStatus:
         outcome = self._folder.read_outcome(self._folder.outcome)
