@@ -81,6 +81,19 @@ def test_logged_model_tells_everything(uri: str, client: MlflowClient) -> None:
     ]
 
 
+@pytest.mark.parametrize("store", ["file:///data/runs", "s3://bucket/runs", "memory://runs"])
+def test_any_store(uri: str, client: MlflowClient, store: str) -> None:
+    """Checkpoints of every kind of store are registered, also where a server refuses such a URI
+    as a version's source.
+    """
+    description = example_description(store_url=store)
+    record = example_record(description, 100)
+    registration = opened(uri, description).register(
+        record, uri=f"{store}/x.json", manifest=encode(record)
+    )
+    assert client.get_logged_model(registration.model_id).params["uri"] == f"{store}/x.json"
+
+
 def test_version_has_few_tags_in_order(uri: str, client: MlflowClient) -> None:
     """A version's tags are run, epoch, step, trigger and the first hyperparameters; size, time,
     digest and URI are in its description.
