@@ -18,7 +18,7 @@ from pathlib import Path
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.events import Event, EventReader, EventSink, OutputLine, discard_event
 from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
-from ckpt_tasks.types import EXIT_FAILED
+from ckpt_tasks.types import EXIT_FAILED, EXIT_USAGE
 
 __all__ = ["launch"]
 
@@ -108,9 +108,17 @@ class _Supervision:
         outcome = self._folder.read_outcome(self._folder.outcome)
         if outcome is not None:
             return outcome
+        code = self._process.returncode
+        if code > 0 and not self._folder.output.exists():  # the first thing that it makes
+            return TrainOutcome(
+                code=EXIT_USAGE,
+                message=f"{self._process.args[0]} cannot run ckpt_tasks (what it said stands "
+                "above); pip install 'ckpt-tasks[torch]' there, or name another interpreter",
+                run=self._spec.run,
+            )
         return TrainOutcome(
             code=EXIT_FAILED,
-            message=f"the supervisor ended with {self._process.returncode} and said nothing",
+            message=f"the supervisor ended with {code} and said nothing",
             run=self._spec.run,
         )
 

@@ -14,7 +14,14 @@ from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, CheckpointId, Position
 
-__all__ = ["AttemptFolder", "TrainOutcome", "TrainSpec"]
+__all__ = ["CATCH_UP", "NOT_REGISTERED", "AttemptFolder", "TrainOutcome", "TrainSpec"]
+
+NOT_REGISTERED = "checkpoints are not registered"
+CATCH_UP = (
+    "What is missing there is kept in the store: start the run again, also when it is complete, "
+    "to register it"
+)
+"""What people are told when the registry lacks something at the end."""
 
 
 class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,9 +108,12 @@ class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(error, CkptTasksError):
             code, message = error.exit_code, what
         else:
-            where = f"{position}, newest checkpoint: {checkpoint or 'none'}"
+            where = f"at {position}" if position else "before it began"
             code = EXIT_FAILED
-            message = f"the training raised {type(error).__name__}: {what} (at {where})"
+            message = (
+                f"the training raised {type(error).__name__}: {what} ({where}; newest checkpoint: "
+                f"{checkpoint or 'none'})"
+            )
         return cls(
             code=code,
             message=message,

@@ -21,10 +21,18 @@ from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptResumed,
     CheckpointCommitted,
+    EventLog,
     EventReader,
     Progress,
+    Warned,
 )
-from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
+from ckpt_tasks.training.spec import (
+    CATCH_UP,
+    NOT_REGISTERED,
+    AttemptFolder,
+    TrainOutcome,
+    TrainSpec,
+)
 from ckpt_tasks.types import EXIT_FAILED, Position
 
 __all__ = ["main"]
@@ -62,10 +70,22 @@ class Supervisor:
             outcome = self._outcome(trainer)
             self._folder.write_outcome(outcome, self._folder.outcome)
             registrar.let_go()  # it empties its queue, then ends
-            registrar.end(within=self._spec.config.attempt.drain)
+            self._end(registrar)
         if self._orphaned.is_set():
             shutil.rmtree(self._folder.path, ignore_errors=True)
         return outcome.code
+
+    def _end(self, registrar: _Child) -> None:
+        """Bound what the registrar may still take, and tell if it has not done all."""
+        config = self._spec.config
+        registrar.end(within=config.attempt.drain)
+        if registrar.process.returncode != 0 and config.registry.tracking_uri is not None:
+            late = f"the registry has not taken all of it within {config.attempt.drain:g} s"
+            died = f"the registrar ended with {registrar.process.returncode}"
+            why = late if registrar.process.returncode == -signal.SIGKILL else died
+            tell = EventLog(self._folder.registrar_events)
+            tell(Warned(message=f"{NOT_REGISTERED}: {why}. {CATCH_UP}"))
+            tell.close()
 
     def _watch(self, liveness: int) -> None:
         os.read(liveness, 1)  # returns when the launcher is gone

@@ -54,19 +54,29 @@ def main(folder: AttemptFolder, liveness: int) -> int:
 def _execute(spec: TrainSpec, events: EventSink, stop: _StopRequests) -> TrainOutcome:
     try:
         function, params = _load(spec)
+        # Importing torch takes seconds: not before what can be told without it is known.
+        runner_class = _import_runner()
     except ConfigError as error:
         _print_traceback(error)
         return TrainOutcome.failure(error, run=spec.run)
-    # Importing torch takes seconds: not before what can be told without it is known.
-    from ckpt_tasks.training.attempt import AttemptRunner
-
-    runner = AttemptRunner(msgspec.structs.replace(spec, params=params), events)
+    runner = runner_class(msgspec.structs.replace(spec, params=params), events)
     stop.forward_to(runner)
     try:
         return runner.execute(function)
     except Exception as error:
         _print_traceback(error)
         return runner.failure(error)
+
+
+def _import_runner() -> type[AttemptRunner]:
+    try:
+        from ckpt_tasks.training.attempt import AttemptRunner
+    except ImportError as error:
+        raise ConfigError(
+            f"{sys.executable} cannot import what training needs ({error}); "
+            "pip install 'ckpt-tasks[torch]' there"
+        ) from error
+    return AttemptRunner
 
 
 def _load(spec: TrainSpec) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,6 +181,31 @@ def test_the_trainer_checks_what_no_command_line_has(
     assert expected in outcome.message
     assert "Traceback" not in str(events)
     assert "hunter2" not in str(events) + outcome.message
+    assert not root.exists()
+
+
+def test_an_interpreter_without_torch_is_told_what_to_install(
+    train: Train, workplace: Path, root: Path
+) -> None:
+    """Where torch cannot be imported training exits with 2, and names interpreter and extra."""
+    (workplace / "torch.py").write_text("raise ImportError('there is no torch here')\n")
+    answer = train("user_code:train", "-p", "layers=1")
+    assert answer.code == EXIT_USAGE
+    assert f"{sys.executable} cannot import what training needs" in answer.error
+    assert "pip install 'ckpt-tasks[torch]'" in answer.error
+    assert not root.exists()
+
+
+def test_an_interpreter_without_this_package_is_told_what_to_install(
+    train: Train, tmp_path: Path, root: Path
+) -> None:
+    """Where ckpt_tasks itself cannot be imported training exits with 2, and names it."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # no site-packages
+    python.chmod(0o755)
+    answer = train("user_code:train", "-p", "layers=1", "--python", str(python))
+    assert answer.code == EXIT_USAGE
+    assert f"{python} cannot run ckpt_tasks" in answer.error
     assert not root.exists()
 
 
