@@ -112,7 +112,7 @@ class _Supervision:
         if code > 0 and not self._folder.output.exists():  # the first thing that it makes
             return TrainOutcome(
                 code=EXIT_USAGE,
-                message=f"{self._process.args[0]} cannot run ckpt_tasks (what it said stands "
+                message=f"{self._spec.python or sys.executable} cannot run ckpt_tasks (what it said stands "
                 "above); pip install 'ckpt-tasks[torch]' there, or name another interpreter",
                 run=self._spec.run,
             )
