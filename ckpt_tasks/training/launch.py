@@ -108,19 +108,20 @@ class _Supervision:
         outcome = self._folder.read_outcome(self._folder.outcome)
         if outcome is not None:
             return outcome
-        code = self._process.returncode
-        if code > 0 and not self._folder.output.exists():  # the first thing that it makes
-            return TrainOutcome(
-                code=EXIT_USAGE,
-                message=f"{self._spec.python or sys.executable} cannot run ckpt_tasks (what it said stands "
-                "above); pip install 'ckpt-tasks[torch]' there, or name another interpreter",
-                run=self._spec.run,
+        return self._died()
+
+    def _died(self) -> TrainOutcome:
+        """The outcome of a supervisor that could not say it itself."""
+        code = EXIT_FAILED
+        message = f"the supervisor ended with {self._process.returncode} and said nothing"
+        if self._process.returncode > 0 and not self._folder.output.exists():
+            # That file is the first thing that it makes: it has never run.
+            code = EXIT_USAGE
+            message = (
+                f"{self._spec.python or sys.executable} cannot run ckpt_tasks (what it said stands "
+                "above); pip install 'ckpt-tasks[torch]' there, or name another interpreter"
             )
-        return TrainOutcome(
-            code=EXIT_FAILED,
-            message=f"the supervisor ended with {code} and said nothing",
-            run=self._spec.run,
-        )
+        return TrainOutcome(code=code, message=message, run=self._spec.run)
 
     def stop(self) -> None:
         """Have the trainer save and stop; the supervisor bounds how long that takes."""
