@@ -1,7 +1,7 @@
 """The steps of a resumable training, as plain functions that no orchestrator has a part in."""
 
 from ckpt_tasks.tasks.narrate import narrate
-from ckpt_tasks.tasks.promote import Promotion, load_registry, promote
+from ckpt_tasks.tasks.promote import Promotion, promote
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
 from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, human_size, report
 from ckpt_tasks.tasks.resolve import resolve
@@ -16,7 +16,6 @@ __all__ = [
     "checkpoint_row",
     "human_size",
     "is_worth_retrying",
-    "load_registry",
     "narrate",
     "promote",
     "recover",

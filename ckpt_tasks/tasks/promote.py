@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
 import msgspec
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
-from ckpt_tasks.config import CheckpointConfig, RegistryConfig
+from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -17,13 +15,11 @@ from ckpt_tasks.errors import (
 )
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.manifest import RegistryRunIds, decode
-from ckpt_tasks.registry.base import Registration, Registry, RunDescription
+from ckpt_tasks.registry import Registration, Registry, RunDescription, load_registry
 from ckpt_tasks.store import Store, open_store
-from ckpt_tasks.suggest import did_you_mean
 
-__all__ = ["Promotion", "load_registry", "promote"]
+__all__ = ["Promotion", "promote"]
 
-_GROUP = "ckpt_tasks.registries"
 _MAX_IDS_BYTES = 64 * 1024
 
 
@@ -37,22 +33,6 @@ class Promotion(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         to = self.registration
         return f"{to.registered_model}@{self.alias} is version {to.version}: {to.checkpoint}"
-
-
-def load_registry(config: RegistryConfig) -> Registry:
-    """Make the registry that `config.kind` names, not yet bound to a run.
-
-    Raises
-    ------
-    ConfigError
-        No installed package offers a registry of this name.
-    """
-    found = {entry.name: entry for entry in entry_points(group=_GROUP)}
-    if config.kind not in found:
-        hint = did_you_mean(config.kind, found, what="installed registries")
-        raise ConfigError(f"there is no registry {config.kind!r}: {hint}")
-    registry: Registry = found[config.kind].load()(config)
-    return registry
 
 
 def promote(config: CheckpointConfig, run: str, checkpoint: str, alias: str) -> Promotion:
@@ -90,17 +70,14 @@ def promote(config: CheckpointConfig, run: str, checkpoint: str, alias: str) -> 
 def _promote(store: Store, registry: Registry, run: str, checkpoint: str, alias: str) -> Promotion:
     view = view_run(store, run)
     description = _describe(store, view, checkpoint)
-    registry.open_run(_find(store, registry, description), description)
-    try:
-        registration = registry.registered().get(checkpoint)
-        if registration is None:
-            raise RegistryError(
-                f"checkpoint {checkpoint} of run {run!r} is not registered yet, so alias "
-                f"{alias!r} cannot point at it; try again when the registry has caught up"
-            )
-        registry.set_alias(alias, registration)
-    finally:
-        registry.end_run("finished" if view.completed else "stopped")
+    registry.attach_run(_find(store, registry, description), description)
+    registration = registry.registered().get(checkpoint)
+    if registration is None:
+        raise RegistryError(
+            f"checkpoint {checkpoint} of run {run!r} is not registered yet, so alias {alias!r} "
+            "cannot point at it; try again when the registry has caught up"
+        )
+    registry.set_alias(alias, registration)
     return Promotion(alias=alias, registration=registration, links=registry.links(registration))
 
 

@@ -148,12 +148,12 @@ def _attempt(attempt: AttemptView, checkpoints: Sequence[CheckpointView]) -> Row
     )
     return {
         "attempt": attempt.number,
-        "claimed at": claim.claimed_at if claim else None,
-        "host": f"{claim.process.host} (pid {claim.process.pid})" if claim else None,
         "resumed from": (resumed.checkpoint or "the beginning") if resumed else None,
-        "why": f"{why}{passed}",
         "checkpoints": len(own),
         "up to step": max((c.step for c in own), default=None),
+        "claimed at": claim.claimed_at if claim else None,
+        "host": f"{claim.process.host} (pid {claim.process.pid})" if claim else None,
+        "why": f"{why}{passed}",
     }
 
 

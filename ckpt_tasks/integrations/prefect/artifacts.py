@@ -39,7 +39,7 @@ from ckpt_tasks.masking import mask_url
 from ckpt_tasks.tasks.report import Row, checkpoint_row
 from ckpt_tasks.types import EXIT_DONE, Position
 
-__all__ = ["ArtifactPublisher", "KeyedArtifact", "artifact_key"]
+__all__ = ["ArtifactPublisher", "KeyedArtifact", "ProgressEstimate", "artifact_key"]
 
 _INTERVAL = 2.0
 _CLOSE_WITHIN = 30.0
@@ -137,7 +137,7 @@ class ArtifactPublisher:
         self._run = run
         self._logger = logger
         self._rows = {str(row["checkpoint"]): row for row in reversed(list(rows))}
-        self._progress = _ProgressEstimate()
+        self._progress = ProgressEstimate()
         self._link: RegistryLinked | None = None
         self._artifacts = {
             kind: KeyedArtifact(type_, artifact_key(kind, run), flow_run_id, task_run_id)
@@ -271,7 +271,7 @@ class ArtifactPublisher:
         }
 
 
-class _ProgressEstimate:
+class ProgressEstimate:
     """Percent done. Within an epoch it goes by the mean number of steps of the earlier ones."""
 
     def __init__(self) -> None:

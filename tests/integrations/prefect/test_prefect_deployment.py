@@ -3,9 +3,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import PrefectHTTPStatusError
 from support.prefect_runs import client, task_runs, wait_for_state
 from support.prefect_server import PrefectServer, ProcessGroup
 
@@ -53,6 +55,15 @@ def test_deploy_takes_tag_schedule_and_form(deployment: DeploymentResponse) -> N
     assert deployment.enforce_parameter_schema
     assert (properties["lr"]["type"], properties["epochs"]["type"]) == ("number", "integer")
     assert list(properties)[-1] == "resume"
+
+
+@pytest.mark.parametrize("wrong", [{"lr": "fast"}, {"resume": "newest"}])
+def test_trigger_with_a_wrong_parameter_is_refused(
+    deployment: DeploymentResponse, wrong: dict[str, Any]
+) -> None:
+    """The server checks a trigger against the form: no flow run is made, so no retry is spent."""
+    with client() as api, pytest.raises(PrefectHTTPStatusError, match=r"409|422"):
+        api.create_flow_run_from_deployment(deployment.id, parameters=wrong)
 
 
 def test_worker_trains_the_deployment(

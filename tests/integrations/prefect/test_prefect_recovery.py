@@ -235,3 +235,16 @@ def test_training_that_always_fails_spends_its_retries(toy: ServedToy) -> None:
     assert [run.run_count for run in train_task(flow_run)] == [3]
     assert len(view(toy, flow_run).attempts) == 3
     assert "report" in artifacts(flow_run)
+
+
+@pytest.mark.parametrize("toy", [{"TOY_MLFLOW": ""}], indirect=True, ids=["no-registry"])
+def test_unknown_hyperparameter_fails_once(toy: ServedToy) -> None:
+    """A name that the function does not have fails the flow run before any attempt is made."""
+    flow_run = toy.trigger(learning_rate=1.0)
+
+    done = wait_for_state(flow_run, "Completed", "Failed", "Crashed", log=toy.runner.log)
+
+    assert done.state_name == "Failed"
+    assert "learning_rate" in (done.state.message if done.state else "")
+    assert task_runs(flow_run) == []
+    assert not Path(toy.store).exists()

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 from support.browser import Browser
-from support.prefect_runs import ServedToy, wait_for_state
+from support.prefect_runs import ServedToy, artifacts, wait_for_state
 from support.prefect_server import PrefectServer
-
-from ckpt_tasks.integrations.prefect.artifacts import artifact_key
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -31,20 +29,24 @@ def test_ui_shows_form_and_artifacts(
 ) -> None:
     """People see the hyperparameters in the run form, and a run's checkpoints and report."""
     flow_run = toy.trigger()
-    wait_for_state(flow_run, "Completed", "Failed", "Crashed", log=toy.runner.log)
-    ui = prefect_api.ui_url
+    done = wait_for_state(flow_run, "Completed", "Failed", "Crashed", log=toy.runner.log)
+    assert done.state_name == "Completed", toy.runner.output()[-6000:]
+    ui, found = prefect_api.ui_url, artifacts(flow_run)
 
-    browser.open(f"{ui}/runs/flow-run/{flow_run}?tab=Artifacts")
-    browser.wait_for_text("Artifacts")
+    browser.open(f"{ui}/runs/flow-run/{flow_run}")
+    browser.wait_for_text("Artifacts", "Finished in state")
+    browser.screenshot(tmp_path / "flow-run.png")
+    browser.click("Artifacts", selector=".p-tab")
+    browser.wait_for_text("Checkpoints of training run", timeout=20)
     browser.screenshot(tmp_path / "flow-run-artifacts.png")
 
-    browser.open(f"{ui}/artifacts/key/{artifact_key('checkpoints', f'toy-{flow_run}')}")
-    browser.wait_for_text("step-00000032-a1-s")
-    browser.screenshot(tmp_path / "checkpoints.png")
-
-    browser.open(f"{ui}/artifacts/key/{artifact_key('report', f'toy-{flow_run}')}")
-    browser.wait_for_text("Attempts", "the beginning")
-    browser.screenshot(tmp_path / "report.png")
+    for kind, texts in (
+        ("checkpoints", ("step-00000032-a1-s", "committed")),
+        ("report", ("Attempts", "the beginning")),
+    ):
+        browser.open(f"{ui}/artifacts/artifact/{found[kind][0].id}")
+        browser.wait_for_text(*texts)
+        browser.screenshot(tmp_path / f"{kind}.png")
 
     browser.open(f"{ui}/deployments/deployment/{toy.deployment()}/run")
     browser.wait_for_text("Learning rate of AdamW.", "resume")

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import logging
+import re
+from uuid import uuid4
+
+import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from support.prefect_server import free_port, wait_until
+
+from ckpt_tasks.events import CheckpointCommitted, Progress
+from ckpt_tasks.integrations.prefect.artifacts import (
+    ArtifactPublisher,
+    ProgressEstimate,
+    artifact_key,
+)
+from ckpt_tasks.types import Position
+
+
+@pytest.mark.parametrize("run", ["digits-1", "Digits 1", "digits/1", "ünï", "..", "a" * 300])
+def test_keys_are_valid_and_one_per_run(run: str) -> None:
+    """Any run name gives a key that Prefect takes, and similar names give different keys."""
+    key = artifact_key("progress", run)
+
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", key)
+    assert len(key) < 100
+    assert key != artifact_key("progress", f"{run}.")
+
+
+@pytest.mark.parametrize(
+    ("positions", "percent"),
+    [
+        ([Position(epoch=0, step=5)], 0.0),
+        ([Position(epoch=0, step=10, phase="epoch_done")], 25.0),
+        ([Position(epoch=0, step=10, phase="epoch_done"), Position(epoch=1, step=15)], 37.5),
+        ([Position(epoch=3, step=40, phase="epoch_done")], 100.0),
+        ([Position(epoch=2, step=20)], 50.0),
+    ],
+)
+def test_progress_follows_epochs_and_their_mean_length(
+    positions: list[Position], percent: float
+) -> None:
+    """Whole epochs count fully; within one, steps count by the mean of the earlier ones."""
+    estimate = ProgressEstimate()
+
+    for position in positions:
+        estimate.update(position, 4)
+
+    assert estimate.percent == percent
+
+
+def test_absent_server_is_told_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a server, events are still taken at once, one warning is logged, closing works."""
+    absent = f"http://127.0.0.1:{free_port()}/api"
+    logger = logging.getLogger("test-artifacts")
+    with temporary_settings({PREFECT_API_URL: absent, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        publisher = ArtifactPublisher("toy", uuid4(), None, logger)
+        position = Position(step=3)
+        publisher(Progress(position=position, epochs=2))
+        wait_until(lambda: "cannot be updated" in caplog.text, timeout=60, what="a warning")
+        publisher(
+            CheckpointCommitted(
+                checkpoint="step-00000003-a1-s1",
+                position=position,
+                trigger="steps",
+                reason="every 3 steps",
+                size=10,
+                seconds=0.1,
+            )
+        )
+        publisher.close()
+
+    warnings = [record for record in caplog.records if record.name == "test-artifacts"]
+    assert len(warnings) == 1
+    assert "training is not affected" in warnings[0].getMessage()
