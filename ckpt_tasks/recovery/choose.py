@@ -30,7 +30,7 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints
         To be tried in this order. Empty: start from the beginning.
     passed_over
-        Newer ones that are not tried, and why.
+        Those newer than the first of them, and why they are not tried before it.
     why
         One sentence for people.
     asked_for
@@ -120,12 +120,17 @@ def _newest(
     if not valid:
         why = "no earlier attempt committed a checkpoint" if attempts else "the first attempt"
         return Candidates(why=why)
-    passed = _passed_over(store, layout, attempts, committed, valid)
-    tried = tuple(checkpoint for checkpoint in valid if checkpoint not in passed)
+    passed = _marked(store, layout, valid)
+    tried = [checkpoint for checkpoint in valid if checkpoint not in passed]
     if not tried:
         raise nothing_restorable(layout, list(passed.values()))
+    if len(tried) > 1 and tried[0] == _deadly(attempts, committed):
+        deadly = tried.pop(0)
+        tried.append(deadly)  # the last resort, should every older one turn out damaged
+        why = f"{_FALL_BACK_AFTER} attempts that started from it ended without a new checkpoint"
+        passed[deadly] = PassedOver(checkpoint=str(deadly), why=why)
     return Candidates(
-        checkpoints=tried,
+        checkpoints=tuple(tried),
         passed_over=tuple(passed[c] for c in valid[: valid.index(tried[0])]),
         why="the newest checkpoint of the run's lineage",
     )
@@ -141,13 +146,10 @@ def nothing_restorable(layout: RunLayout, passed: Sequence[PassedOver]) -> Check
     )
 
 
-def _passed_over(
-    store: Store,
-    layout: RunLayout,
-    attempts: Sequence[AttemptView],
-    committed: Sequence[CheckpointId],
-    valid: Sequence[CheckpointId],
+def _marked(
+    store: Store, layout: RunLayout, valid: Sequence[CheckpointId]
 ) -> dict[CheckpointId, PassedOver]:
+    """Those of `valid` that must not be used, and why."""
     marks = marked(store, layout)
     reasons: dict[CheckpointId, str] = {}
     for checkpoint in valid:
@@ -155,12 +157,6 @@ def _passed_over(
             reasons[checkpoint] = "quarantined: it was found damaged"
         elif checkpoint in marks["expired"] or checkpoint in marks["collecting"]:
             reasons[checkpoint] = "expired: it may be removed at any time"
-    usable = [checkpoint for checkpoint in valid if checkpoint not in reasons]
-    deadly = _deadly(attempts, committed)
-    if deadly is not None and len(usable) > 1 and usable[0] == deadly:
-        reasons[deadly] = (
-            f"{_FALL_BACK_AFTER} attempts that started from it ended without a new checkpoint"
-        )
     return {
         checkpoint: PassedOver(checkpoint=str(checkpoint), why=why)
         for checkpoint, why in reasons.items()

@@ -93,7 +93,7 @@ def recover(
         checkpoint=start.id if start else None,
         lineage=list(lineage.entries),
         why=candidates.why,
-        passed_over=passed[:100],
+        passed_over=[p for p in passed if start is None or p.checkpoint != start.id][:100],
         resumed_at=now(),
     )
     fence.check()
@@ -131,7 +131,7 @@ def preview_recovery(
             checkpoint=record.id,
             step=record.position.step,
             why=candidates.why,
-            passed_over=passed,
+            passed_over=[p for p in passed if p.checkpoint != record.id],
         )
     if candidates.checkpoints:
         raise nothing_restorable(layout, passed)

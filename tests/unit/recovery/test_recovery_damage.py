@@ -105,6 +105,27 @@ def test_damaged_one_asked_for_by_id(run: MadeRun) -> None:
     assert marked(run.store, run.layout)["quarantined"] == {asked}
 
 
+def test_all_unhealthy(run: MadeRun) -> None:
+    """They are restorable, but no retry may go on from them: outcome 4, marked as nothing."""
+    run.begin().save(10, nonfinite=["model.weight"])
+    with pytest.raises(CheckpointNotFoundError, match=r"unhealthy: NaN .* in model\.weight"):
+        run.begin()
+    assert marked(run.store, run.layout)["quarantined"] == set()
+
+
+def test_deadly_checkpoint_is_the_last_resort(run: MadeRun) -> None:
+    """Where every older one is damaged, the one that attempts died from is still restorable."""
+    first = run.begin()
+    older, deadly = first.save(10), first.save(20)
+    for _ in range(3):
+        run.begin()
+    run.damage(run.tensors_path(older))
+    assert preview(run).checkpoint == str(deadly)
+    fallback = run.begin()
+    assert fallback.start == str(deadly)
+    assert [p.checkpoint for p in fallback.recovered.resumed.passed_over] == [str(older)]
+
+
 class FlippedOnce(WrapperStore):
     """The first read of one object gives a wrong byte, as a bad transfer does."""
 
