@@ -7,5 +7,13 @@ from ckpt_tasks.registry.base import (
     RunDescription,
     RunStatus,
 )
+from ckpt_tasks.registry.loading import load_registry
 
-__all__ = ["Registration", "Registry", "RegistryRunIds", "RunDescription", "RunStatus"]
+__all__ = [
+    "Registration",
+    "Registry",
+    "RegistryRunIds",
+    "RunDescription",
+    "RunStatus",
+    "load_registry",
+]

@@ -54,7 +54,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Registry(ABC):
-    """One registry, bound to one training run once `open_run` has returned.
+    """One registry, bound to one training run by `open_run` or `attach_run`.
 
     Raises
     ------
@@ -88,6 +88,10 @@ class Registry(ABC):
 
         A hyperparameter that changed since an earlier attempt, or is too long, never raises.
         """
+
+    @abstractmethod
+    def attach_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
+        """Bind to the run and leave it as it is, for somebody who does not train it."""
 
     @abstractmethod
     def high_water(self) -> dict[str, int]:

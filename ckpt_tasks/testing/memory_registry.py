@@ -95,11 +95,15 @@ class MemoryRegistry(Registry):
             run.deleted = True
 
     def open_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
+        self.attach_run(ids, description)
+        run = self._run()
+        run.description = description
+        run.status = "running"
+
+    def attach_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
         run = self._reach().runs.get(ids.run_id)
         if run is None or run.deleted:
             raise RegistryError(f"run {ids.run_id} of {description.run!r} was deleted")
-        run.description = description
-        run.status = "running"
         self._run_id = ids.run_id
 
     def high_water(self) -> dict[str, int]:

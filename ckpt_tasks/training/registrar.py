@@ -12,9 +12,7 @@ import signal
 import sys
 import threading
 import time
-from importlib.metadata import entry_points
 
-from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import (
     ConfigError,
     CorruptCheckpointError,
@@ -41,38 +39,18 @@ from ckpt_tasks.fencing.heartbeat import Heart
 from ckpt_tasks.fencing.process import process_is_alive, this_process
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.manifest import AttemptClaim, decode
-from ckpt_tasks.registry.base import Registry, RunDescription, RunStatus
+from ckpt_tasks.registry import RunDescription, RunStatus, load_registry
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.training.spec import CATCH_UP, NOT_REGISTERED, AttemptFolder
 from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position, Scalar
 
-__all__ = ["load_registry", "main"]
+__all__ = ["main"]
 
 _POLL_SECONDS = 0.2
 _STATUS_OF: dict[int, RunStatus] = {EXIT_DONE: "finished", EXIT_STOPPED: "stopped"}
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 15.0
-
-
-def load_registry(config: RegistryConfig) -> Registry:
-    """The registry that a configuration names, by entry point.
-
-    Raises `ConfigError` when it is not installed.
-    """
-    found = entry_points(group="ckpt_tasks.registries", name=config.kind)
-    if not found:
-        raise ConfigError(f"no registry of kind {config.kind!r} is installed")
-    try:
-        make = next(iter(found)).load()
-    except ImportError as error:
-        raise ConfigError(
-            f"the registry {config.kind!r} cannot be imported ({error}); "
-            f"pip install 'ckpt-tasks[{config.kind}]'"
-        ) from error
-    registry = make(config)
-    assert isinstance(registry, Registry)
-    return registry
 
 
 class Registrar:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
+from mlflow.entities import Run
+
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import ConfigError, RegistryError
 from ckpt_tasks.format.manifest import CommitRecord
@@ -80,6 +82,14 @@ class MlflowRegistry(Registry):
     def open_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
         with self._connection.doing(f"open the run {description.run!r}"):
             run = self._runs.open(ids, description)
+        self._bind(ids, description, run)
+
+    def attach_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
+        with self._connection.doing(f"find the run {description.run!r}"):
+            run = self._runs.read(ids, description)
+        self._bind(ids, description, run)
+
+    def _bind(self, ids: RegistryRunIds, description: RunDescription, run: Run) -> None:
         self._metrics = RunMetrics(self._connection.client, ids.run_id, run.data.tags)
         self._checkpoints = Checkpoints(
             self._connection,

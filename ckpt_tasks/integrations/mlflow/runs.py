@@ -80,7 +80,17 @@ class Runs:
             self._client.delete_run(ids.run_id)
 
     def open(self, ids: RegistryRunIds, description: RunDescription) -> Run:
-        """Mark the run as running, and bring its params and tags up to date.
+        """Mark the run as running, and bring its params and tags up to date. Errors as `read`."""
+        run = self.read(ids, description)
+        params = _missing_params(run.data.params, description.hyperparameters)
+        tags = _changed(run.data.tags, _tags(description))
+        # The client splits them into requests that the server takes.
+        self._client.log_batch(ids.run_id, params=params, tags=tags, synchronous=True)
+        self.set_status(ids.run_id, "running")
+        return run
+
+    def read(self, ids: RegistryRunIds, description: RunDescription) -> Run:
+        """The run as it is.
 
         Raises
         ------
@@ -100,11 +110,6 @@ class Runs:
                 f"run {ids.run_id} of {description.run!r} was deleted in MLflow; restore it there "
                 f"(`mlflow runs restore --run-id {ids.run_id}`), or {_how_to_go_on(description)}"
             )
-        params = _missing_params(run.data.params, description.hyperparameters)
-        tags = _changed(run.data.tags, _tags(description))
-        # The client splits them into requests that the server takes.
-        self._client.log_batch(ids.run_id, params=params, tags=tags, synchronous=True)
-        self.set_status(ids.run_id, "running")
         return run
 
     def set_status(self, run_id: str, status: RunStatus) -> None:

@@ -17,6 +17,7 @@ from ckpt_tasks.errors import (
     ConfigError,
     CorruptCheckpointError,
 )
+from ckpt_tasks.registry import load_registry
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.training.spec import TrainSpec
 
@@ -220,13 +221,13 @@ def test_promote_without_a_registry_says_so(store: Store, config: CheckpointConf
 def test_unknown_registry_is_named_with_those_installed() -> None:
     """A mistyped kind names the registries that are there."""
     with pytest.raises(ConfigError, match="did you mean 'mlflow'"):
-        tasks.load_registry(RegistryConfig(kind="mlfow", tracking_uri="sqlite:///x.db"))
+        load_registry(RegistryConfig(kind="mlfow", tracking_uri="sqlite:///x.db"))
 
 
 def test_promote_points_an_alias_at_the_registered_version(
     store: Store, config: CheckpointConfig, tmp_path: Path
 ) -> None:
-    """The alias follows to the version of the checkpoint asked for, found through the uid."""
+    """The alias follows to the version of the checkpoint asked for, and a live run stays live."""
     pytest.importorskip("mlflow")
     from ckpt_tasks.registry.base import RunDescription
 
@@ -234,7 +235,7 @@ def test_promote_points_an_alias_at_the_registered_version(
     run.begin_attempt()
     first, second = run.commit(8), run.commit(16)
     registry_config = RegistryConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    registry = tasks.load_registry(registry_config)
+    registry = load_registry(registry_config)
     description = RunDescription(
         run=RUN, uid=run.identity.uid, store_url=store.url, hyperparameters={"lr": 0.1}
     )
@@ -248,6 +249,7 @@ def test_promote_points_an_alias_at_the_registered_version(
     assert [p.registration.checkpoint for p in promotions] == [second, first]
     assert promotions[0].registration.version != promotions[1].registration.version
     assert _alias_target(registry_config, promotions[1].registration) == "1"
+    assert _status(registry_config, promotions[1].registration) == "RUNNING"
 
 
 def _alias_target(config: RegistryConfig, registration: Any) -> str:
@@ -256,6 +258,13 @@ def _alias_target(config: RegistryConfig, registration: Any) -> str:
     client = MlflowClient(tracking_uri=config.tracking_uri, registry_uri=config.tracking_uri)
     found = client.get_model_version_by_alias(registration.registered_model, "champion")
     return str(found.version)
+
+
+def _status(config: RegistryConfig, registration: Any) -> str:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=config.tracking_uri, registry_uri=config.tracking_uri)
+    return str(client.get_run(registration.run_id).info.status)
 
 
 def test_steps_import_no_training_framework() -> None:
