@@ -92,6 +92,8 @@ class Checkpointer:
         ------
         StaleAttemptError
             A later attempt owns the run.
+        ConfigError
+            Hyperparameters and metrics are too large for the commit record.
         StoreError
             Storage failed; the attempt may go on and save again.
         """

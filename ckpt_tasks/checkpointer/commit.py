@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Iterable
 
-from ckpt_tasks.errors import StaleAttemptError, StoreError
+from ckpt_tasks.errors import ConfigError, StaleAttemptError, StoreError
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import MarkKind, RunLayout
 from ckpt_tasks.format.manifest import (
@@ -60,12 +60,15 @@ def commit(
         A later attempt owns the run. The record was not made, or was made before that attempt
         was claimed and is now that attempt's to use or to pass over; either way this one must
         not register it.
+    ConfigError
+        The record is larger than any may be. Every later one would be, so training ends now
+        rather than unprotected.
     StoreError
         Storage failed. Whether the record was made may be unknown, so its data must be kept.
     """
     data = encode(record)
     if len(data) > MAX_COMMIT_BYTES:
-        raise StoreError(
+        raise ConfigError(
             f"the commit record of {record.id} takes {len(data)} bytes, more than "
             f"{MAX_COMMIT_BYTES}; log fewer or shorter hyperparameters and metrics"
         )

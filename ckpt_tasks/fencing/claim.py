@@ -25,10 +25,18 @@ from ckpt_tasks.fencing.attempts import (
 from ckpt_tasks.fencing.heartbeat import HeartbeatObserver
 from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import AttemptClaim, RunRecord, decode, encode, now
+from ckpt_tasks.format.manifest import (
+    MAX_COMMIT_BYTES,
+    AttemptClaim,
+    CommitRecord,
+    RunRecord,
+    decode,
+    encode,
+    now,
+)
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
-from ckpt_tasks.types import Scalar
+from ckpt_tasks.types import CheckpointId, Scalar
 
 __all__ = ["Attempt", "ClaimRequest", "claim_attempt", "open_run", "read_run"]
 
@@ -45,7 +53,8 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     takeover_after
         Seconds without a heartbeat after which another invocation's attempt counts as dead.
     without_commit
-        Attempts of this invocation in a row that may end without a new commit.
+        Attempts of this invocation in a row that may end without a new checkpoint that a retry
+        could start from.
     """
 
     invocation: str
@@ -130,7 +139,7 @@ def claim_attempt(
     RunBusyError
         Another invocation's attempt is alive.
     NoProgressError
-        Too many attempts of this invocation in a row ended without a commit.
+        Too many attempts of this invocation in a row ended without progress.
     """
     while True:
         attempts = read_attempts(store, layout)
@@ -206,22 +215,34 @@ def _check_dense(store: Store, layout: RunLayout, numbers: Sequence[int]) -> Non
 def _check_progress(
     store: Store, layout: RunLayout, attempts: Sequence[AttemptView], request: ClaimRequest
 ) -> None:
-    """Refuse to loop for ever: the cap counts attempts that committed nothing."""
+    """Refuse to loop for ever: the cap counts attempts that a retry gains nothing from."""
     if len(attempts) < request.without_commit:
         return
-    committed = {
-        checkpoint.attempt
-        for info in store.list_objects(layout.commits)
-        if (checkpoint := layout.checkpoint_id(info.path)) is not None
-    }
+    committed: dict[int, list[CheckpointId]] = {}
+    for info in store.list_objects(layout.commits):
+        checkpoint = layout.checkpoint_id(info.path)
+        if checkpoint is not None:
+            committed.setdefault(checkpoint.attempt, []).append(checkpoint)
     idle = 0
     for attempt in reversed(attempts):
         mine = attempt.claim is None or attempt.claim.invocation == request.invocation
-        if not mine or attempt.number in committed:
+        own = committed.get(attempt.number, [])
+        if not mine or any(_is_healthy(store, layout, checkpoint) for checkpoint in own):
             break
         idle += 1
     if idle >= request.without_commit:
         raise NoProgressError(
-            f"the last {idle} attempts of run {layout.run!r} ended without a new checkpoint; "
-            "not trying again. Look at their logs, mend the cause, and start a new invocation"
+            f"the last {idle} attempts of run {layout.run!r} ended without a new checkpoint that "
+            "a retry could start from; not trying again. Look at their logs, mend the cause, and "
+            "start a new invocation"
         )
+
+
+def _is_healthy(store: Store, layout: RunLayout, checkpoint: CheckpointId) -> bool:
+    """Whether a retry could go on from it; training that turned into NaN is no progress."""
+    path = layout.commit(checkpoint)
+    try:
+        record = decode(store.read(path, limit=MAX_COMMIT_BYTES), CommitRecord, path=path)
+    except (CorruptCheckpointError, ObjectNotFoundError):
+        return False
+    return not record.nonfinite

@@ -20,7 +20,7 @@ from ckpt_tasks.checkpointer.commit import commit, new_write_id
 from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_index
 from ckpt_tasks.checkpointer.writer import write_rank
-from ckpt_tasks.errors import CheckpointNotFoundError, StaleAttemptError, StoreError
+from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, StaleAttemptError, StoreError
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import MarkKind
 from ckpt_tasks.format.manifest import CommitRecord, Index
@@ -189,10 +189,10 @@ def test_another_process_of_the_same_attempt(run: MadeRun) -> None:
 
 
 def test_record_too_large(run: MadeRun) -> None:
-    """A record beyond 64 KB is refused before it is written, with its size and the cause."""
+    """A record beyond 64 KB is a mistake to mend at once, not to retry; size and cause are told."""
     attempt = run.begin()
     metrics = {f"metric-{n:05d}": 0.5 for n in range(4000)}
-    with pytest.raises(StoreError, match=r"takes \d+ bytes, more than 65536; log fewer"):
+    with pytest.raises(ConfigError, match=r"takes \d+ bytes, more than 65536; log fewer"):
         attempt.save(10, metrics=metrics)
     assert committed(run) == []
 

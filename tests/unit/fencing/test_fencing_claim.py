@@ -283,6 +283,24 @@ def test_commit_resets_the_cap(run: MadeRun) -> None:
     assert run.claim(without_commit=2).number == 9
 
 
+def test_unhealthy_commits_are_no_progress(run: MadeRun) -> None:
+    """Attempts that end in NaN, however many checkpoints of it they commit, are capped."""
+    run.begin().save(10)
+    for _ in range(3):
+        run.begin().save(20, nonfinite=["model.weight"])
+    with pytest.raises(NoProgressError, match="last 3 attempts"):
+        run.claim(without_commit=3)
+
+
+def test_healthy_commit_among_unhealthy_ones_is_progress(run: MadeRun) -> None:
+    """A retry starts from the last healthy one, so something was gained."""
+    for _ in range(3):
+        attempt = run.begin()
+        attempt.save(20)
+        attempt.save(30, nonfinite=["model.weight"])
+    assert run.claim(without_commit=3).number == 4
+
+
 def test_new_invocation_has_its_own_cap(run: MadeRun) -> None:
     """Somebody who starts it anew has looked at the cause, one hopes."""
     for _ in range(3):
