@@ -49,6 +49,12 @@ Row = tuple[str, Number, int, int]
 class Publisher:
     """Publishes one attempt.
 
+    Parameters
+    ----------
+    follows
+        Whether the attempt is under way and its rows come by `add_rows`. One that has ended is
+        published from its checkpoints alone.
+
     Made once the attempt has recorded what it resumed from, as that settles the lineage. Each
     method may raise `RegistryError`, after which it can be called again; and
     `StaleAttemptError` or `StoreError` from the fence, which is asked before anything is
@@ -65,8 +71,10 @@ class Publisher:
         description: RunDescription,
         on_event: EventSink,
         *,
+        follows: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._follows = follows
         self._clock = clock
         self._store = store
         self._layout = layout
@@ -187,8 +195,8 @@ class Publisher:
             self._consider_best(record)
             if record.id not in self._registered:
                 missing.append(checkpoint)
-            # This attempt's own rows come from its events.
-            if checkpoint.attempt < self._fence.attempt and record.position.step >= newest_sent:
+            own = self._follows and checkpoint.attempt == self._fence.attempt
+            if not own and record.position.step >= newest_sent:
                 rows += self._journal(record)
         self._rows.extendleft(reversed([row for row in rows if self._is_new(row)]))
         self._commits = deque(missing)
