@@ -44,7 +44,7 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
     "params",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A hyperparameter; repeatable.",
+    help="A hyperparameter; repeatable. Others see it in the list of processes.",
 )
 @store_options
 @click.option("--every-steps", type=int, metavar="N", help="Save every N steps.")
