@@ -30,6 +30,7 @@ from ckpt_tasks.events import (
     MetricsLogged,
 )
 from ckpt_tasks.training.spec import TrainSpec
+from ckpt_tasks.types import CheckpointId
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -174,5 +175,6 @@ def assert_mlflow(mlflow: MlflowClient, checkpoints: list[str]) -> None:
     history = mlflow.get_metric_history(run.info.run_id, "loss")
     assert Counter(metric.step for metric in history) == Counter(range(1, STEPS + 1))
     versions = mlflow.search_model_versions("name = 'journey'")
-    assert len(versions) == len(checkpoints)
+    steps = [CheckpointId.parse(checkpoint).step for checkpoint in checkpoints]
+    assert Counter(int(version.tags["ckpt.step"]) for version in versions) == Counter(steps)
     assert {version.run_id for version in versions} == {run.info.run_id}
