@@ -31,6 +31,7 @@ def train(run, lr: float = 0.1, *, layers: int, secret_pin: int = 0):
 
 
 reduced = functools.partial(train, layers=1)
+compiled = type  # of no signature
 
 
 def forgot_the_run():
@@ -155,6 +156,7 @@ def test_the_line_of_an_import_error_is_the_users_own(train: Train, workplace: P
         ("user_code:train", {"layers": "two"}, "layers = 'two': Expected `int`"),
         ("user_code:train", {"layers": 1, "secret_pin": "hunter2"}, "secret_pin = ***"),
         ("user_code:reduced", {"lrr": 1}, "unexpected keyword argument 'lrr'"),
+        ("user_code:compiled", {}, "its hyperparameters cannot be read"),
         ("broken:train", {}, "raised KeyError: 'missing' ("),
     ],
 )

@@ -27,7 +27,9 @@ from pathlib import Path
 import torch
 
 
-def train(run, api_key: str, database: dict, endpoints: list[str], go: str) -> None:
+def train(
+    run, api_key: str, database: dict, endpoints: list[str], go: str, hub_token: str = {SECRET!r}
+) -> None:
     assert api_key == database["password"] == {SECRET!r}
     model = torch.nn.Linear(2, 1)
     run.track(model=model)
@@ -116,7 +118,7 @@ def test_secrets_are_found_nowhere(
     assert holders == ["code.py"]
     # They were recorded, masked: else there would have been nothing to find.
     (claim,) = (data for name, data in left.items() if name.endswith("attempts/0001.json"))
-    for name in ("api_key", "database.password"):
+    for name in ("api_key", "database.password", "hub_token"):
         assert f'"{name}": "{MASK}"' in claim.decode()
     assert b"database.password" in left["mlflow.db"]
     assert f"postgres://{MASK}@host".encode() in left["mlflow.db"]
