@@ -98,8 +98,11 @@ def _load(spec: TrainSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
 def _check_call(function: Callable[..., Any], entrypoint: str, params: Mapping[str, Any]) -> None:
     try:
         signature = inspect.signature(function)
-    except ValueError:
-        return  # Of a compiled function nothing is known before it is called.
+    except ValueError as error:
+        raise ConfigError(
+            f"{entrypoint}: its hyperparameters cannot be read ({error}); wrap it: "
+            "def train(run, ...): ..."
+        ) from error
     try:
         signature.bind(None, **params)
     except TypeError as error:
