@@ -167,6 +167,15 @@ def test_several_ranks(run: MadeRun, checkpoint: CheckpointId) -> None:
         load(run, checkpoint)
 
 
+def test_index_of_another_checkpoint(run: MadeRun) -> None:
+    """A whole and valid index in another one's place is found by the digest committed."""
+    attempt = run.begin()
+    one, two = attempt.save(10, small_state(1)), attempt.save(20, small_state(2))
+    run.store.put(run.index_path(one), run.store.read(run.index_path(two)))
+    with pytest.raises(CorruptCheckpointError, match=r"is damaged: digest \w+, committed \w+"):
+        load(run, one)
+
+
 def test_index_of_another_rank(run: MadeRun, checkpoint: CheckpointId) -> None:
     """An index that says it is another rank's is refused."""
     index = msgspec.structs.replace(index_of(run, checkpoint), rank=1, world_size=2)
