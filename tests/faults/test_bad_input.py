@@ -93,7 +93,7 @@ def test_saves_that_fail_for_too_long_end_the_attempt(
     assert fork.outcome.code == EXIT_FAILED
     assert "no new checkpoint" in fork.outcome.message
     assert fork.outcome.position is not None
-    assert 5 < fork.outcome.position.step < STEPS
+    assert fork.outcome.position.step < STEPS
     assert fork.events_of(SaveFailed)
     finish(spec)
     check_run(spec, steps=STEPS)
@@ -132,7 +132,7 @@ def _check_disk_full(spec: TrainSpec, fork: Fork) -> None:
     assert temporary_files(Path(spec.config.store.url)) == []
 
 
-@pytest.mark.parametrize(("size", "some"), [("100k", False), ("400k", True)])
+@pytest.mark.parametrize(("size", "some"), [("56k", False), ("400k", True)])
 def test_disk_full(
     size: str,
     some: bool,
