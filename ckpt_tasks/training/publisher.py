@@ -91,6 +91,7 @@ class Publisher:
         self._compared = self._diverged = 0
         self._diverged_keys: set[str] = set()
         self._best: float | None = None
+        self._resume_age = (0, 0)
         self._open = False
         self._story_due = 0.0
 
@@ -188,6 +189,7 @@ class Publisher:
         newest_sent = max(self._high_water.values(), default=-1)
         rows: list[MetricRow] = []
         missing: list[CheckpointId] = []
+        newest: CommitRecord | None = None
         for checkpoint in reversed(valid):
             record = records[checkpoint]
             if isinstance(record, CkptTasksError) or checkpoint in damaged:
@@ -195,11 +197,16 @@ class Publisher:
             self._consider_best(record)
             if record.id not in self._registered:
                 missing.append(checkpoint)
+            elif not record.nonfinite:
+                newest = record
             own = self._follows and checkpoint.attempt == self._fence.attempt
             if not own and record.position.step >= newest_sent:
                 rows += self._journal(record)
         self._rows.extendleft(reversed([row for row in rows if self._is_new(row)]))
         self._commits = deque(missing)
+        if newest is not None:
+            # Its registrar may have died before it moved the alias.
+            self._move_resume_alias(newest, self._registered[newest.id])
 
     def _journal(self, record: CommitRecord) -> list[MetricRow]:
         """The metrics that a checkpoint kept, with the time stamps they had."""
@@ -253,10 +260,9 @@ class Publisher:
         uri = f"{self._store.url.rstrip('/')}/{path}"
         registration = self._registry.register(record, uri=uri, manifest=manifest)
         self._registered[record.id] = registration
-        if not record.nonfinite:
-            self._registry.set_alias(f"resume-{self._layout.run}", registration)
-            if self._consider_best(record):
-                self._registry.set_alias("best", registration)
+        self._move_resume_alias(record, registration)
+        if self._consider_best(record):
+            self._registry.set_alias("best", registration)
         self._on_event(
             CheckpointRegistered(
                 checkpoint=record.id,
@@ -266,6 +272,14 @@ class Publisher:
                 links=self._registry.links(registration),
             )
         )
+
+    def _move_resume_alias(self, record: CommitRecord, registration: Registration) -> None:
+        """Forwards only: an older checkpoint may be registered late."""
+        age = (record.checkpoint.attempt, record.checkpoint.sequence)
+        if record.nonfinite or age < self._resume_age:
+            return
+        self._registry.set_alias(f"resume-{self._layout.run}", registration)
+        self._resume_age = age
 
     def _consider_best(self, record: CommitRecord) -> bool:
         """Whether this checkpoint is the best so far; remembers it if so."""
