@@ -1,164 +1,337 @@
-"""Bad input and bad places: one clear message, the right exit code, nothing lost."""
+"""Users' mistakes: one clear line, the exit code that fits, and nothing lost."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
-from support.attempt_forks import AttemptForks, Fork, StoreFault
-from support.launches import TOY, launched
-from support.run_checks import check_run, leftovers, temporary_files
-from support.s3_servers import S3Server
-from support.toy_runs import STEPS, toy_spec
+from support.attempt_forks import AttemptForks, Kill
+from support.shell import Answer, ckpt_tasks, contents
 
-from ckpt_tasks.config import StoreConfig
-from ckpt_tasks.events import CheckpointCommitted, SaveFailed
-from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
-from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
+from ckpt_tasks.config import CheckpointConfig, StoreConfig
+from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.store import open_store
+from ckpt_tasks.training.launch import launch
+from ckpt_tasks.training.spec import TrainSpec
+from ckpt_tasks.types import EXIT_FAILED, EXIT_NOT_FOUND, EXIT_USAGE
 
-Finish = Callable[[TrainSpec], None]
+TOY = "support.toy_training:train"
+USER_CODE = '''
+import functools
 
-
-def _refused(spec: TrainSpec) -> TrainOutcome:
-    """Launch what cannot work: a usage error in one line, and no traceback."""
-    with launched(spec) as attempt:
-        outcome = attempt.outcome()
-        assert outcome.code == EXIT_USAGE, attempt.output
-        assert "Traceback" not in attempt.output
-        assert "\n" not in outcome.message
-    return outcome
+LAYERS = 2
 
 
-def test_wrong_hyperparameter_name(root: Path) -> None:
-    """A hyperparameter that the function has not is named, with the nearest one it has."""
-    spec = toy_spec(root, entrypoint=f"{TOY}:train", params={"epoch": 3})
-    message = _refused(spec).message
-    assert "'epoch'" in message
-    assert "epochs" in message
-    assert not list(root.rglob("*.json"))
+def train(run, lr: float = 0.1, *, layers: int, secret_pin: int = 0):
+    """Never called by these tests."""
+    raise AssertionError
 
 
-def test_wrong_entrypoint(root: Path) -> None:
-    """A function that is not there is named, with the nearest that is."""
-    message = _refused(toy_spec(root, entrypoint=f"{TOY}:trian")).message
-    assert "'trian'" in message
-    assert "train" in message
-    assert not list(root.rglob("*.json"))
+reduced = functools.partial(train, layers=1)
+compiled = type  # of no signature
 
 
-def test_unwritable_store(root: Path) -> None:
-    """A store that cannot be a folder is refused by its name."""
-    root.write_text("a file, not a folder")
-    message = _refused(toy_spec(root / "below", entrypoint=f"{TOY}:train")).message
-    assert str(root) in message
-    assert root.read_text() == "a file, not a folder"
+def forgot_the_run():
+    raise AssertionError
 
 
-def test_missing_s3_credentials(
-    moto_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without credentials, the message says that it is those that are missing."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    bucket, prefix = moto_server.new_place()
-    store = StoreConfig(
-        url=f"s3://{bucket}/{prefix}", options={"endpoint_url": moto_server.endpoint}
-    )
-    spec = toy_spec("unused", entrypoint=f"{TOY}:train")
-    config = msgspec.structs.replace(spec.config, store=store)
-    message = _refused(msgspec.structs.replace(spec, config=config)).message
-    assert "credentials" in message.lower()
+def raises(run):
+    import torch
+
+    run.track(model=torch.nn.Linear(2, 2))
+    for epoch in run.epochs(3):
+        evaluate(epoch)
 
 
-def test_saves_that_fail_for_too_long_end_the_attempt(
-    spec: TrainSpec, forks: AttemptForks, finish: Finish
-) -> None:
-    """Training goes on while saves fail, until it has been unprotected for too long."""
-    attempt = msgspec.structs.replace(spec.config.attempt, max_unprotected=0.2)
-    config = msgspec.structs.replace(spec.config, attempt=attempt)
-    fork = forks.run(
-        msgspec.structs.replace(spec, config=config),
-        faults=[StoreFault(at=3, times=10_000)],
-        counted=["write"],
-        environment={"TOY_STEP_SECONDS": "0.05"},
-    )
-    assert fork.outcome.code == EXIT_FAILED
-    assert "no new checkpoint" in fork.outcome.message
-    assert fork.outcome.position is not None
-    assert 5 < fork.outcome.position.step < STEPS
-    assert fork.events_of(SaveFailed)
-    finish(spec)
-    check_run(spec, steps=STEPS)
+def evaluate(epoch):
+    if epoch == 1:
+        raise RuntimeError("loss is\\nnot a number")
+
+
+def tracks_a_lock(run):
+    import threading
+
+    class Meter:
+        def state_dict(self):
+            return {"seen": 3, "lock": threading.Lock()}
+
+        def load_state_dict(self, state):
+            pass
+
+    run.track(meter=Meter())
+'''
+
+Train = Callable[..., Answer]
 
 
 @pytest.fixture
-def small_disk(root: Path) -> Iterator[Callable[[str], None]]:
-    """Gives the store's root a size; called again, another one."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    root.mkdir()
-
-    def resize(size: str) -> None:
-        option = f"remount,size={size}" if os.path.ismount(root) else f"size={size}"
-        command = ["mount", "-t", "tmpfs", "-o", option, "none", str(root)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-
-    yield resize
-    if os.path.ismount(root):
-        subprocess.run(["umount", "--lazy", str(root)], check=True)
+def workplace(tmp_path: Path) -> Path:
+    """A user's folder, with a module that works and one that cannot be imported."""
+    folder = tmp_path / "workplace"
+    folder.mkdir()
+    (folder / "user_code.py").write_text(USER_CODE)
+    broken = "def train(run):\n    pass\n\nvalue = {}['missing']\n"
+    (folder / "broken.py").write_text(broken)
+    return folder
 
 
-def _check_disk_full(spec: TrainSpec, fork: Fork) -> None:
-    assert fork.outcome.code == EXIT_FAILED
-    assert "could not be saved" in fork.outcome.message
-    failed = fork.events_of(SaveFailed)
-    assert failed
-    assert all("space" in event.why for event in failed if isinstance(event, SaveFailed))
-    # Training went on to its end, whose save is the one that must not fail.
-    assert fork.outcome.position is not None
-    assert fork.outcome.position.step == STEPS
-    check_run(spec)
-    assert leftovers(spec) == set()
-    assert temporary_files(Path(spec.config.store.url)) == []
+@pytest.fixture
+def train(workplace: Path, root: Path) -> Train:
+    """``ckpt-tasks train ENTRYPOINT --run toy --store ROOT ARGUMENTS...``."""
+
+    def call(
+        entrypoint: str,
+        *arguments: str,
+        store: str | None = None,
+        debug: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> Answer:
+        front = ["--debug"] if debug else []
+        rest = ["--run", "toy", "--store", store or str(root), *arguments]
+        return ckpt_tasks(
+            *front, "train", entrypoint, *rest, folder=workplace, environment=environment
+        )
+
+    return call
 
 
-@pytest.mark.parametrize(("size", "some"), [("100k", False), ("400k", True)])
-def test_disk_full(
-    size: str,
-    some: bool,
-    spec: TrainSpec,
+@pytest.fixture
+def interrupted(spec: TrainSpec, forks: AttemptForks) -> TrainSpec:
+    """A run with checkpoints, whose first attempt was killed."""
+    assert forks.run(spec, kill=Kill(step=13)).killed
+    return spec
+
+
+# -- entry points and hyperparameters ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "arguments", "expected"),
+    [
+        ("no_such:train", [], "there is no module 'no_such'"),
+        ("user_code:trian", [], "did you mean 'train'?"),
+        ("user_code", [], "write MODULE:FUNCTION"),
+        ("user_code:LAYERS", [], "is not defined there by a plain 'def'"),
+        ("user_code:forgot_the_run", [], "def forgot_the_run(run, ...)"),
+        ("user_code:train", [], "needs layers; pass it: -p layers=VALUE"),
+        ("user_code:train", ["-p", "layer=2"], "did you mean 'layers'?"),
+        ("user_code:train", ["-p", "layers=two"], "layers = 'two': Expected `int`"),
+        ("user_code:train", ["-p", "layers=1", "--resume", "latest"], "or say auto or fresh"),
+        ("user_code:train", ["-p", "layers=1", "--every", "soon"], "'10m'"),
+        ("broken:train", [], "raised KeyError: 'missing' ("),
+    ],
+)
+def test_a_mistaken_command_starts_nothing(
+    train: Train, root: Path, entrypoint: str, arguments: list[str], expected: str
+) -> None:
+    """A wrong function, hyperparameter or option exits with 2, one line, and an empty store."""
+    answer = train(entrypoint, *arguments)
+    assert answer.code == EXIT_USAGE
+    assert expected in answer.error
+    assert answer.err.count("\n") == 1
+    assert not root.exists()
+
+
+def test_the_line_of_an_import_error_is_the_users_own(train: Train, workplace: Path) -> None:
+    """Where the user's module raised is in the message; with --debug the traceback is shown."""
+    where = f"({workplace / 'broken.py'}:4 in <module>)"
+    assert where in train("broken:train").error
+    debugged = train("broken:train", debug=True)
+    assert "value = {}['missing']" in debugged.out
+    assert where in debugged.err
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "params", "expected"),
+    [
+        ("no_such:train", {}, "there is no module 'no_such'"),
+        ("user_code:trian", {"layers": 1}, "did you mean 'train'?"),
+        ("user_code:LAYERS", {}, "LAYERS is a int, not a function"),
+        ("user_code:forgot_the_run", {}, "cannot be called with the run"),
+        ("user_code:train", {}, "needs layers"),
+        ("user_code:train", {"layers": 1, "lrr": 1}, "did you mean 'lr'?"),
+        ("user_code:train", {"layers": "two"}, "layers = 'two': Expected `int`"),
+        ("user_code:train", {"layers": 1, "secret_pin": "hunter2"}, "secret_pin = ***"),
+        ("user_code:reduced", {"lrr": 1}, "unexpected keyword argument 'lrr'"),
+        ("user_code:compiled", {}, "its hyperparameters cannot be read"),
+        ("broken:train", {}, "raised KeyError: 'missing' ("),
+    ],
+)
+def test_the_trainer_checks_what_no_command_line_has(
+    workplace: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    entrypoint: str,
+    params: dict[str, object],
+    expected: str,
+) -> None:
+    """`launch` called by code answers a wrong function or hyperparameter as the shell does."""
+    monkeypatch.chdir(workplace)
+    events: list[object] = []
+    spec = TrainSpec(
+        entrypoint=entrypoint,
+        run="toy",
+        params=params,
+        config=CheckpointConfig(store=StoreConfig(url=str(root))),
+        invocation="flow-run-1",
+    )
+    outcome = launch(spec, events.append)
+    assert outcome.code == EXIT_USAGE
+    assert expected in outcome.message
+    assert "Traceback" not in str(events)
+    assert "hunter2" not in str(events) + outcome.message
+    assert not root.exists()
+
+
+def test_an_interpreter_without_torch_is_told_what_to_install(
+    train: Train, workplace: Path, root: Path
+) -> None:
+    """Where torch cannot be imported training exits with 2, and names interpreter and extra."""
+    (workplace / "torch.py").write_text("raise ImportError('there is no torch here')\n")
+    answer = train("user_code:train", "-p", "layers=1")
+    assert answer.code == EXIT_USAGE
+    assert f"{sys.executable} cannot import what training needs" in answer.error
+    assert "pip install 'ckpt-tasks[torch]'" in answer.error
+    assert not root.exists()
+
+
+def test_an_interpreter_without_this_package_is_told_what_to_install(
+    train: Train, tmp_path: Path, root: Path
+) -> None:
+    """Where ckpt_tasks itself cannot be imported training exits with 2, and names it."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # no site-packages
+    python.chmod(0o755)
+    answer = train("user_code:train", "-p", "layers=1", "--python", str(python))
+    assert answer.code == EXIT_USAGE
+    assert f"{python} cannot run ckpt_tasks" in answer.error
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(("field", "value"), [("run", ""), ("run", "x" * 300), ("resume", "last")])
+def test_a_spec_that_cannot_be_is_refused_where_it_is_made(
+    spec: TrainSpec, field: str, value: str
+) -> None:
+    """A run's name that no store can hold, or an unknown word for resume, raises at once."""
+    fields = {"entrypoint": TOY, "run": "toy", "invocation": "1", field: value}
+    with pytest.raises(ConfigError):
+        TrainSpec(**fields)
+
+
+def test_a_checkpoint_that_is_not_there_is_not_resumed_from(
+    interrupted: TrainSpec, train: Train, root: Path, finish: Callable[[TrainSpec], None]
+) -> None:
+    """A wrong --resume id exits with 4 and claims nothing; the run goes on from its newest."""
+    before = contents(root)
+    answer = train(TOY, "--resume", "step-00000099-a1-s1")
+    assert answer.code == EXIT_NOT_FOUND
+    assert "run 'toy' has no checkpoint step-00000099-a1-s1" in answer.error
+    assert contents(root) == before
+    finish(interrupted)
+
+
+# -- the user's code ---------------------------------------------------------------------------
+
+
+def test_an_exception_of_the_users_code_is_shown_once_as_theirs(
+    train: Train, workplace: Path
+) -> None:
+    """Their traceback, without this package's part above it, then one line that says how far."""
+    answer = train("user_code:raises", "--every-epochs", "1")
+    assert answer.code == EXIT_FAILED
+    line = answer.error_after_traceback
+    assert "the training raised RuntimeError: loss is not a number" in line
+    assert "newest checkpoint: step-00000000-a1-s1" in line
+    frames = [text for text in answer.out.splitlines() if text.startswith("  File ")]
+    assert frames[0].startswith(f'  File "{workplace / "user_code.py"}"')
+
+
+def test_what_cannot_be_saved_is_named_by_key_and_type(train: Train) -> None:
+    """Tracking an object whose state needs pickle exits with 2, without a traceback."""
+    answer = train("user_code:tracks_a_lock")
+    assert answer.code == EXIT_USAGE
+    assert "meter['lock'] is a _thread.lock" in answer.error
+
+
+# -- configuration -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[schedule]\nevery_step = 5\n", "did you mean 'every_steps'?"),
+        ("[schedul]\nevery_steps = 5\n", "did you mean 'schedule'?"),
+        ("[schedule]\nevery_steps = 'many'\n", "schedule.every_steps = 'many'"),
+        ("[schedule\n", "not valid TOML"),
+        (None, "cannot read the configuration run.toml"),
+    ],
+)
+def test_a_wrong_configuration_is_named_with_its_file(
+    train: Train, workplace: Path, root: Path, text: str | None, expected: str
+) -> None:
+    """A wrong key or value, or a file that cannot be read, exits with 2 and names the file."""
+    if text is None:
+        (workplace / "run.toml").mkdir()
+    else:
+        (workplace / "run.toml").write_text(text)
+    answer = train(TOY, "--config", "run.toml")
+    assert answer.code == EXIT_USAGE
+    assert expected in answer.error
+    assert "run.toml" in answer.error
+    assert not root.exists()
+
+
+# -- run.json ----------------------------------------------------------------------------------
+
+
+def _flip(path: Path, root: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _truncate(path: Path, root: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _exchange(path: Path, root: Path) -> None:
+    from ckpt_tasks.fencing.claim import open_run
+
+    with open_store(str(root)) as store:
+        open_run(store, RunLayout("other"), created_by="a test")
+    path.write_bytes((root / "other" / "run.json").read_bytes())
+
+
+@pytest.mark.parametrize("spoil", [_flip, _truncate, _exchange])
+def test_a_damaged_identity_stops_the_run_and_costs_nothing(
+    interrupted: TrainSpec,
     forks: AttemptForks,
-    small_disk: Callable[[str], None],
-    finish: Finish,
+    root: Path,
+    finish: Callable[[TrainSpec], None],
+    spoil: Callable[[Path, Path], None],
 ) -> None:
-    """A disk that is full from the first or a later save on costs no earlier checkpoint."""
-    small_disk(size)
-    fork = forks.run(spec)
-    assert bool(fork.events_of(CheckpointCommitted)) == some
-    _check_disk_full(spec, fork)
-    small_disk("50m")
-    finish(spec)
-    check_run(spec, steps=STEPS)
+    """A spoilt run.json ends with 2 and touches nothing; put back, the run goes on."""
+    identity = root / "toy" / "run.json"
+    whole = identity.read_bytes()
+    spoil(identity, root)
+    before = contents(root)
+    outcome = forks.run(interrupted).outcome
+    assert outcome.code == EXIT_USAGE
+    assert "toy/run.json" in outcome.message
+    assert contents(root) == before
+    identity.write_bytes(whole)
+    finish(interrupted)
 
 
-def test_a_failed_attempt_is_followed_by_a_good_one(
-    root: Path, forks: AttemptForks, finish: Finish, spec: TrainSpec
+def test_a_damaged_identity_is_one_line_in_the_shell(
+    interrupted: TrainSpec, train: Train, root: Path
 ) -> None:
-    """A training function that raises is a failure worth retrying, and costs the run nothing."""
-    crashing = msgspec.structs.replace(spec, entrypoint="support.toy_training:crash", params={})
-    fork = forks.run(crashing)
-    assert fork.outcome.code == EXIT_FAILED
-    assert "this training always fails" in fork.outcome.message
-    finish(spec)
-    assert forks.run(spec).outcome.code == EXIT_DONE
-    check_run(spec, steps=STEPS)
+    """The line names the damaged file, says what is safe, and what to do."""
+    _flip(root / "toy" / "run.json", root)
+    answer = train(TOY)
+    assert answer.code == EXIT_USAGE
+    assert "toy/run.json is damaged" in answer.error
+    assert "Its checkpoints are untouched; restore run.json" in answer.error
