@@ -4,7 +4,7 @@ from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.promote import Promotion, promote
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
 from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, human_size, report
-from ckpt_tasks.tasks.resolve import resolve
+from ckpt_tasks.tasks.resolve import resolve, signature_of_entrypoint
 from ckpt_tasks.tasks.train import is_worth_retrying, train
 from ckpt_tasks.tasks.verify import verify
 
@@ -21,6 +21,7 @@ __all__ = [
     "recover",
     "report",
     "resolve",
+    "signature_of_entrypoint",
     "train",
     "verify",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +10,12 @@ from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store import open_store
-from ckpt_tasks.training.entrypoint import check_params, read_signature
+from ckpt_tasks.training.entrypoint import EntrypointSignature, check_params, read_signature
+from ckpt_tasks.training.source import interpreter_path
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["resolve"]
+__all__ = ["resolve", "signature_of_entrypoint"]
 
 
 def resolve(
@@ -60,8 +60,7 @@ def resolve(
     """
     RunLayout(run)
     _check_resume(resume)
-    _check_python(python)
-    checked = check_params(read_signature(entrypoint), params)
+    checked = check_params(signature_of_entrypoint(entrypoint, python), params)
     open_store(config.store, for_writing=True).close()
     return TrainSpec(
         entrypoint=entrypoint,
@@ -75,6 +74,25 @@ def resolve(
     )
 
 
+def signature_of_entrypoint(entrypoint: str, python: str | None) -> EntrypointSignature:
+    """What the training function takes, read where the interpreter that trains finds it.
+
+    Parameters
+    ----------
+    entrypoint
+        ``package.module:function`` or ``path/to/file.py:function``.
+    python
+        The interpreter that trains; ``None`` for this one.
+
+    Raises
+    ------
+    ConfigError
+        No such function, or the interpreter cannot be run.
+    """
+    folders = [os.getcwd(), *(interpreter_path(python) if python else ())]
+    return read_signature(entrypoint, search_path=folders)
+
+
 def _check_resume(resume: str) -> None:
     if resume in ("auto", "fresh"):
         return
@@ -82,11 +100,3 @@ def _check_resume(resume: str) -> None:
         CheckpointId.parse(resume)
     except ValueError as error:
         raise ConfigError(f"resume takes 'auto', 'fresh' or a checkpoint's id: {error}") from error
-
-
-def _check_python(python: str | None) -> None:
-    if python is not None and shutil.which(os.path.expanduser(python)) is None:
-        raise ConfigError(
-            f"python={python!r} cannot be executed here; name an interpreter that has torch and "
-            "ckpt-tasks installed"
-        )

@@ -153,7 +153,7 @@ def artifacts(flow_run: UUID) -> dict[str, list[Artifact]]:
 
 def table(artifact: Artifact) -> Sequence[dict[str, Any]]:
     """Rows of a table artifact."""
-    rows: list[dict[str, Any]] = json.loads(artifact.data)
+    rows: list[dict[str, Any]] = json.loads(str(artifact.data))
     return rows
 
 

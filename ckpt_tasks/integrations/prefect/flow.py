@@ -36,7 +36,8 @@ from ckpt_tasks.integrations.prefect.tasks import (
     train_run,
     verify_checkpoint,
 )
-from ckpt_tasks.training.entrypoint import EntrypointSignature, read_signature
+from ckpt_tasks.tasks import signature_of_entrypoint
+from ckpt_tasks.training.entrypoint import EntrypointSignature
 from ckpt_tasks.training.spec import TrainSpec
 
 __all__ = ["resumable_flow"]
@@ -111,7 +112,7 @@ def resumable_flow(
     ConfigError
         There is no such function, or an argument cannot work.
     """
-    signature = read_signature(entrypoint)
+    signature = signature_of_entrypoint(entrypoint, python)
     flow_name = name or signature.function.replace("_", "-")
     _check_run_name(run_name, signature)
     authored = _Authored(
