@@ -12,7 +12,7 @@ from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
-from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, CheckpointId, Position
+from ckpt_tasks.types import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, CheckpointId, Position
 
 __all__ = ["CATCH_UP", "NOT_REGISTERED", "AttemptFolder", "TrainOutcome", "TrainSpec"]
 
@@ -132,7 +132,7 @@ class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def retryable(self) -> bool:
         """A retry may do better."""
-        return self.code in (EXIT_FAILED, EXIT_STOPPED)
+        return self.code in (EXIT_FAILED, EXIT_BUSY, EXIT_STOPPED)
 
 
 class AttemptFolder:

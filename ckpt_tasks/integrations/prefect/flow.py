@@ -180,7 +180,8 @@ def _train_and_verify(authored: _Authored, spec: TrainSpec) -> dict[str, Any]:
     outcome = train(spec)
     verified = verify_checkpoint(spec)
     if authored.alias is not None and spec.config.registry.tracking_uri is not None:
-        promote_checkpoint(spec, verified.checkpoint, authored.alias)
+        # A state, not its value: a registry that stays away fails no training that is complete.
+        promote_checkpoint(spec, verified.checkpoint, authored.alias, return_state=True)
     result: dict[str, Any] = msgspec.to_builtins(outcome)
     return result
 
