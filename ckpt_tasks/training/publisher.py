@@ -14,7 +14,12 @@ from ckpt_tasks.checkpointer.catalog import list_checkpoints, read_checkpoints
 from ckpt_tasks.checkpointer.marks import marked
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
 from ckpt_tasks.config import RegistryConfig
-from ckpt_tasks.errors import CkptTasksError, CorruptCheckpointError, ObjectNotFoundError
+from ckpt_tasks.errors import (
+    CheckpointNotFoundError,
+    CkptTasksError,
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+)
 from ckpt_tasks.events import (
     CheckpointRegistered,
     EventSink,
@@ -120,7 +125,7 @@ class Publisher:
         while self._commits:
             if str(self._commits[0]) not in self._registered:
                 self._fence.check()
-                self._register(self._commits[0])
+                self._register_readable(self._commits[0])
             self._commits.popleft()
         if self._clock() >= self._story_due:
             self._tell()
@@ -190,11 +195,12 @@ class Publisher:
         rows: list[MetricRow] = []
         missing: list[CheckpointId] = []
         newest: CommitRecord | None = None
+        best: CommitRecord | None = None
         for checkpoint in reversed(valid):
             record = records[checkpoint]
             if isinstance(record, CkptTasksError) or checkpoint in damaged:
                 continue  # recovery has reported it
-            self._consider_best(record)
+            best = record if self._consider_best(record) else best
             if record.id not in self._registered:
                 missing.append(checkpoint)
             elif not record.nonfinite:
@@ -204,9 +210,11 @@ class Publisher:
                 rows += self._journal(record)
         self._rows.extendleft(reversed([row for row in rows if self._is_new(row)]))
         self._commits = deque(missing)
+        # Their registrar may have died before it moved the aliases.
         if newest is not None:
-            # Its registrar may have died before it moved the alias.
             self._move_resume_alias(newest, self._registered[newest.id])
+        if best is not None and best.id in self._registered:
+            self._registry.set_alias("best", self._registered[best.id])
 
     def _journal(self, record: CommitRecord) -> list[MetricRow]:
         """The metrics that a checkpoint kept, with the time stamps they had."""
@@ -252,6 +260,13 @@ class Publisher:
             if old != row.value and not (old != old and row.value != row.value):
                 self._diverged += 1
                 self._diverged_keys.add(row.key)
+
+    def _register_readable(self, checkpoint: CheckpointId) -> None:
+        """Register, unless the record has been damaged since: that must not block the others."""
+        try:
+            self._register(checkpoint)
+        except (CorruptCheckpointError, CheckpointNotFoundError) as error:
+            self._on_event(Warned(message=f"{checkpoint} is not registered: {error}"))
 
     def _register(self, checkpoint: CheckpointId) -> None:
         path = self._layout.commit(checkpoint)

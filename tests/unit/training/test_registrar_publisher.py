@@ -1,0 +1,211 @@
+"""Publishing an attempt: what is committed gets registered, in order, once, and by its owner."""
+
+from __future__ import annotations
+
+import pytest
+from support.made_runs import MadeRun
+
+from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.errors import RegistryError, StaleAttemptError
+from ckpt_tasks.events import Event, MetricsReplayed, Warned
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.registry.base import RunDescription
+from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
+from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.types import CheckpointId
+
+
+@pytest.fixture
+def run() -> MadeRun:
+    """A run in memory."""
+    return MadeRun()
+
+
+@pytest.fixture
+def memory() -> RegistryMemory:
+    """What all registries of a test share."""
+    return RegistryMemory()
+
+
+def _publisher(
+    run: MadeRun,
+    memory: RegistryMemory,
+    attempt: int,
+    events: list[Event] | None = None,
+    *,
+    best: str | None = None,
+    follows: bool = True,
+) -> Publisher:
+    return Publisher(
+        run.store,
+        run.layout,
+        Fence(run.store, run.layout, attempt),
+        MemoryRegistry(memory),
+        RegistryConfig(best=best),
+        RunDescription(
+            run=run.name, uid=run.identity.uid, store_url=run.store.url, hyperparameters={}
+        ),
+        [].append if events is None else events.append,
+        follows=follows,
+    )
+
+
+def _versions(memory: RegistryMemory) -> list[str]:
+    return [version.checkpoint for version in memory.versions]
+
+
+def _aliased(memory: RegistryMemory, alias: str) -> str:
+    return next(v.checkpoint for v in memory.versions if v.version == memory.aliases[alias])
+
+
+def _texts(*checkpoints: CheckpointId) -> list[str]:
+    return [str(checkpoint) for checkpoint in checkpoints]
+
+
+def test_registers_what_earlier_attempts_left(run: MadeRun, memory: RegistryMemory) -> None:
+    """Committed checkpoints of the lineage that nobody registered are, oldest first."""
+    first = run.begin()
+    saved = [first.save(1), first.save(2)]
+    second = run.begin()
+    _publisher(run, memory, second.number).publish()
+    assert _versions(memory) == _texts(*saved)
+    assert _aliased(memory, "resume-digits") == str(saved[-1])
+
+
+def test_a_second_publisher_repeats_nothing(run: MadeRun, memory: RegistryMemory) -> None:
+    """One that takes over from a killed one registers only what is missing, in the same run."""
+    attempt = run.begin()
+    saved = [attempt.save(1)]
+    _publisher(run, memory, attempt.number).publish()
+    saved.append(attempt.save(2))
+    again = _publisher(run, memory, attempt.number)
+    again.add_commit(str(saved[0]))
+    again.add_commit(str(saved[1]))
+    again.publish()
+    assert _versions(memory) == _texts(*saved)
+    assert len(memory.runs) == 1
+
+
+def test_a_registry_that_is_away_loses_nothing(run: MadeRun, memory: RegistryMemory) -> None:
+    """What waits is counted, and published once the registry is back."""
+    attempt = run.begin()
+    publisher = _publisher(run, memory, attempt.number)
+    memory.available = False
+    saved = attempt.save(1)
+    publisher.add_commit(str(saved))
+    publisher.add_rows([("loss", 0.5, 1, 1000)])
+    with pytest.raises(RegistryError):
+        publisher.publish()
+    assert publisher.queued == 3
+    memory.available = True
+    publisher.publish()
+    publisher.end("finished")
+    (stored,) = memory.runs.values()
+    assert _versions(memory) == [str(saved)]
+    assert [(row.key, row.step) for row in stored.rows] == [("loss", 1)]
+    assert stored.status == "finished"
+    assert publisher.queued == 0
+
+
+def test_a_stale_attempt_publishes_nothing(run: MadeRun, memory: RegistryMemory) -> None:
+    """Once a later attempt is claimed, neither versions nor rows nor a status are sent."""
+    attempt = run.begin()
+    publisher = _publisher(run, memory, attempt.number)
+    publisher.publish()
+    saved = attempt.save(1)
+    run.claim()
+    publisher.add_commit(str(saved))
+    publisher.add_rows([("loss", 0.5, 1, 1000)])
+    with pytest.raises(StaleAttemptError):
+        publisher.publish()
+    with pytest.raises(StaleAttemptError):
+        publisher.end("failed")
+    (stored,) = memory.runs.values()
+    assert memory.versions == []
+    assert memory.aliases == {}
+    assert not stored.rows
+    assert stored.status == "running"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"run_id": "run-1"}'])
+def test_damaged_ids_are_searched_for(run: MadeRun, memory: RegistryMemory, damage: bytes) -> None:
+    """With its ids file damaged, the run is found by its uid; that is told, and no second made."""
+    attempt = run.begin()
+    _publisher(run, memory, attempt.number).publish()
+    path = run.layout.registry_ids("memory")
+    run.store.put(path, damage)
+    events: list[Event] = []
+    _publisher(run, memory, attempt.number, events).publish()
+    assert len(memory.runs) == 1
+    assert any(isinstance(event, Warned) and path in event.message for event in events)
+    quiet: list[Event] = []
+    _publisher(run, memory, attempt.number, quiet).publish()
+    assert not [event for event in quiet if isinstance(event, Warned)]
+
+
+def test_unhealthy_checkpoints_get_no_alias(run: MadeRun, memory: RegistryMemory) -> None:
+    """One that holds NaN is registered, and neither resumed from nor best."""
+    attempt = run.begin()
+    healthy = attempt.save(1, metrics={"loss": 0.5})
+    sick = attempt.save(2, metrics={"loss": 0.1}, nonfinite=["model.weight"])
+    _publisher(run, memory, attempt.number, best="loss:min").publish()
+    assert _versions(memory) == _texts(healthy, sick)
+    assert _aliased(memory, "resume-digits") == str(healthy)
+    assert _aliased(memory, "best") == str(healthy)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("min", 2), ("max", 3)])
+def test_best_follows_its_metric(
+    run: MadeRun, memory: RegistryMemory, mode: str, expected: int
+) -> None:
+    """The alias stays on the best value either way, whatever comes later."""
+    attempt = run.begin()
+    for step, loss in ((1, 0.5), (2, 0.1), (3, 0.9), (4, 0.4)):
+        attempt.save(step, metrics={"loss": loss})
+    _publisher(run, memory, attempt.number, best=f"loss:{mode}").publish()
+    assert CheckpointId.parse(_aliased(memory, "best")).step == expected
+
+
+def test_a_lost_best_alias_is_caught_up(run: MadeRun, memory: RegistryMemory) -> None:
+    """Where its registrar died between registering and moving the alias, the next one moves it."""
+    attempt = run.begin()
+    best = attempt.save(1, metrics={"loss": 0.1})
+    attempt.save(2, metrics={"loss": 0.9})
+    _publisher(run, memory, attempt.number, best="loss:min").publish()
+    del memory.aliases["best"]
+    _publisher(run, memory, attempt.number, best="loss:min").publish()
+    assert _aliased(memory, "best") == str(best)
+
+
+def test_replayed_rows_are_compared_not_sent(run: MadeRun, memory: RegistryMemory) -> None:
+    """Steps done again are counted where they differ; NaN equals NaN; new ones are sent."""
+    first = run.begin()
+    publisher = _publisher(run, memory, first.number)
+    nan = "nan"
+    publisher.add_rows([("loss", 0.5, 1, 1), ("loss", 0.4, 2, 2), ("norm", nan, 2, 2)])
+    publisher.publish()
+    second = run.begin()
+    events: list[Event] = []
+    again = _publisher(run, memory, second.number, events)
+    again.add_rows([("loss", 0.5, 1, 8), ("loss", 0.3, 2, 9), ("norm", nan, 2, 9)])
+    again.add_rows([("loss", 0.2, 3, 9)])
+    again.publish()
+    (replayed,) = [event for event in events if isinstance(event, MetricsReplayed)]
+    assert (replayed.compared, replayed.diverged, replayed.keys) == (3, 1, ["loss"])
+    (stored,) = memory.runs.values()
+    losses = [(row.step, row.value) for row in stored.rows if row.key == "loss"]
+    assert losses == [(1, 0.5), (2, 0.4), (3, 0.2)]
+
+
+def test_journals_fill_the_gap_of_an_ended_attempt(run: MadeRun, memory: RegistryMemory) -> None:
+    """An attempt that has ended is published from its checkpoints: rows, too, each once."""
+    attempt = run.begin()
+    attempt.save(1, rows=[("loss", 0.5, 1, 1)])
+    attempt.save(2, rows=[("loss", 0.4, 2, 2)])
+    for _ in range(2):
+        publisher = _publisher(run, memory, attempt.number, follows=False)
+        publisher.publish()
+        publisher.end("finished")
+    (stored,) = memory.runs.values()
+    assert [(row.step, row.value) for row in stored.rows] == [(1, 0.5), (2, 0.4)]
+    assert len(memory.versions) == 2
