@@ -50,7 +50,7 @@ __all__ = ["main"]
 
 _POLL_SECONDS = 0.2
 _STATUS_OF: dict[int, RunStatus] = {EXIT_DONE: "finished", EXIT_STOPPED: "stopped"}
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 15.0
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 8.0
 
 
 class Registrar:
@@ -190,36 +190,35 @@ class Registrar:
             return {}
         return claim.hyperparameters
 
-    def _publish(self) -> None:
-        """Publish what waits, unless the registry is being left alone for a while."""
-        if self._publisher is None or time.monotonic() < self._retry_at:
-            return
+    def _publish(self, *, last: bool = False) -> bool:
+        """Publish what waits, unless the registry is being left alone for a while.
+
+        With `last`, close the run as well. Returns whether nothing is left to do.
+        """
+        if self._publisher is None:
+            return True
+        if time.monotonic() < self._retry_at:
+            return False
         try:
             self._publisher.publish()
-            self._backoff = _FIRST_BACKOFF
+            if last:
+                self._publisher.end(self._status())
         except ConfigError as error:
             self._give_up(error)
         except (RegistryError, StoreError) as error:
             self._emit(RegistryUnavailable(why=str(error), queued=self._publisher.queued))
             self._retry_at = time.monotonic() + self._backoff
             self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
+            return False
+        self._backoff = _FIRST_BACKOFF
+        return True
 
     def _drain(self) -> None:
         """Empty the queue and close the run; the supervisor bounds how long this may take."""
-        if self._publisher is None:
-            return
         deadline = time.monotonic() + self._spec.config.attempt.drain
-        while time.monotonic() < deadline:
-            try:
-                self._publisher.publish()
-                self._publisher.end(self._status())
-                return
-            except ConfigError as error:
-                self._give_up(error)
-                return
-            except (RegistryError, StoreError) as error:
-                self._emit(RegistryUnavailable(why=str(error), queued=self._publisher.queued))
-                time.sleep(_FIRST_BACKOFF)
+        self._retry_at = 0.0
+        while not self._publish(last=True) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
 
     def _give_up(self, why: ConfigError) -> None:
         self._publisher = None
