@@ -104,7 +104,7 @@ class _Supervision:
                 self._process.terminate()
                 stopping = True
             time.sleep(_POLL_SECONDS)
-        self._relay()
+        self._relay(ended=True)
         outcome = self._folder.read_outcome(self._folder.outcome)
         if outcome is not None:
             return outcome
@@ -133,8 +133,8 @@ class _Supervision:
         os.close(self._liveness)
         self._process.wait()
 
-    def _relay(self) -> None:
-        for text in self._output.read():
+    def _relay(self, *, ended: bool = False) -> None:
+        for text in self._output.read(ended=ended):
             self._on_event(OutputLine(text=text))
         for event in self._events():
             self._on_event(event)
@@ -145,13 +145,15 @@ class _Supervision:
 
 
 class _LineReader:
-    """Follows a text file; a line without its end is kept back until that comes."""
+    """Follows a text file; a line without its end is kept back until that comes, or the file
+    has `ended`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
-    def read(self) -> Iterator[str]:
+    def read(self, *, ended: bool = False) -> Iterator[str]:
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
@@ -159,7 +161,7 @@ class _LineReader:
         with file:
             file.seek(self._offset)
             while line := file.readline(_MAX_LINE_BYTES):
-                if not line.endswith(b"\n") and len(line) < _MAX_LINE_BYTES:
+                if not (ended or line.endswith(b"\n") or len(line) >= _MAX_LINE_BYTES):
                     return
                 self._offset += len(line)
                 # Progress bars rewrite their line; its last state is what a person would see.

@@ -14,8 +14,9 @@ from support.run_checks import check_run
 from support.toy_runs import STEPS, toy_spec
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
-from ckpt_tasks.events import CheckpointCommitted
+from ckpt_tasks.events import AttemptClaimed, CheckpointCommitted, Event
 from ckpt_tasks.store import open_store
+from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_FAILED, EXIT_STOPPED
 
@@ -86,6 +87,28 @@ def test_stop_requested(spec: TrainSpec, finish: Finish) -> None:
         attempt.request_stop()
         outcome = attempt.outcome()
     assert outcome.code == EXIT_STOPPED, outcome
+    assert _saved_on_signal(spec)
+    _finish_quickly(finish, spec)
+
+
+class Cancelled(BaseException):
+    """What an orchestrator raises in the thread of a task that it cancels."""
+
+
+def test_caller_interrupted(spec: TrainSpec, finish: Finish) -> None:
+    """An exception in the caller of `launch` passes on, once training has saved and stopped."""
+    started: list[psutil.Process] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, AttemptClaimed):
+            started.extend(family(psutil.Process(event.pid).parent()))
+        if isinstance(event, CheckpointCommitted):
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        launch(spec, on_event)
+    assert started
+    wait_gone(started)
     assert _saved_on_signal(spec)
     _finish_quickly(finish, spec)
 
