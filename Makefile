@@ -14,6 +14,8 @@ STAMP := $(VENV)/.installed
 UV := $(VENV)/bin/uv
 # A folder of wheels, where pip has been told of one.
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+# Where python may not cache what it compiles, each process would compile torch again.
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format ui wheel extras constraints clean
@@ -29,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "error: Python 3.11 or later is needed; found '$(PYTHON)'. Say PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
 	test -x $(UV) || $(VENV)/bin/python -m pip install --quiet uv==$(UV_VERSION)
-	$(UV) pip install --quiet --python $(VENV)/bin/python $(FIND_LINKS) \
+	$(UV) pip install --quiet $(COMPILE) --python $(VENV)/bin/python $(FIND_LINKS) \
 	  --constraints constraints.txt --editable '.[all]' --group dev
 	touch $@
 
