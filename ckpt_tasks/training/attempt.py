@@ -97,7 +97,8 @@ class AttemptRunner:
             )
             attempt = self._claim(store, identity)
             run = self._prepare(store, identity, attempt)
-            function(run, **self._spec.params)
+            if not run.is_finished:
+                function(run, **self._spec.params)
             return self._finish(store, run, attempt)
         except TrainingStopped as stopped:
             return self._outcome(EXIT_STOPPED, f"saved and stopped: {stopped}")
@@ -195,6 +196,7 @@ class AttemptRunner:
             ),
             schedule=policy_from_config(config.schedule),
             start=recovered.checkpoint,
+            asked_for=recovered.asked_for,
             hyperparameters=self._hyperparameters,
             max_unprotected=config.attempt.max_unprotected,
             on_event=self._on_event,

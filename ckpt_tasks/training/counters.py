@@ -29,6 +29,10 @@ class Counters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         `TrainingRun.stop` was called.
     finished
         The training function has returned: nothing is left, wherever the loops were.
+    looped
+        Epochs are counted by `TrainingRun.epochs`; otherwise the loops are kept by hand.
+    logged
+        Metrics that have a value for `step` already.
     """
 
     epoch: int = 0
@@ -39,13 +43,21 @@ class Counters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     completes_step: bool = True
     stopping: bool = False
     finished: bool = False
+    looped: bool = False
+    logged: list[str] = []
 
     @property
     def position(self) -> Position:
         return Position(self.epoch, self.step, self.phase)
 
+    @property
+    def is_over(self) -> bool:
+        """No epoch begins any more, and none goes on."""
+        return self.finished or (self.stopping and self.phase == "epoch_done")
+
     def begin_epoch(self) -> None:
         """Enter the epoch that is due: the next one, unless this one is still under way."""
+        self.looped = True
         if self.phase == "epoch_done":
             self.epoch += 1
             self.phase = "in_epoch"

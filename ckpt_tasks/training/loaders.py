@@ -15,33 +15,21 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data.distributed import DistributedSampler
-from torch.utils.data.sampler import (
-    BatchSampler,
-    RandomSampler,
-    Sampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, Subset
 
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.training.seeding import SeededDataset
 
-__all__ = ["LoaderState", "ReplayedLoader", "StatefulLoader", "loader_state"]
+__all__ = ["LoaderState", "ReplayedLoader", "StatefulLoader", "seeded_dataset"]
 
-_REPRODUCIBLE = (
-    SequentialSampler,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-    DistributedSampler,
-)
+_END = object()
 
 
 class LoaderState(ABC):
     """A tracked loader and its position; an object with ``state_dict/load_state_dict``.
+
+    A loader is *open* while its iterator is the one that training goes on with. Otherwise, in
+    whatever place its last iterator was left, the next one starts anew.
 
     Parameters
     ----------
@@ -56,41 +44,67 @@ class LoaderState(ABC):
     def __init__(self, loader: Any, *, exact: bool) -> None:
         self.loader = loader
         self.exact = exact
-        self._finished = True
+        self.is_open = False
         self._pending: dict[str, Any] | None = None
 
+    @property
     @abstractmethod
-    def prepare(self, *, in_epoch: bool) -> None:
+    def goes_on_by_hand(self) -> bool:
+        """Whether ``iter(loader)``, called by the user, goes on where the state was saved."""
+
+    @abstractmethod
+    def prepare(self) -> None:
         """Bring a restored loader to its place as far as can be done before the loop begins.
 
         The caller sets the random generators afterwards, as this draws from them.
         """
 
     @abstractmethod
-    def iterate(self, *, resuming: bool) -> Iterator[Any]:
-        """A new iterator over the epoch; when `resuming`, over what is left of it.
+    def iterate(self) -> Iterator[Any]:
+        """A new iterator over the epoch; after a restore in its midst, over what is left of it.
 
         The caller sets the random generators after a resuming call, as this draws from them.
         """
 
     @abstractmethod
+    def _own_state(self) -> dict[str, Any]:
+        """What the subclass adds to `state_dict`."""
+
     def state_dict(self) -> dict[str, Any]:
         """The position between two batches."""
-
-    def finish(self) -> None:
-        """The iterator has been exhausted."""
-        self._finished = True
+        if self._pending is not None:
+            return self._pending
+        dataset = seeded_dataset(self.loader)
+        return {
+            "kind": self.kind,
+            "open": self.is_open,
+            "generators": _generator_states(self.loader),
+            "sampler_epochs": [known_epoch(sampler) for sampler in epoch_samplers(self.loader)],
+            "dataset_epoch": None if dataset is None else dataset.epoch,
+            **self._own_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep `state` until `prepare` or `iterate`."""
         if state.get("kind") != self.kind:
             raise StateError(
-                f"the loader was {state.get('kind')} when it was saved and is {self.kind} now "
-                "(torchdata's StatefulDataLoader is 'stateful', a plain DataLoader is "
-                "'replayed'); use the same kind, or start fresh"
+                f"the loader was {state.get('kind')} when it was saved and is {self.kind} now: "
+                "'stateful' is torchdata's StatefulDataLoader, 'replayed' a plain DataLoader, or "
+                "any with a random sampler of torch's; make it the same way, or start fresh"
             )
         self._pending = state
-        self._finished = bool(state["finished"])
+        self.is_open = state["open"]
+
+    def _restore_epochs(self, state: dict[str, Any]) -> None:
+        for sampler, epoch in zip(
+            epoch_samplers(self.loader), state["sampler_epochs"], strict=False
+        ):
+            if epoch is not None:
+                sampler.set_epoch(epoch)
+        dataset = seeded_dataset(self.loader)
+        if dataset is not None and state["dataset_epoch"] is not None:
+            # Before any worker is started: it fetches samples at once.
+            dataset.set_epoch(state["dataset_epoch"])
 
 
 class StatefulLoader(LoaderState):
@@ -98,21 +112,25 @@ class StatefulLoader(LoaderState):
 
     kind = "stateful"
 
-    def prepare(self, *, in_epoch: bool) -> None:
-        if in_epoch and _orders_by_epoch(self.loader):
-            return  # The user's `set_epoch` has yet to be called; `iterate` comes after it.
-        left_by_break = self._pending is not None and not self._finished
-        self._materialise()
-        if not in_epoch and left_by_break:
-            # torchdata would go on inside the epoch that a `break` left. The iterator that it
-            # hands out once for that is drawn and dropped, so that the next one starts anew.
-            iter(self.loader)
+    @property
+    def goes_on_by_hand(self) -> bool:
+        return not self._waits_for_set_epoch()
 
-    def iterate(self, *, resuming: bool) -> Iterator[Any]:
-        if resuming:
-            self._materialise()
-        self._finished = False
+    def prepare(self) -> None:
+        if self._pending is None:
+            return
+        self._restore_epochs(self._pending)
+        if self.is_open and self._waits_for_set_epoch():
+            return  # `iterate` is called when the user has told the sampler its epoch.
+        self._materialise()
+
+    def iterate(self) -> Iterator[Any]:
+        self._materialise()
+        self.is_open = True
         return iter(self.loader)
+
+    def _waits_for_set_epoch(self) -> bool:
+        return any(known_epoch(sampler) is None for sampler in epoch_samplers(self.loader))
 
     def _materialise(self) -> None:
         """Load the state and make its iterator at once.
@@ -123,57 +141,60 @@ class StatefulLoader(LoaderState):
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        _set_generators(self.loader, pending["generators"])
         if pending["state"] is not None:
             self.loader.load_state_dict(pending["state"])
             self.loader.state_dict()
+            if not self.is_open and _is_unfinished(self.loader):
+                # torchdata would go on inside the epoch that was left. The iterator that it
+                # hands out once for that is taken and dropped, so that the next starts anew.
+                iter(self.loader)
+        # Last, as making an iterator draws from the loader's own generators too.
+        _set_generators(self.loader, pending["generators"])
 
-    def state_dict(self) -> dict[str, Any]:
-        if self._pending is not None:
-            return self._pending
+    def _own_state(self) -> dict[str, Any]:
         # Asked before its first iterator, torchdata makes one, which draws a random number.
         begun = getattr(self.loader, "_iterator", self) is not None
-        return {
-            "kind": self.kind,
-            "state": self.loader.state_dict() if begun else None,
-            "finished": self._finished,
-            "generators": [g.get_state() for g in _generators(self.loader)],
-        }
+        return {"state": self.loader.state_dict() if begun else None}
 
 
 class ReplayedLoader(LoaderState):
-    """A plain ``DataLoader``: set its generators back, draw the same batches, go on."""
+    """A ``DataLoader`` whose order depends on generators only.
+
+    They are set back, the same batches are drawn again, and the next one is the next unseen.
+    """
 
     kind = "replayed"
+    goes_on_by_hand = False
 
     def __init__(self, loader: DataLoader[Any], *, exact: bool) -> None:
         super().__init__(loader, exact=exact)
         self._drawn = 0
-        self._start: dict[str, Any] = {"rng": None, "generators": []}
+        self._start = self._moment()
 
-    def prepare(self, *, in_epoch: bool) -> None:
-        if not in_epoch and self._pending is not None:
-            _set_generators(self.loader, self._pending["generators"])
-            self._pending = None
+    def prepare(self) -> None:
+        pending = self._pending
+        if pending is None:
+            return
+        self._restore_epochs(pending)
+        if self.is_open:
+            return  # Replayed by `iterate`, when the user has told the sampler its epoch.
+        self._pending = None
+        self._make_workers(pending)
+        _set_generators(self.loader, pending["generators"])
 
-    def iterate(self, *, resuming: bool) -> Iterator[Any]:
+    def iterate(self) -> Iterator[Any]:
         pending, self._pending = self._pending, None
-        if resuming and pending is not None and pending["start"]["rng"] is not None:
-            return self._replay(pending)
         if pending is not None:
-            _set_generators(self.loader, pending["generators"])
-        self._finished = False
+            return self._replay(pending)
+        self.is_open = True
         self._drawn = 0
-        self._start = {
-            "rng": torch.get_rng_state(),
-            "generators": [g.get_state() for g in _generators(self.loader)],
-        }
+        self._start = self._moment()
         return self._count(iter(self.loader))
 
     def _replay(self, pending: dict[str, Any]) -> Iterator[Any]:
-        self._finished = False
         self._drawn = 0
         self._start = pending["start"]
+        self._make_workers(self._start)
         torch.set_rng_state(self._start["rng"])
         _set_generators(self.loader, self._start["generators"])
         iterator = self._count(iter(self.loader))
@@ -185,85 +206,82 @@ class ReplayedLoader(LoaderState):
                 )
         return iterator
 
+    def _make_workers(self, then: dict[str, Any]) -> None:
+        """Have what persistent workers keep between epochs: the first iterator is made once.
+
+        It draws a number that later ones do not draw.
+        """
+        if then["workers"] and not self._has_workers():
+            iter(self.loader)
+
+    def _has_workers(self) -> bool:
+        return self.loader.persistent_workers and self.loader._iterator is not None
+
+    def _moment(self) -> dict[str, Any]:
+        return {
+            "rng": torch.get_rng_state(),
+            "generators": _generator_states(self.loader),
+            "workers": self._has_workers(),
+        }
+
     def _count(self, iterator: Iterator[Any]) -> Iterator[Any]:
         for batch in iterator:
             self._drawn += 1
             yield batch
 
-    def state_dict(self) -> dict[str, Any]:
-        if self._pending is not None:
-            return self._pending
-        return {
-            "kind": self.kind,
-            "drawn": self._drawn,
-            "start": self._start,
-            "finished": self._finished,
-            "generators": [g.get_state() for g in _generators(self.loader)],
-        }
+    def _own_state(self) -> dict[str, Any]:
+        return {"drawn": self._drawn, "start": self._start, "workers": self._has_workers()}
 
 
-_END = object()
-
-
-def loader_state(name: str, loader: Any) -> LoaderState | None:
-    """The state for a tracked object that is a loader; ``None`` if it is none.
-
-    Raises `StateError` for a ``DataLoader`` whose order cannot be reproduced.
-    """
-    stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
-    if stateful and hasattr(loader, "__iter__") and not isinstance(loader, torch.nn.Module):
-        if isinstance(loader, dict | list | tuple):
-            return None
-        return StatefulLoader(loader, exact=_is_exact(loader))
-    if not isinstance(loader, DataLoader):
-        return None
-    why = _irreproducible(loader)
-    if why is not None:
-        raise StateError(
-            f"tracked {name!r}: the order of this DataLoader cannot be reproduced, as {why}; use "
-            "torchdata.stateful_dataloader.StatefulDataLoader instead, a drop-in replacement"
-        )
-    return ReplayedLoader(loader, exact=True)
-
-
-def _irreproducible(loader: DataLoader[Any]) -> str | None:
-    if isinstance(loader.dataset, IterableDataset):
-        return "its data set is iterable"
-    sampler: Any = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
-    if type(sampler) is BatchSampler:
-        sampler = sampler.sampler
-    if type(sampler) not in _REPRODUCIBLE:
-        return f"it draws from a {type(sampler).__name__}"
-    return None
-
-
-def _orders_by_epoch(loader: Any) -> bool:
-    return any(
-        hasattr(getattr(loader, name, None), "set_epoch") for name in ("sampler", "batch_sampler")
-    )
-
-
-def _is_exact(loader: Any) -> bool:
-    """Worker processes draw from generators of their own, which nobody can read."""
+def seeded_dataset(loader: Any) -> SeededDataset | None:
+    """The `SeededDataset` that a loader reads, also through subsets of it."""
     dataset = getattr(loader, "dataset", None)
-    return (
-        getattr(loader, "num_workers", 0) == 0
-        or isinstance(dataset, SeededDataset)
-        or hasattr(dataset, "state_dict")
-    )
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset if isinstance(dataset, SeededDataset) else None
+
+
+def epoch_samplers(loader: Any) -> list[Any]:
+    """The loader's samplers that are told the epoch."""
+    return [sampler for sampler in _samplers(loader) if hasattr(sampler, "set_epoch")]
+
+
+def known_epoch(sampler: Any) -> int | None:
+    """The epoch that a sampler was told, if it shows it as torch's ``DistributedSampler``."""
+    epoch = getattr(sampler, "epoch", None)
+    return epoch if type(epoch) is int else None
+
+
+def _samplers(loader: Any) -> list[Any]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    found: list[Any] = []
+    for sampler in (
+        getattr(loader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    ):
+        if sampler is not None and all(sampler is not other for other in found):
+            found.append(sampler)
+    return found
+
+
+def _is_unfinished(loader: Any) -> bool:
+    iterator = getattr(loader, "_iterator", None)
+    return iterator is not None and not getattr(iterator, "_finished", True)
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
     """The generators that belong to the loader and its samplers, each once."""
-    sampler: Sampler[Any] | None = getattr(loader, "sampler", None)
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    owners = (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
     found: list[torch.Generator] = []
-    for owner in owners:
+    for owner in (loader, *_samplers(loader)):
         generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator) and all(generator is not g for g in found):
             found.append(generator)
     return found
+
+
+def _generator_states(loader: Any) -> list[torch.Tensor]:
+    return [generator.get_state() for generator in _generators(loader)]
 
 
 def _set_generators(loader: Any, states: list[torch.Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ class MetricBuffer:
     """Collects what `TrainingRun.log` is given until a boundary gives it its step."""
 
     def __init__(self) -> None:
-        self._current: dict[str, tuple[Any, int]] = {}
+        self._open: dict[str, tuple[Any, int]] = {}
         self._unsent: list[tuple[str, Any, int, int]] = []
         self._journal: deque[Row] = deque(maxlen=_JOURNAL_ROWS)
-        self._last_step: dict[str, int] = {}
+        self._step = 0
+        self._logged: set[str] = set()
         self.latest: dict[str, Number] = {}
         """The latest value of each key, for the commit record."""
 
@@ -35,22 +36,34 @@ class MetricBuffer:
         """Keep `values` for the step under way; a key given twice keeps its last value."""
         now = time.time_ns() // 1_000_000
         for key, value in values.items():
-            self._current[key] = (_number(key, value), now)
+            self._open[key] = (_number(key, value), now)
 
     def close_step(self, step: int) -> list[str]:
         """Give what was logged since the last boundary the number `step`.
 
         Returns the keys that were dropped, as they had a value for this step already.
         """
+        if step != self._step:
+            self._step = step
+            self._logged.clear()
         dropped = []
-        for key, (value, time_ms) in self._current.items():
-            if self._last_step.get(key) == step:
+        for key, (value, time_ms) in self._open.items():
+            if key in self._logged:
                 dropped.append(key)
-                continue
-            self._last_step[key] = step
-            self._unsent.append((key, value, step, time_ms))
-        self._current.clear()
+            else:
+                self._logged.add(key)
+                self._unsent.append((key, value, step, time_ms))
+        self._open.clear()
         return dropped
+
+    def discard_open(self) -> None:
+        """Forget what was logged since the last boundary."""
+        self._open.clear()
+
+    @property
+    def logged(self) -> list[str]:
+        """The keys that have a value for the last step that was closed."""
+        return sorted(self._logged)
 
     def drain(self) -> list[Row]:
         """Rows not yet sent. Values on an accelerator are read here, not at every step."""
@@ -73,9 +86,19 @@ class MetricBuffer:
         """A checkpoint holds them now."""
         self._journal.clear()
 
-    def restore(self, latest: Mapping[str, Number]) -> None:
-        """Start from what a checkpoint knew."""
+    def restore(self, latest: Mapping[str, Number], step: int, logged: Iterable[str]) -> None:
+        """Start from what a checkpoint knew.
+
+        Parameters
+        ----------
+        latest
+            The latest value of each key.
+        step, logged
+            Its step, and the keys that had a value for it.
+        """
         self.latest = dict(latest)
+        self._step = step
+        self._logged = set(logged)
 
 
 def _number(key: str, value: Any) -> Any:

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import torch
-
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.reader import LoadedCheckpoint
-from ckpt_tasks.errors import ConfigError, CorruptCheckpointError, StateError
+from ckpt_tasks.errors import ConfigError, StateError
 from ckpt_tasks.events import EventSink, discard_event
 from ckpt_tasks.schedule.policy import SaveDecisionPolicy
-from ckpt_tasks.state.capture import CapturedState, restore_values
+from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.rng import capture_rng, restore_rng
-from ckpt_tasks.state.tensors import tensor_from_buffer
 from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.training.counters import Counters
-from ckpt_tasks.training.loaders import LoaderState, ReplayedLoader, loader_state
+from ckpt_tasks.training.loaders import LoaderState
+from ckpt_tasks.training.restore import restored_values
 from ckpt_tasks.training.saver import Saver
-from ckpt_tasks.training.seeding import SeededDataset
+from ckpt_tasks.training.tracked_loaders import TrackedLoaders
 from ckpt_tasks.types import Position, Scalar
 
 __all__ = ["TrainingRun"]
 
 _COUNTERS, _RNG, _STATE = "ckpt_tasks.counters", "ckpt_tasks.rng", "ckpt_tasks.state"
+_OWN = (_COUNTERS, _RNG, _STATE)
 _END = object()
 
 
@@ -48,12 +47,18 @@ class TrainingRun:
     boundary and is remembered by checkpoints; prefer it to a ``break`` out of `epochs`.
 
     **Random numbers.** The global generators of python, numpy and torch are restored last: when
-    the first resumed iterator exists (making it draws), before its first batch is fetched. Code
-    between the head of the epoch loop and the inner loop runs again when an epoch is resumed
-    midway. Nothing here draws from the global generators, and nothing changes the training.
+    the first resumed iterator exists (making it draws), before its first batch is fetched.
+    Nothing here draws from them, and nothing changes the training.
+
+    **Code that runs again.** In every attempt, what precedes the loops; when an epoch is resumed
+    midway, also what stands between the head of the epoch loop and the inner loop. What it logs
+    is not logged again. Code behind the loops runs when they are over.
 
     **Iterators.** `steps` takes the tracked loader itself and is the outermost iterator:
     ``tqdm(run.steps(loader))``, not the reverse. Nested, repeated or untracked use raises.
+
+    **Loops kept whole.** `step_done` and `save` are the boundaries. The generators are set back
+    by `track` (and by `epochs`, if it is used), so draw nothing between it and the loop.
 
     Parameters
     ----------
@@ -61,12 +66,14 @@ class TrainingRun:
         Of the run, and the number of this execution of it.
     start
         The verified checkpoint to go on from; ``None`` starts at the beginning.
+    asked_for
+        A person named `start`: go on from there even if training was stopped or ended there.
     schedule
         Decides when to save.
     hyperparameters
         Flattened and masked.
     max_unprotected
-        Seconds without a checkpoint, while saves fail, after which training fails.
+        Seconds during which saves may fail before training does.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class TrainingRun:
         checkpointer: Checkpointer,
         schedule: SaveDecisionPolicy,
         start: LoadedCheckpoint | None = None,
+        asked_for: bool = False,
         hyperparameters: Mapping[str, Scalar] | None = None,
         max_unprotected: float = 1800.0,
         on_event: EventSink = discard_event,
@@ -90,15 +98,19 @@ class TrainingRun:
         """Id of the checkpoint that this attempt started from."""
         self._start = start
         self._items = TrackedItems()
-        self._loaders: dict[int, LoaderState] = {}
-        self._rng: dict[str, Any] | None = None
+        self._loaders = TrackedLoaders()
+        self._rng: dict[str, Any] | None = None  # what the generators are still to be set to
         self._tracked = False
         self._inside_epochs = False
+        self._epochs_ended = False
         self._stepping: object | None = None
         self._stepped_epoch: int | None = None
         self._counters = Counters()
         if start is not None:
-            self._counters = Counters.from_dict(_restored(start, [_COUNTERS])[_COUNTERS])
+            values = restored_values(start, _OWN, only=[_COUNTERS])
+            self._counters = Counters.from_dict(values[_COUNTERS])
+            if asked_for:
+                self._counters.stopping = self._counters.finished = False
         self._saver = Saver(
             name,
             checkpointer=checkpointer,
@@ -109,6 +121,8 @@ class TrainingRun:
             start=start.record if start else None,
             max_unprotected=max_unprotected,
         )
+        if start is not None:
+            self._saver.metrics.restore(start.record.metrics, self.step, self._counters.logged)
 
     @property
     def step(self) -> int:
@@ -119,6 +133,14 @@ class TrainingRun:
     def epoch(self) -> int:
         """Index of the epoch under way, from 0."""
         return self._counters.epoch
+
+    @property
+    def batch(self) -> int:
+        """Index in the epoch of the (micro-)batch in hand, from 0.
+
+        Unlike `enumerate`, which counts from where an epoch is resumed.
+        """
+        return self._counters.batch - 1
 
     @property
     def position(self) -> Position:
@@ -165,13 +187,12 @@ class TrainingRun:
             Something cannot be represented without pickle (names the key and the type), the
             names or shapes differ from the checkpoint's, or `track` is called twice or late.
         """
+        if self._inside_epochs:
+            raise StateError("track() was called inside run.epochs(); call it before the loops")
         if self._tracked:
             raise StateError("track() was called twice; name everything in one call")
         for name, item in items.items():
-            loader = loader_state(name, item)
-            if loader is not None:
-                self._loaders[id(item)] = loader
-            self._items.add(name, item if loader is None else loader)
+            self._items.add(name, self._loaders.add(name, item) or item)
         self._tracked = True
         if self._start is not None:
             self._restore(self._start, rename or {}, fresh)
@@ -185,8 +206,7 @@ class TrainingRun:
         self._need_tracked("epochs")
         if total < 0:
             raise ConfigError(f"epochs({total}): the number of epochs cannot be negative")
-        if self._inside_epochs:
-            raise ConfigError("run.epochs() is in use already; it cannot be nested")
+        self._check_use_of_epochs()
         return self._iterate_epochs(total)
 
     def steps(self, loader: Any, *, accumulate: int = 1) -> Iterator[Any]:
@@ -206,28 +226,18 @@ class TrainingRun:
             `loader` is not tracked; use outside `epochs`, nested, or twice in one epoch.
         """
         self._need_tracked("steps")
-        state = self._loaders.get(id(loader))
+        state = self._loaders.of(loader)
         if state is None:
             raise ConfigError(
                 f"run.steps() was given a {type(loader).__name__} that is not tracked; pass the "
                 "very loader that was passed to track(), and wrap the result: "
                 "tqdm(run.steps(loader))"
             )
-        if not self._inside_epochs:
-            raise ConfigError("run.steps() belongs inside: for epoch in run.epochs(n)")
-        if self._stepping is not None:
-            raise ConfigError("run.steps() is in use already; it cannot be nested")
-        if self._stepped_epoch == self.epoch:
-            raise ConfigError(
-                f"run.steps() was used twice in epoch {self.epoch}; a position in the data is "
-                "one number, so iterate one loader once an epoch"
-            )
-        if accumulate < 1 or (accumulate > 1 and not hasattr(loader, "__len__")):
-            raise ConfigError(
-                f"accumulate={accumulate}: must be at least 1, and above 1 needs a loader with a "
-                "length, or its last micro-batch cannot be known"
-            )
-        return self._iterate_steps(state, accumulate)
+        if accumulate < 1:
+            raise ConfigError(f"accumulate={accumulate}: must be at least 1")
+        last = _length(loader, accumulate) if accumulate > 1 else 0
+        self._check_use_of_steps()
+        return self._iterate_steps(state, accumulate, last)
 
     def step_done(self) -> None:
         """For loops kept whole: say that a step is done. Saves if one is due.
@@ -237,21 +247,36 @@ class TrainingRun:
         self._need_tracked("step_done")
         if self._stepping is not None:
             raise ConfigError("step_done() was called inside run.steps(), which counts by itself")
-        if any(isinstance(loader, ReplayedLoader) for loader in self._loaders.values()):
+        names = self._loaders.without_position
+        if names:
             raise ConfigError(
-                "a plain DataLoader keeps no position when it is iterated by hand; use "
-                "run.steps(loader), or torchdata's StatefulDataLoader"
+                f"{names} keep no position when they are iterated by hand, being plain "
+                "DataLoaders or made with a random sampler of torch's; use run.steps(loader), or "
+                "torchdata's StatefulDataLoader with shuffle=True"
             )
-        self._rng = None
+        self._hold_by_hand()
         self._counters.end_step()
         self._saver.at_boundary("step", self._counters)
 
     def save(self, reason: str = "asked for by the training code") -> None:
-        """Save at the next boundary; in a loop kept whole (outside `epochs`), now."""
+        """Save at the next boundary; in loops kept whole, now.
+
+        Between two uses of `epochs` it saves nothing: the boundary has been, and the code that
+        follows it runs again.
+        """
         self._need_tracked("save")
-        self._saver.request_save(reason)
-        if not self._inside_epochs:
-            self._saver.at_boundary("step", self._counters)
+        if self._inside_epochs:
+            self._saver.request_save(reason)
+        elif self._counters.looped and self.position == self._saver.saved:
+            if self.checkpoint != self.resumed_from:
+                self._saver.warn_once(
+                    f"run.save() saved nothing, as no step was done since {self.checkpoint}; in "
+                    "loops kept whole, run.step_done() says that one is"
+                )
+        else:
+            self._hold_by_hand()
+            self._saver.request_save(reason)
+            self._saver.at_boundary("step", self._counters, moved=True)
 
     def stop(self) -> None:
         """End both loops at the next boundary. The epoch's last code still runs."""
@@ -274,55 +299,72 @@ class TrainingRun:
         if metrics:
             self._saver.metrics.log(metrics)
 
+    @property
+    def is_finished(self) -> bool:
+        """The training function has returned already, in an attempt that then died."""
+        return self._counters.finished
+
     def request_stop(self, reason: str) -> None:
         """Ask, from any thread, for a save at the next boundary and an end of this attempt."""
         self._saver.request_stop(reason)
 
     def finish(self) -> None:
         """The training function has returned: save its end, unless that is saved already."""
-        if not self._tracked:
-            return
-        if self._counters.position != self._saver.saved:
+        counters = self._counters
+        saved = counters.finished or (self._epochs_ended and self.checkpoint is not None)
+        if self._tracked and not saved:
             # The loops were left by `break`, or kept by hand: a resume must not train further.
-            self._counters.finished = True
-            self._saver.at_boundary("end", self._counters)
-        self._saver.flush(self.position)
+            counters.finished = True
+            if counters.in_flight:
+                counters.end_step()
+        self._saver.finish(counters, save=self._tracked and not saved)
 
     # -- the loops ----------------------------------------------------------------------------
 
     def _iterate_epochs(self, total: int) -> Iterator[int]:
+        self._check_use_of_epochs()
         counters = self._counters
         self._inside_epochs = True
+        self._epochs_ended = False
         self._saver.epochs_total = total
         try:
-            while counters.next_epoch() < total and not self._is_over():
+            while counters.next_epoch() < total and not counters.is_over:
                 between_epochs = counters.phase == "epoch_done"
                 counters.begin_epoch()
-                self._apply_rng(last=between_epochs)
+                self._loaders.begin_epoch(counters.epoch)
+                self._return_to_checkpoint(last=between_epochs)
                 yield counters.epoch
-                self._rng = None
-                self._stepping = None
-                counters.end_epoch()
-                last = counters.stopping or counters.epoch + 1 >= total
-                self._saver.at_boundary("end" if last else "epoch", counters)
+                self._end_epoch(total)
+            # If the checkpoint lies here, at the end of this very loop, the code behind it is
+            # the first that has not run.
+            ends_here = counters.phase == "epoch_done" and counters.next_epoch() == total
+            self._return_to_checkpoint(last=ends_here or counters.is_over)
+            self._epochs_ended = True
         finally:
             self._inside_epochs = False
 
-    def _is_over(self) -> bool:
+    def _end_epoch(self, total: int) -> None:
         counters = self._counters
-        return counters.finished or (counters.stopping and counters.phase == "epoch_done")
+        self._rng = None
+        self._stepping = None
+        self._loaders.close()
+        counters.end_epoch()
+        last = counters.stopping or counters.epoch + 1 >= total
+        self._saver.at_boundary("end" if last else "epoch", counters)
 
-    def _iterate_steps(self, state: LoaderState, accumulate: int) -> Iterator[Any]:
+    def _iterate_steps(self, state: LoaderState, accumulate: int, last: int) -> Iterator[Any]:
+        self._check_use_of_steps()
         counters = self._counters
         self._stepping = token = object()
         self._stepped_epoch = counters.epoch
-        last = len(state.loader) if accumulate > 1 else 0
-        iterator = self._begin_iterator(state)
         try:
+            self._loaders.close(but=state)
+            iterator = state.iterate()
+            self._return_to_checkpoint(last=True)
             while not counters.stopping or counters.in_flight:
                 batch = next(iterator, _END)
                 if batch is _END:
-                    state.finish()
+                    state.is_open = False
                     return
                 counters.batch += 1
                 counters.completes_step = counters.batch % accumulate == 0 or counters.batch == last
@@ -335,13 +377,20 @@ class TrainingRun:
             if self._stepping is token:
                 self._stepping = None
 
-    def _begin_iterator(self, state: LoaderState) -> Iterator[Any]:
-        dataset = getattr(state.loader, "dataset", None)
-        if isinstance(dataset, SeededDataset):
-            dataset.set_epoch(self.epoch)
-        iterator = state.iterate(resuming=self._rng is not None)
-        self._apply_rng(last=True)
-        return iterator
+    def _check_use_of_epochs(self) -> None:
+        if self._inside_epochs:
+            raise ConfigError("run.epochs() is in use already; it cannot be nested")
+
+    def _check_use_of_steps(self) -> None:
+        if not self._inside_epochs:
+            raise ConfigError("run.steps() belongs inside: for epoch in run.epochs(n)")
+        if self._stepping is not None:
+            raise ConfigError("run.steps() is in use already; it cannot be nested")
+        if self._stepped_epoch == self.epoch:
+            raise ConfigError(
+                f"run.steps() was used twice in epoch {self.epoch}; a position in the data is "
+                "one number, so iterate one loader once an epoch"
+            )
 
     # -- state --------------------------------------------------------------------------------
 
@@ -352,25 +401,34 @@ class TrainingRun:
     def _restore(
         self, start: LoadedCheckpoint, rename: Mapping[str, str | None], fresh: Collection[str]
     ) -> None:
-        values = _restored(start)
+        values = restored_values(start, _OWN)
         self._items.restore(values, rename=rename, fresh=fresh, own={_STATE: self.state})
         self._rng = values[_RNG]
         self._start = None  # its memory is not needed any more
-        for loader in self._loaders.values():
-            loader.prepare(in_epoch=self._counters.phase == "in_epoch")
-        self._apply_rng(last=False)
+        self._loaders.prepare()
+        self._return_to_checkpoint(last=False)
 
-    def _apply_rng(self, *, last: bool) -> None:
-        """Set the generators back; again at each place that may be the last before training."""
+    def _return_to_checkpoint(self, *, last: bool) -> None:
+        """Undo what code that runs again has drawn and logged.
+
+        Done at each place that may be the last before training goes on.
+        """
         if self._rng is None:
             return
         for warning in restore_rng(self._rng):
             self._saver.warn_once(warning)
+        self._saver.metrics.discard_open()
         if last:
             self._rng = None
 
+    def _hold_by_hand(self) -> None:
+        """What is now is what a checkpoint holds: training goes on in a loop kept whole."""
+        self._rng = None
+        self._epochs_ended = self._counters.finished = False
+        self._loaders.hold()
+
     def _is_exact(self) -> bool:
-        exact = all(loader.exact for loader in self._loaders.values())
+        exact = self._loaders.exact
         if not exact:
             self._saver.warn_once(
                 "the loader's workers may draw random numbers that no checkpoint holds, so only "
@@ -384,21 +442,11 @@ class TrainingRun:
             raise ConfigError(f"run.{what}() was called before run.track(...)")
 
 
-def _restored(start: LoadedCheckpoint, names: list[str] | None = None) -> dict[str, Any]:
-    """The saved values of all tracked names, or of `names`."""
-    index = start.index
-    trees = start.trees if names is None else {n: start.trees[n] for n in names if n in start.trees}
-    missing = {_COUNTERS, _RNG, _STATE} - start.trees.keys()
-    if missing:
-        raise CorruptCheckpointError(f"{start.record.id} lacks {sorted(missing)}")
-
-    def tensor_at(position: int) -> torch.Tensor:
-        try:
-            entry = index.tensors[position]
-        except IndexError as error:
-            raise CorruptCheckpointError(
-                f"{start.record.id} refers to tensor {position} of {len(index.tensors)}"
-            ) from error
-        return tensor_from_buffer(start.tensors[position], entry.dtype, entry.shape)
-
-    return restore_values(trees, tensor_at)
+def _length(loader: Any, accumulate: int) -> int:
+    try:
+        return len(loader)
+    except TypeError as error:
+        raise ConfigError(
+            f"accumulate={accumulate} needs a loader with a length, or its last micro-batch "
+            f"cannot be known: {error}"
+        ) from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
-from ckpt_tasks.errors import StoreError
+from ckpt_tasks.errors import CkptTasksError, StoreError
 from ckpt_tasks.events import (
     CheckpointCommitted,
     EventSink,
@@ -26,6 +28,9 @@ from ckpt_tasks.types import Position, SaveDecision
 __all__ = ["Saver", "TrainingStopped"]
 
 _SEND_SECONDS = 0.5  # between two messages about metrics and progress
+_RETRIES = 20  # of failing saves, spread over the time for which they may fail
+_MUST_SUCCEED = ("signal", "final")
+_UNDELAYED = ("manual", *_MUST_SUCCEED)
 
 
 class TrainingStopped(BaseException):
@@ -46,7 +51,7 @@ class Saver:
     exact
         Whether that state holds every random number that training depends on.
     max_unprotected
-        Seconds without a checkpoint, while saves fail, after which training fails.
+        Seconds during which saves may fail before training does.
     start
         The record of the checkpoint that this attempt started from.
     """
@@ -75,6 +80,8 @@ class Saver:
         self._metrics = MetricBuffer()
         self._manual: str | None = None
         self._signal: str | None = None
+        self._ended: CkptTasksError | TrainingStopped | None = None
+        self._failing: _Failing | None = None
         self._captured_once = False
         self._warned: set[str] = set()
         self._saved_at = self._sent_at = clock()
@@ -85,7 +92,6 @@ class Saver:
         """Its id."""
         if start is not None:
             self.saved, self.checkpoint = start.position, start.id
-            self._metrics.latest.update(start.metrics)
 
     @property
     def metrics(self) -> MetricBuffer:
@@ -103,8 +109,16 @@ class Saver:
         """Training begins now: time spent before it is not time unprotected."""
         self._saved_at = self._sent_at = self._clock()
 
-    def at_boundary(self, boundary: Boundary, counters: Counters) -> None:
+    def at_boundary(self, boundary: Boundary, counters: Counters, *, moved: bool = False) -> None:
         """Close the step's metrics, save if due, report; unwind if asked to stop.
+
+        What it raises ends training: it is raised again at each later boundary, should the
+        user's code go on.
+
+        Parameters
+        ----------
+        moved
+            The state may have changed since the last save although the position has not.
 
         Raises
         ------
@@ -117,25 +131,38 @@ class Saver:
         StoreError
             The last save that matters failed, or saves have failed for too long.
         """
+        if self._ended is not None:
+            raise self._ended
         signal = self._signal  # read once: one that comes during the save waits for the next
-        dropped = self._metrics.close_step(counters.step)
-        if dropped:
-            self.warn_once(
-                f"metrics {dropped} were logged twice for one step; the first value was kept"
-            )
-        decision = self._decide(boundary, counters.position, signalled=signal is not None)
-        if decision is not None and self.saved != counters.position:
-            self._save(decision, counters.position)
-        elif not self._captured_once:
-            # State made lazily, by the first step, must be representable too: better known now
-            # than at the first save, hours later.
-            self._capture()
-        self._captured_once = True
-        if signal is not None:
-            self.flush(counters.position)
-            raise TrainingStopped(signal)
+        try:
+            self._close_step(counters)
+            decision = self._decide(boundary, counters.position, signalled=signal is not None)
+            if decision is not None and (moved or self.saved != counters.position):
+                self._save(decision, counters)
+            elif not self._captured_once:
+                # State made lazily, by the first step, must be representable too: better known
+                # now than at the first save, hours later.
+                self._capture()
+            self._captured_once = True
+            if signal is not None:
+                self.flush(counters.position)
+                raise TrainingStopped(signal)
+        except (CkptTasksError, TrainingStopped) as error:
+            self._ended = error
+            raise
         if self._clock() - self._sent_at >= _SEND_SECONDS:
             self.flush(counters.position)
+
+    def finish(self, counters: Counters, *, save: bool) -> None:
+        """Training has returned: the same for its end, where a stop asks for nothing any more."""
+        if self._ended is not None:
+            raise self._ended
+        self._signal = None
+        if save:
+            self.at_boundary("end", counters, moved=True)
+        else:
+            self._close_step(counters)
+        self.flush(counters.position)
 
     def flush(self, position: Position) -> None:
         """Send what has been logged up to the last boundary, and how far training is."""
@@ -150,23 +177,38 @@ class Saver:
             self._warned.add(message)
             self._on_event(Warned(message=message))
 
+    def _close_step(self, counters: Counters) -> None:
+        dropped = self._metrics.close_step(counters.step)
+        if dropped:
+            self.warn_once(
+                f"metrics {dropped} were logged twice for one step; the first value was kept"
+            )
+
     def _decide(
         self, boundary: Boundary, position: Position, *, signalled: bool
     ) -> SaveDecision | None:
-        manual, self._manual = self._manual, None
-        if manual is not None:
-            return SaveDecision("manual", manual)
-        return self._schedule.should_save(
+        now = self._clock()
+        decision = self._schedule.should_save(
             SaveContext(
                 boundary=boundary,
                 position=position,
                 saved_step=self.saved.step if self.saved else 0,
-                seconds_since_save=self._clock() - self._saved_at,
+                seconds_since_save=now - self._saved_at,
                 signalled=signalled,
             )
         )
+        manual, self._manual = self._manual, None
+        if manual is not None and (decision is None or decision.trigger not in _MUST_SUCCEED):
+            decision = SaveDecision("manual", manual)
+        if self._failing is not None:
+            decision = decision or self._failing.decision
+            if now < self._failing.retry_at and decision.trigger not in _UNDELAYED:
+                return None
+        return decision
 
-    def _save(self, decision: SaveDecision, position: Position) -> None:
+    def _save(self, decision: SaveDecision, counters: Counters) -> None:
+        position = counters.position
+        counters.logged = self._metrics.logged
         started = self._clock()
         checkpoint = str(self._checkpointer.next_id(position))
         self.flush(position)
@@ -189,6 +231,7 @@ class Saver:
             self._failed(checkpoint, decision, error)
             return
         self._metrics.forget_journal()
+        self._failing = None
         self._saved_at = self._clock()
         self.saved, self.checkpoint = position, record.id
         self._on_event(
@@ -203,11 +246,23 @@ class Saver:
         )
 
     def _failed(self, checkpoint: str, decision: SaveDecision, error: StoreError) -> None:
-        """A failed save is an event, until training has been unprotected for too long."""
-        unprotected = self._clock() - self._saved_at
+        """A failed save is an event, and tried again, until saves have failed for too long."""
+        now = self._clock()
+        since = self._failing.since if self._failing else now
+        pause = self._max_unprotected / _RETRIES
+        self._failing = _Failing(decision, since=since, retry_at=now + pause)
+        unprotected = now - self._saved_at
         self._on_event(SaveFailed(checkpoint=checkpoint, why=str(error), unprotected=unprotected))
-        if decision.trigger in ("signal", "final") or unprotected > self._max_unprotected:
+        if decision.trigger in _MUST_SUCCEED or now - since >= self._max_unprotected:
             raise StoreError(
                 f"{checkpoint} of run {self._run!r} could not be saved, and there has been no "
                 f"new checkpoint for {unprotected:.0f} s: {error}"
             ) from error
+
+
+class _Failing(msgspec.Struct, frozen=True):
+    """Saves fail: the latest `decision`, the first failure, when to try again (by the clock)."""
+
+    decision: SaveDecision
+    since: float
+    retry_at: float

@@ -35,8 +35,13 @@ class SeededDataset(Dataset[Any]):
         self._epoch = torch.zeros(1, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that samples are made for."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
-        """Called by `TrainingRun.steps` before each epoch's iterator is made."""
+        """Called by `TrainingRun.epochs`, if the loader is tracked, before each epoch's code."""
         self._epoch[0] = epoch
 
     def __len__(self) -> int:
@@ -44,7 +49,7 @@ class SeededDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        entropy = np.random.SeedSequence([self.seed & (2**64 - 1), int(self._epoch), index])
+        entropy = np.random.SeedSequence([self.seed & (2**64 - 1), self.epoch, index])
         words = entropy.generate_state(3)
         random.seed(int(words[0]))
         np.random.seed(int(words[1]))

@@ -1,0 +1,73 @@
+"""The loaders that a training run tracks, together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckpt_tasks.errors import StateError
+from ckpt_tasks.training.loader_kinds import loader_state
+from ckpt_tasks.training.loaders import LoaderState, seeded_dataset
+
+__all__ = ["TrackedLoaders"]
+
+
+class TrackedLoaders:
+    """The states of tracked loaders, by loader."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, LoaderState] = {}
+        self._names: dict[int, str] = {}
+
+    def add(self, name: str, item: Any) -> LoaderState | None:
+        """The state to track for `item`; ``None`` if it is no loader.
+
+        Raises `StateError` for a loader whose order cannot be reproduced, or with two names.
+        """
+        state = loader_state(name, item)
+        if state is None:
+            return None
+        if id(item) in self._states:
+            first = self._names[id(item)]
+            raise StateError(f"{first!r} and {name!r} are the same loader; track it once")
+        self._states[id(item)] = state
+        self._names[id(item)] = name
+        return state
+
+    def of(self, loader: Any) -> LoaderState | None:
+        """The state of a tracked loader."""
+        return self._states.get(id(loader))
+
+    def prepare(self) -> None:
+        """Bring all restored loaders to their places. Draws random numbers."""
+        for state in self._states.values():
+            state.prepare()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell seeded data sets the epoch."""
+        for state in self._states.values():
+            dataset = seeded_dataset(state.loader)
+            if dataset is not None:
+                dataset.set_epoch(epoch)
+
+    def close(self, *, but: LoaderState | None = None) -> None:
+        """The next iterators start anew; that of `but` goes on."""
+        for state in self._states.values():
+            if state is not but:
+                state.is_open = False
+
+    def hold(self) -> None:
+        """The user iterates by hand: whichever loader is in its midst goes on there."""
+        for state in self._states.values():
+            state.is_open = True
+
+    @property
+    def without_position(self) -> list[str]:
+        """Names of the loaders that come back to their place only through `TrainingRun.steps`."""
+        return [
+            self._names[key] for key, state in self._states.items() if not state.goes_on_by_hand
+        ]
+
+    @property
+    def exact(self) -> bool:
+        """Whether random numbers drawn while samples are made are restored, too."""
+        return all(state.exact for state in self._states.values())
