@@ -39,7 +39,7 @@ demo: $(STAMP)
 	$(VENV)/bin/ckpt-tasks demo
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

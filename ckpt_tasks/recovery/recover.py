@@ -102,7 +102,7 @@ def recover(
             f"attempt {attempt.number} of run {layout.run!r} is executed by another process too; "
             "this one stops"
         )
-    return Recovered(loaded, resumed, lineage, candidates.asked_for)
+    return Recovered(loaded, resumed, lineage, asked_for=candidates.asked_for)
 
 
 def preview_recovery(

@@ -196,7 +196,8 @@ class AttemptRunner:
             ),
             schedule=policy_from_config(config.schedule),
             start=recovered.checkpoint,
-            asked_for=recovered.asked_for,
+            # A retry that finds the very checkpoint that was asked for goes on from it likewise.
+            asked_for=recovered.resumed.checkpoint == self._spec.resume,
             hyperparameters=self._hyperparameters,
             max_unprotected=config.attempt.max_unprotected,
             on_event=self._on_event,
