@@ -27,7 +27,7 @@ from ckpt_tasks.types import Position, SaveDecision
 
 __all__ = ["Saver", "TrainingStopped"]
 
-_SEND_SECONDS = 0.5  # between two messages about metrics and progress
+_SEND_SECONDS = 0.1  # between two messages about metrics and progress
 _RETRIES = 20  # of failing saves, spread over the time for which they may fail
 _MUST_SUCCEED = ("signal", "final")
 _UNDELAYED = ("manual", *_MUST_SUCCEED)
