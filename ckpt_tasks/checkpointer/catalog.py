@@ -15,7 +15,7 @@ from ckpt_tasks.fencing.attempts import AttemptView, read_attempts
 from ckpt_tasks.fencing.claim import read_run
 from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.format.layout import MarkKind, RunLayout, decode_name
-from ckpt_tasks.format.manifest import CommitRecord, CompletedRecord, RunRecord
+from ckpt_tasks.format.records import CommitRecord, CompletedRecord, RunRecord
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 

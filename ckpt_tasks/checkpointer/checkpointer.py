@@ -13,7 +13,7 @@ from ckpt_tasks.checkpointer.writer import StagedState, write_rank
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import Lineage
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import CommitRecord, RunRecord, now
+from ckpt_tasks.format.records import CommitRecord, RunRecord, now
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId, Number, Position, SaveDecision, Scalar
 

@@ -13,13 +13,9 @@ from collections.abc import Iterable
 
 from ckpt_tasks.errors import ConfigError, StaleAttemptError, StoreError
 from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import MarkKind, RunLayout
-from ckpt_tasks.format.manifest import (
-    MAX_COMMIT_BYTES,
-    CommitRecord,
-    Index,
-    encode,
-)
+from ckpt_tasks.format.records import MAX_COMMIT_BYTES, CommitRecord, Index
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 

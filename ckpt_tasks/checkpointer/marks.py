@@ -6,8 +6,9 @@ A mark's existence is what counts; its content is for people.
 from __future__ import annotations
 
 from ckpt_tasks.errors import CorruptCheckpointError, ObjectExistsError, ObjectNotFoundError
+from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import MARK_KINDS, MarkKind, RunLayout
-from ckpt_tasks.format.manifest import CompletedRecord, MarkRecord, decode, encode, now
+from ckpt_tasks.format.records import CompletedRecord, MarkRecord, now
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 

@@ -14,17 +14,16 @@ from ckpt_tasks.errors import (
     ObjectNotFoundError,
     UnsupportedFormatError,
 )
+from ckpt_tasks.format.codec import decode, index_digest
 from ckpt_tasks.format.digest import chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import (
+from ckpt_tasks.format.records import (
     MAX_COMMIT_BYTES,
     CommitRecord,
     FileEntry,
     Index,
     IndexRef,
     TensorEntry,
-    decode,
-    index_digest,
 )
 from ckpt_tasks.format.safetensors import parse_header
 from ckpt_tasks.store.base import Store

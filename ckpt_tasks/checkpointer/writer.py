@@ -14,16 +14,10 @@ from typing import Any, Protocol
 import msgspec
 
 from ckpt_tasks.errors import StoreError
+from ckpt_tasks.format.codec import encode, index_digest
 from ckpt_tasks.format.digest import chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import (
-    FileEntry,
-    Index,
-    IndexRef,
-    TensorEntry,
-    encode,
-    index_digest,
-)
+from ckpt_tasks.format.records import FileEntry, Index, IndexRef, TensorEntry
 from ckpt_tasks.format.safetensors import TensorSpec, build_header
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number

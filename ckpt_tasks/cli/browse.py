@@ -23,7 +23,7 @@ from ckpt_tasks.cli.options import (
 )
 from ckpt_tasks.cli.tables import age_or_dash, mebibytes, table
 from ckpt_tasks.errors import CheckpointNotFoundError
-from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.suggest import did_you_mean
 

@@ -12,7 +12,7 @@ from ckpt_tasks.checkpointer.catalog import list_checkpoints
 from ckpt_tasks.fencing.attempts import read_attempts
 from ckpt_tasks.fencing.process import process_is_alive
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import Process
+from ckpt_tasks.format.records import Process
 from ckpt_tasks.store.base import Store
 
 __all__ = ["Killer"]

@@ -5,14 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from ckpt_tasks.errors import CorruptCheckpointError
+from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import (
-    MAX_COMMIT_BYTES,
-    AttemptClaim,
-    CommitRecord,
-    ResumedRecord,
-    decode,
-)
+from ckpt_tasks.format.records import MAX_COMMIT_BYTES, AttemptClaim, CommitRecord, ResumedRecord
 from ckpt_tasks.store.base import Store
 
 __all__ = ["MAX_RECORD_BYTES", "AttemptView", "list_attempts", "next_attempt", "read_attempts"]

@@ -24,16 +24,9 @@ from ckpt_tasks.fencing.attempts import (
 )
 from ckpt_tasks.fencing.heartbeat import HeartbeatObserver
 from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
+from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import (
-    MAX_COMMIT_BYTES,
-    AttemptClaim,
-    CommitRecord,
-    RunRecord,
-    decode,
-    encode,
-    now,
-)
+from ckpt_tasks.format.records import MAX_COMMIT_BYTES, AttemptClaim, CommitRecord, RunRecord, now
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId, Scalar

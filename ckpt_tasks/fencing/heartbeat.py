@@ -12,8 +12,9 @@ from ckpt_tasks.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import Heartbeat, decode, encode, now
+from ckpt_tasks.format.records import Heartbeat, now
 from ckpt_tasks.store.base import Store
 
 __all__ = ["Heart", "HeartbeatObserver", "read_heartbeat"]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ckpt_tasks.fencing.attempts import AttemptView
-from ckpt_tasks.format.manifest import LINEAGE_ENTRIES, CommitRecord, LineageEntry
+from ckpt_tasks.format.records import LINEAGE_ENTRIES, CommitRecord, LineageEntry
 from ckpt_tasks.types import CheckpointId
 
 __all__ = ["Lineage", "extend_lineage", "trace_lineage"]

@@ -9,7 +9,7 @@ import socket
 import time
 from pathlib import Path
 
-from ckpt_tasks.format.manifest import Process
+from ckpt_tasks.format.records import Process
 
 __all__ = ["end_process", "process_is_alive", "this_process"]
 

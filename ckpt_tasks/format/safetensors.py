@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from ckpt_tasks.format.manifest import MAX_HEADER_BYTES
+from ckpt_tasks.format.records import MAX_HEADER_BYTES
 
 __all__ = ["DTYPE_BYTES", "HEADER_ALIGNMENT", "TensorSpec", "build_header", "parse_header"]
 

@@ -12,7 +12,7 @@ from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError
 from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.fencing.lineage import Lineage, trace_lineage
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import PassedOver
+from ckpt_tasks.format.records import PassedOver
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 

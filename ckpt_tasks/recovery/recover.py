@@ -19,8 +19,9 @@ from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.fencing.claim import Attempt
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import Lineage, extend_lineage
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import PassedOver, ResumedRecord, RunRecord, encode, now
+from ckpt_tasks.format.records import PassedOver, ResumedRecord, RunRecord, now
 from ckpt_tasks.recovery.choose import Candidates, choose, nothing_restorable
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store

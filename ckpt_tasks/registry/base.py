@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from ckpt_tasks.format.manifest import CommitRecord, RegistryRunIds
+from ckpt_tasks.format.records import CommitRecord, RegistryRunIds
 from ckpt_tasks.types import MetricRow, Scalar
 
 __all__ = ["Registry", "RegistryRunIds", "RunDescription", "RunStatus", "Registration"]

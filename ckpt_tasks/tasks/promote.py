@@ -13,8 +13,9 @@ from ckpt_tasks.errors import (
     ObjectNotFoundError,
     RegistryError,
 )
+from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import RegistryRunIds, decode
+from ckpt_tasks.format.records import RegistryRunIds
 from ckpt_tasks.registry import Registration, Registry, RunDescription, load_registry
 from ckpt_tasks.store import Store, open_store
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import msgspec
 
 from ckpt_tasks.errors import RegistryError
-from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.registry import (
     Registration,
     Registry,

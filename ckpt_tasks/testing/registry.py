@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 
 from ckpt_tasks.errors import RegistryError
-from ckpt_tasks.format.manifest import CommitRecord, IndexRef, LineageEntry, encode
+from ckpt_tasks.format.codec import encode
+from ckpt_tasks.format.records import CommitRecord, IndexRef, LineageEntry
 from ckpt_tasks.registry import Registration, Registry, RegistryRunIds, RunDescription, RunStatus
 from ckpt_tasks.types import CheckpointId, MetricRow, Position
 

@@ -23,7 +23,7 @@ from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import CompletedRecord, RunRecord, now
+from ckpt_tasks.format.records import CompletedRecord, RunRecord, now
 from ckpt_tasks.masking import flatten_hyperparameters
 from ckpt_tasks.recovery.choose import choose
 from ckpt_tasks.recovery.recover import Recovered, recover

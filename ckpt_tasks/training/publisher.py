@@ -30,8 +30,9 @@ from ckpt_tasks.events import (
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES, read_attempts
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import trace_lineage
+from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import CommitRecord, RegistryRunIds, decode, encode
+from ckpt_tasks.format.records import CommitRecord, RegistryRunIds
 from ckpt_tasks.masking import mask_url
 from ckpt_tasks.registry.base import (
     Registration,

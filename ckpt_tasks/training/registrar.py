@@ -37,8 +37,9 @@ from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import Heart
 from ckpt_tasks.fencing.process import process_is_alive, this_process
+from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import AttemptClaim, decode
+from ckpt_tasks.format.records import AttemptClaim
 from ckpt_tasks.registry import RunDescription, RunStatus, load_registry
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store

@@ -18,7 +18,7 @@ from ckpt_tasks.events import (
     SaveStarted,
     Warned,
 )
-from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.schedule.policy import Boundary, SaveContext, SaveDecisionPolicy
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.training.counters import Counters

@@ -20,7 +20,7 @@ from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import extend_lineage
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import RunRecord, now
+from ckpt_tasks.format.records import RunRecord, now
 from ckpt_tasks.state.capture import capture
 from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.types import Position, SaveDecision

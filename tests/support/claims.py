@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import AttemptClaim, decode, encode
+from ckpt_tasks.format.records import AttemptClaim
 
 
 def move_claim_elsewhere(root: Path, run: str, attempt: int) -> None:

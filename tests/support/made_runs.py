@@ -15,8 +15,9 @@ from ckpt_tasks.events import EventSink, discard_event
 from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.process import this_process
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import AttemptClaim, CommitRecord, Process, encode, now
+from ckpt_tasks.format.records import AttemptClaim, CommitRecord, Process, now
 from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.memory import MemoryStore

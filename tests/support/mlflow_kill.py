@@ -21,7 +21,7 @@ import requests
 from mlflow import MlflowClient
 
 from ckpt_tasks.config import RegistryConfig
-from ckpt_tasks.format.manifest import encode
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.integrations.mlflow import MlflowRegistry, connection
 from ckpt_tasks.testing.registry import example_description, example_record, rows_of
 

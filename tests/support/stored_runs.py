@@ -12,8 +12,9 @@ from ckpt_tasks.checkpointer.marks import write_completed
 from ckpt_tasks.checkpointer.writer import write_rank
 from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run
 from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import CommitRecord, CompletedRecord, LineageEntry, decode, now
+from ckpt_tasks.format.records import CommitRecord, CompletedRecord, LineageEntry, now
 from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.registry.base import Registration, Registry
 from ckpt_tasks.store import Store

@@ -15,7 +15,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, M
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
 from ckpt_tasks.integrations.mlflow.connection import Connection, error_code
 from ckpt_tasks.integrations.mlflow.description import (

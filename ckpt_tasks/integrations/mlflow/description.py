@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ckpt_tasks.format.digest import digest
-from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
 from ckpt_tasks.types import CheckpointId, Number, Scalar
 

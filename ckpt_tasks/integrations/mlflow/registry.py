@@ -9,7 +9,7 @@ from mlflow.entities import Run
 
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import ConfigError, RegistryError
-from ckpt_tasks.format.manifest import CommitRecord
+from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
 from ckpt_tasks.integrations.mlflow.checkpoints import Checkpoints
 from ckpt_tasks.integrations.mlflow.connection import Connection

@@ -16,7 +16,7 @@ from support.mlflow_server import MlflowServer
 
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import RegistryError
-from ckpt_tasks.format.manifest import encode
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.integrations.mlflow import MlflowRegistry
 from ckpt_tasks.registry import Registration, RunDescription
 from ckpt_tasks.testing.registry import example_description, example_record, rows_of

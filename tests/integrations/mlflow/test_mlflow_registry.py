@@ -15,7 +15,8 @@ from support.mlflow_server import MlflowServer
 
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import ConfigError, RegistryError
-from ckpt_tasks.format.manifest import CommitRecord, encode
+from ckpt_tasks.format.codec import encode
+from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.integrations.mlflow import MlflowRegistry, checkpoints
 from ckpt_tasks.registry import Registration, RunDescription
 from ckpt_tasks.testing.registry import example_description, example_record, rows_of

@@ -11,7 +11,7 @@ from support.browser import Browser
 from support.mlflow_server import MlflowServer
 
 from ckpt_tasks.config import RegistryConfig
-from ckpt_tasks.format.manifest import encode
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.integrations.mlflow import MlflowRegistry
 from ckpt_tasks.testing.registry import example_description, example_record, rows_of
 from ckpt_tasks.types import Position

@@ -6,7 +6,8 @@ import importlib.metadata
 import time
 
 from ckpt_tasks.config import RegistryConfig
-from ckpt_tasks.format.manifest import CommitRecord, IndexRef, LineageEntry, encode, now
+from ckpt_tasks.format.codec import encode
+from ckpt_tasks.format.records import CommitRecord, IndexRef, LineageEntry, now
 from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.types import MetricRow, Position
 

@@ -22,7 +22,7 @@ from ckpt_tasks.checkpointer.marks import (
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.layout import MARK_KINDS, MarkKind
-from ckpt_tasks.format.manifest import CompletedRecord, now
+from ckpt_tasks.format.records import CompletedRecord, now
 from ckpt_tasks.types import CheckpointId, Position
 
 

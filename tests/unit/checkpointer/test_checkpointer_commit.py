@@ -23,7 +23,7 @@ from ckpt_tasks.checkpointer.writer import write_rank
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, StaleAttemptError, StoreError
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import MarkKind
-from ckpt_tasks.format.manifest import CommitRecord, Index
+from ckpt_tasks.format.records import CommitRecord, Index
 from ckpt_tasks.testing import Fault, FaultyStore
 from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.types import CheckpointId, Position

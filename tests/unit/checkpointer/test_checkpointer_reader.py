@@ -17,8 +17,9 @@ from ckpt_tasks.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.digest import CHUNK_BYTES, digest
-from ckpt_tasks.format.manifest import CommitRecord, Index, IndexRef, encode
+from ckpt_tasks.format.records import CommitRecord, Index, IndexRef
 from ckpt_tasks.testing import Fault, FaultyStore
 from ckpt_tasks.types import CheckpointId
 

@@ -11,9 +11,10 @@ from support.made_runs import HookedStore, State, Tensor, memory_store
 
 from ckpt_tasks.checkpointer.writer import WrittenRank, write_rank
 from ckpt_tasks.errors import StoreError
+from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import Index, decode
+from ckpt_tasks.format.records import Index
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.testing.wrappers import Operation
 

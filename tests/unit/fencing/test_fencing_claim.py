@@ -19,8 +19,9 @@ from ckpt_tasks.errors import (
 from ckpt_tasks.fencing.attempts import list_attempts, next_attempt, read_attempts
 from ckpt_tasks.fencing.claim import Attempt, claim_attempt, open_run, read_run
 from ckpt_tasks.fencing.process import process_is_alive, this_process
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import Heartbeat, Process, encode, now
+from ckpt_tasks.format.records import Heartbeat, Process, now
 from ckpt_tasks.recovery.recover import recover
 from ckpt_tasks.testing import FakeClock, Fault, FaultyStore
 from ckpt_tasks.testing.wrappers import Operation

@@ -10,8 +10,9 @@ from support.made_runs import HookedStore, MadeRun, memory_store
 from ckpt_tasks.errors import StaleAttemptError, StoreError
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import Heart, HeartbeatObserver, read_heartbeat
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.manifest import Heartbeat, encode, now
+from ckpt_tasks.format.records import Heartbeat, now
 from ckpt_tasks.store import Store
 from ckpt_tasks.testing import FakeClock, Fault, FaultyStore
 from ckpt_tasks.testing.wrappers import Operation

@@ -9,7 +9,7 @@ from support.made_runs import MadeRun
 from ckpt_tasks.checkpointer.catalog import list_checkpoints
 from ckpt_tasks.fencing.attempts import read_attempts
 from ckpt_tasks.fencing.lineage import Lineage, extend_lineage, trace_lineage
-from ckpt_tasks.format.manifest import LINEAGE_ENTRIES, LineageEntry
+from ckpt_tasks.format.records import LINEAGE_ENTRIES, LineageEntry
 from ckpt_tasks.types import CheckpointId
 
 

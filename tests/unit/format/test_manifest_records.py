@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError, UnsupportedFormatError
-from ckpt_tasks.format import manifest
+from ckpt_tasks.format import codec
+from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.digest import CHUNK_BYTES, digest
-from ckpt_tasks.format.manifest import (
+from ckpt_tasks.format.records import (
     AttemptClaim,
     CommitRecord,
     CompletedRecord,
@@ -28,8 +29,6 @@ from ckpt_tasks.format.manifest import (
     ResumedRecord,
     RunRecord,
     TensorEntry,
-    decode,
-    encode,
 )
 from ckpt_tasks.types import Position
 
@@ -114,7 +113,7 @@ def sealed(body: Any) -> bytes:
     """A record of any content, with a checksum that is right, as an attacker would make it."""
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
     text = text[: text.rindex(b"}")] if b"}" in text else text
-    return text + manifest._SEAL % digest(text).encode()
+    return text + codec._SEAL % digest(text).encode()
 
 
 def as_json(record: Any) -> dict[str, Any]:

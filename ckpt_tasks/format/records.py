@@ -1,24 +1,18 @@
-"""The records of a store, typed, versioned, and validated when read.
+"""The records of a store, typed and versioned.
 
 The **commit record** is the checkpoint: a small JSON whose existence commits it. It names, by
 digest, one **index** per rank: the list of tensors with their files and chunk digests, and the
 tree of all other state. Together they are the manifest.
-
-Nothing read here is trusted: unknown fields, wrong types, paths that leave the run's folder,
-sizes that do not add up and features this version does not know are refused.
 """
 
 from __future__ import annotations
 
-import itertools
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
-from ckpt_tasks.errors import ConfigError, CorruptCheckpointError, UnsupportedFormatError
-from ckpt_tasks.format.digest import CHUNK_BYTES, DIGEST_HEX, digest
-from ckpt_tasks.format.layout import check_relative
+from ckpt_tasks.format.digest import DIGEST_HEX
 from ckpt_tasks.types import CheckpointId, Number, Position, Scalar, Trigger
 
 __all__ = [
@@ -38,13 +32,11 @@ __all__ = [
     "MarkRecord",
     "PassedOver",
     "Process",
+    "Record",
     "RegistryRunIds",
     "ResumedRecord",
     "RunRecord",
     "TensorEntry",
-    "decode",
-    "encode",
-    "index_digest",
     "now",
 ]
 
@@ -71,11 +63,13 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all records; `format` is the version of the format that wrote it."""
+
     format: int = FORMAT
 
 
-class RunRecord(_Record, frozen=True, kw_only=True):
+class RunRecord(Record, frozen=True, kw_only=True):
     """``run.json``: the identity of a run."""
 
     uid: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
@@ -102,7 +96,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     started: _Count
 
 
-class AttemptClaim(_Record, frozen=True, kw_only=True):
+class AttemptClaim(Record, frozen=True, kw_only=True):
     """``attempts/NNNN.json``: who executes the run under this number.
 
     `claim_id` tells this claim from another's when the answer to the create was lost.
@@ -134,7 +128,7 @@ class PassedOver(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     why: _Text
 
 
-class ResumedRecord(_Record, frozen=True, kw_only=True):
+class ResumedRecord(Record, frozen=True, kw_only=True):
     """``attempts/NNNN.resumed.json``: what the attempt starts from; written before it trains.
 
     `checkpoint` is ``None`` where it starts from the beginning. `lineage` goes from this attempt
@@ -149,7 +143,7 @@ class ResumedRecord(_Record, frozen=True, kw_only=True):
     resumed_at: _Text
 
 
-class Heartbeat(_Record, frozen=True, kw_only=True):
+class Heartbeat(Record, frozen=True, kw_only=True):
     """``attempts/NNNN.heartbeat``: overwritten while the attempt is alive.
 
     Observers compare `beat` with their own earlier reading, never `at` with their own clock.
@@ -172,7 +166,7 @@ class IndexRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     digest: _Digest
 
 
-class CommitRecord(_Record, frozen=True, kw_only=True):
+class CommitRecord(Record, frozen=True, kw_only=True):
     """``commits/<id>.json``: its existence is the checkpoint.
 
     Parameters
@@ -258,7 +252,7 @@ class TensorEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     chunks: list[_Digest]
 
 
-class Index(_Record, frozen=True, kw_only=True):
+class Index(Record, frozen=True, kw_only=True):
     """``rankNNNN.index.json``: all that one rank saved.
 
     `items` maps each tracked name to the tree of its state (see `format.tree`), in which
@@ -275,7 +269,7 @@ class Index(_Record, frozen=True, kw_only=True):
     metrics: list[tuple[str, Number, _Count, _Count]] = []
 
 
-class MarkRecord(_Record, frozen=True, kw_only=True):
+class MarkRecord(Record, frozen=True, kw_only=True):
     """``marks/<kind>/<id>``: a pin, an expiry, a quarantine, a collection under way."""
 
     checkpoint: _Text
@@ -284,7 +278,7 @@ class MarkRecord(_Record, frozen=True, kw_only=True):
     at: _Text
 
 
-class CompletedRecord(_Record, frozen=True, kw_only=True):
+class CompletedRecord(Record, frozen=True, kw_only=True):
     """``marks/completed.json``: the run is complete; nothing is left to train."""
 
     uid: _Text
@@ -294,7 +288,7 @@ class CompletedRecord(_Record, frozen=True, kw_only=True):
     completed_at: _Text
 
 
-class RegistryRunIds(_Record, frozen=True, kw_only=True):
+class RegistryRunIds(Record, frozen=True, kw_only=True):
     """``<registry>.json``: how to find the run again in a registry; userinfo never included."""
 
     tracking_uri: _Text
@@ -302,158 +296,3 @@ class RegistryRunIds(_Record, frozen=True, kw_only=True):
     experiment: _Text
     run_id: _Text
     registered_model: _Text
-
-
-R = TypeVar("R", bound=_Record)
-
-
-def encode(record: _Record) -> bytes:
-    """A record's bytes: JSON, indented for people except for the index, with a checksum.
-
-    The last field, ``checksum``, is the digest of every byte before it, so that a flipped bit
-    in a record that is still valid JSON is found too. Later formats must keep it as it is, or
-    this version takes their records for damaged ones.
-
-    Raises `ConfigError` for a record that `decode` would refuse, such as one with a text that
-    is too long: better no record than one that nobody can read.
-    """
-    data = msgspec.json.encode(record)
-    if not isinstance(record, Index):
-        data = msgspec.json.format(data, indent=1)
-    body = data[: data.rindex(b"}")].rstrip()
-    data = body + _SEAL % digest(body).encode("ascii")
-    try:
-        decode(data, type(record), path="the new record")
-    except CorruptCheckpointError as error:
-        raise ConfigError(f"cannot write {type(record).__name__}: {error.__cause__}") from error
-    return data
-
-
-def decode(data: bytes, kind: type[R], *, path: str) -> R:
-    """Read and validate a record.
-
-    Parameters
-    ----------
-    data
-        The bytes as stored.
-    kind
-        Which record it should be.
-    path
-        Where it was read, for messages.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        A later format, or a required feature that this version does not know.
-    CorruptCheckpointError
-        Anything else that is not a valid record of this kind.
-    """
-    body = _unseal(data, path)
-    _check_version(body, path)
-    try:
-        record: R = _DECODERS[kind].decode(body)
-        _validate(record)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{path} is not a valid {kind.__name__}: {error}") from error
-    return record
-
-
-_SEAL = b',\n "checksum": "%s"\n}\n'
-_SEAL_BYTES = len(_SEAL % (b"0" * DIGEST_HEX))
-
-
-def _unseal(data: bytes, path: str) -> bytes:
-    """The record's JSON without its checksum, once that has been found right."""
-    body, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
-    if seal != _SEAL % digest(body).encode("ascii"):
-        raise CorruptCheckpointError(
-            f"{path} is damaged: its checksum does not match its {len(data)} bytes"
-        )
-    return body + b"}"
-
-
-class _Version(msgspec.Struct):
-    format: int
-    required_features: list[str] = []
-
-
-# Made at import: msgspec resolves a type's fields when it first meets it, and two threads that
-# do so at once crash the interpreter (seen with 0.22). Catalogs read records in many threads.
-_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in _Record.__subclasses__()
-}
-_VERSION_DECODER = msgspec.json.Decoder(_Version)
-
-
-def _check_version(data: bytes, path: str) -> None:
-    """Tell a newer format from damage before a strict decode would call it damage."""
-    try:
-        version = _VERSION_DECODER.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{path} is not a record: {error}") from error
-    unknown = sorted(set(version.required_features) - FEATURES)
-    if version.format > FORMAT or unknown:
-        what = f"format {version.format}" if version.format > FORMAT else f"features {unknown}"
-        raise UnsupportedFormatError(
-            f"{path} uses {what}, which this version (format {FORMAT}) cannot read; "
-            "upgrade ckpt-tasks"
-        )
-    if version.format < 1:
-        raise CorruptCheckpointError(f"{path} claims format {version.format}")
-
-
-def _validate(record: _Record) -> None:
-    if isinstance(record, CommitRecord):
-        _validate_commit(record)
-    elif isinstance(record, ResumedRecord):
-        _validate_lineage(record.lineage, record.attempt)
-        if record.lineage[0].resumed_from != record.checkpoint:
-            raise ValueError(f"lineage does not start from {record.checkpoint}")
-    elif isinstance(record, Index):
-        _validate_index(record)
-
-
-def _validate_commit(record: CommitRecord) -> None:
-    checkpoint = CheckpointId.parse(record.id)
-    if checkpoint.step != record.position.step:
-        raise ValueError(f"id {record.id} does not match step {record.position.step}")
-    ranks = sorted(ref.rank for ref in record.indexes)
-    # Lengths first: a list of the ranks of a hostile world size would take gigabytes.
-    if len(ranks) != record.world_size or ranks != list(range(record.world_size)):
-        raise ValueError(f"indexes do not cover ranks 0..{record.world_size - 1}")
-    _validate_lineage(record.lineage, checkpoint.attempt)
-    for ref in record.indexes:
-        check_relative(ref.path)
-        if ref.size > MAX_INDEX_BYTES:
-            raise ValueError(f"index of {ref.size} bytes")
-
-
-def _validate_lineage(lineage: list[LineageEntry], attempt: int) -> None:
-    if not lineage or lineage[0].attempt != attempt:
-        raise ValueError(f"lineage does not start at attempt {attempt}")
-    for entry, earlier in itertools.zip_longest(lineage, lineage[1:]):
-        start = CheckpointId.parse(entry.resumed_from).attempt if entry.resumed_from else 0
-        if start >= entry.attempt or (earlier is not None and start != earlier.attempt):
-            raise ValueError(f"lineage breaks behind attempt {entry.attempt}")
-
-
-def _validate_index(index: Index) -> None:
-    if index.rank >= index.world_size:
-        raise ValueError(f"rank {index.rank} of {index.world_size}")
-    for file in index.files:
-        check_relative(file.path)
-        if not 8 <= file.header_size <= min(file.size, MAX_HEADER_BYTES + 8):
-            raise ValueError(f"{file.path}: header of {file.header_size} of {file.size} bytes")
-    for tensor in index.tensors:
-        if tensor.file >= len(index.files):
-            raise ValueError(f"tensor {tensor.key!r} names file {tensor.file}")
-        file = index.files[tensor.file]
-        if tensor.offset < file.header_size or tensor.offset + tensor.size > file.size:
-            raise ValueError(f"tensor {tensor.key!r} lies outside {file.path}")
-        if len(tensor.chunks) != -(-tensor.size // CHUNK_BYTES):
-            raise ValueError(f"tensor {tensor.key!r} has {len(tensor.chunks)} chunk digests")
-
-
-def index_digest(data: bytes) -> str:
-    """The digest under which a commit record names an index: over its raw bytes."""
-    return digest(data)
