@@ -142,7 +142,8 @@ def seaweedfs_server(folder: Path) -> Iterator[S3Server]:
     command = [
         *(str(Path(sys.executable).parent / "weed"), "server", f"-dir={folder / 'data'}"),
         *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-master.telemetry=false"),
-        "-s3.port.iceberg=0",  # else a fixed port, which two servers cannot share
+        # Else fixed ports, which two servers cannot share.
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         *(f"-{name}.port={port}" for name, port in ports.items()),
         f"-s3.config={folder / 's3.json'}",
         *("-master.volumeSizeLimitMB=64", "-volume.max=100"),
