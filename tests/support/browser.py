@@ -38,6 +38,12 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )
 
+_BETWEEN_PAGES = (
+    "Inspected target navigated or closed",
+    "Execution context was destroyed",
+    "Cannot find default execution context",
+)
+
 
 def chromium_path() -> str:
     """Path of Chromium; without one the test is skipped, or fails where ``CI`` is set."""
@@ -68,20 +74,10 @@ class Browser:
     def __init__(self, profile: Path, *, size: tuple[int, int] = (1400, 1000)) -> None:
         self._ids = itertools.count(1)
         self._buffer = b""
-        self._process = self._start(profile)
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        self._size = size
+        self._page: str | None = None
         self._session: str | None = None
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
-        self._call("Page.enable")
-        self._call(
-            "Emulation.setDeviceMetricsOverride",
-            width=size[0],
-            height=size[1],
-            deviceScaleFactor=1,
-            mobile=False,
-        )
+        self._process = self._start(profile)
 
     def _start(self, profile: Path) -> subprocess.Popen[bytes]:
         command_out, self._commands = os.pipe()
@@ -114,16 +110,30 @@ class Browser:
         self.close()
 
     def open(self, url: str) -> None:
-        """Load a page; returns once the load began, so wait for what it should show.
+        """Load a page in a tab of its own; returns at once, so wait for what it should show.
 
-        A page that differs from the open one only behind ``#`` is loaded afresh too.
+        A tab that shows another page already may leave ``Page.navigate`` without an answer: its
+        page can start a navigation of its own just then, which wins.
         """
-        self._call("Page.navigate", url="about:blank")
-        self._call("Page.navigate", url=url)
+        left = self._page
+        self._session = None
+        self._page = self._call("Target.createTarget", url=url)["targetId"]
+        attached = self._call("Target.attachToTarget", targetId=self._page, flatten=True)
+        if left is not None:
+            self._call("Target.closeTarget", targetId=left)
+        self._session = attached["sessionId"]
+        width, height = self._size
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
 
     def text(self) -> str:
         """The text that a reader of the page sees, hidden parts left out; all spaces plain."""
-        text = str(self.evaluate("document.body ? document.body.innerText : ''"))
+        text = self.evaluate("document.body ? document.body.innerText : ''") or ""
         return text.replace("\N{NO-BREAK SPACE}", " ")
 
     def html(self) -> str:
@@ -160,8 +170,13 @@ class Browser:
             raise BrowserError(f"nothing to click says {text!r}; the page shows:\n{self.text()}")
 
     def evaluate(self, expression: str) -> Any:
-        """Value of a JavaScript expression in the page."""
-        reply = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Value of a JavaScript expression in the page; None while it is being replaced."""
+        try:
+            reply = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        except BrowserError as error:
+            if any(reason in str(error) for reason in _BETWEEN_PAGES):
+                return None
+            raise
         if "exceptionDetails" in reply:
             raise BrowserError(f"{expression}: {reply['exceptionDetails']}")
         return reply["result"].get("value")
@@ -184,17 +199,17 @@ class Browser:
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._ids)
         message: dict[str, Any] = {"id": number, "method": method, "params": params}
-        if (session := getattr(self, "_session", None)) is not None:
-            message["sessionId"] = session
+        if self._session is not None:
+            message["sessionId"] = self._session
         os.write(self._commands, json.dumps(message).encode() + b"\0")
-        for reply in self._messages(timeout=60.0):
+        for reply in self._messages(method, timeout=60.0):
             if reply.get("id") == number:
                 if "error" in reply:
                     raise BrowserError(f"{method}: {reply['error']}")
                 return dict(reply["result"])
         raise BrowserError(f"{method}: the browser ended")
 
-    def _messages(self, timeout: float) -> Iterator[dict[str, Any]]:
+    def _messages(self, method: str, timeout: float) -> Iterator[dict[str, Any]]:
         deadline = time.monotonic() + timeout
         while True:
             raw, separator, rest = self._buffer.partition(b"\0")
@@ -203,7 +218,7 @@ class Browser:
                 yield json.loads(raw)
                 continue
             if not select.select([self._replies], [], [], max(0, deadline - time.monotonic()))[0]:
-                raise BrowserError(f"the browser did not answer within {timeout:.0f} s")
+                raise BrowserError(f"{method}: no answer from the browser in {timeout:.0f} s")
             if not (data := os.read(self._replies, 1 << 20)):
                 return
             self._buffer += data
