@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,7 +16,7 @@ from ckpt_tasks.errors import (
     UnsupportedFormatError,
 )
 from ckpt_tasks.format.codec import decode, index_digest
-from ckpt_tasks.format.digest import chunk_spans, digest
+from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import (
     MAX_COMMIT_BYTES,
@@ -31,11 +32,16 @@ from ckpt_tasks.types import CheckpointId
 
 __all__ = [
     "LoadedCheckpoint",
-    "iter_files",
+    "check_files",
+    "check_restorable",
     "load_checkpoint",
     "read_commit",
     "read_index",
 ]
+
+_WINDOW_BYTES = 2 * CHUNK_BYTES
+_PARALLEL_WINDOWS = 4
+"""With `_WINDOW_BYTES`, what checking a checkpoint of any size holds in memory at once."""
 
 
 class LoadedCheckpoint(msgspec.Struct, frozen=True):
@@ -123,61 +129,151 @@ def load_checkpoint(store: Store, layout: RunLayout, record: CommitRecord) -> Lo
     StoreError
         Storage failed, which says nothing about the checkpoint.
     """
+    check_restorable(layout, record)
+    index = read_index(store, layout, record.indexes[0])
+    tensors: list[memoryview | None] = [None] * len(index.tensors)
+    with ThreadPoolExecutor(2, thread_name_prefix="digest") as pool:
+        for file, members in _by_file(index):
+            found = _load_file(store, layout.in_run(file.path), file, members, pool)
+            for position, data in found.items():
+                tensors[position] = data
+    return LoadedCheckpoint(record, index, [t for t in tensors if t is not None])
+
+
+def check_restorable(layout: RunLayout, record: CommitRecord) -> None:
+    """Raise `UnsupportedFormatError` for a checkpoint that this version cannot load."""
     if record.world_size != 1:
         raise UnsupportedFormatError(
             f"{record.id} of run {layout.run!r} was saved by {record.world_size} ranks; this "
             "version restores checkpoints of one"
         )
-    index = read_index(store, layout, record.indexes[0])
-    tensors: list[memoryview | None] = [None] * len(index.tensors)
-    for _, found in iter_files(store, layout, index):
-        for position, data in found.items():
-            tensors[position] = data
-    return LoadedCheckpoint(record, index, [t for t in tensors if t is not None])
 
 
-def iter_files(
-    store: Store, layout: RunLayout, index: Index
-) -> Iterator[tuple[FileEntry, dict[int, memoryview]]]:
-    """Read and verify one file after the other: its entry, and its tensors' bytes by position."""
-    members: dict[int, dict[int, TensorEntry]] = {n: {} for n in range(len(index.files))}
+def check_files(store: Store, layout: RunLayout, index: Index) -> Iterator[FileEntry]:
+    """Read and verify one file after the other, keeping nothing: yields each that is whole.
+
+    Memory is bounded by a few windows of chunks, however large a file or a tensor is.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        Any byte, header or file is not what was committed.
+    StoreError
+        Storage failed, which says nothing about the checkpoint.
+    """
+    with ThreadPoolExecutor(_PARALLEL_WINDOWS, thread_name_prefix="verify") as pool:
+        for file, members in _by_file(index):
+            path = layout.in_run(file.path)
+            _check_size(store, path, file.size)
+            header = _read_span(store, path, 0, file.header_size)
+            _check_header(path, file, memoryview(header), members.values())
+            for _ in pool.map(partial(_check_window, store, path), _windows(members.values())):
+                pass
+            yield file
+
+
+def _by_file(index: Index) -> Iterator[tuple[FileEntry, dict[int, TensorEntry]]]:
+    """Each file with its tensors, by their position in the index."""
+    members: list[dict[int, TensorEntry]] = [{} for _ in index.files]
     for position, tensor in enumerate(index.tensors):
         members[tensor.file][position] = tensor
-    with ThreadPoolExecutor(2, thread_name_prefix="digest") as pool:
-        for number, file in enumerate(index.files):
-            path = layout.in_run(file.path)
-            data = memoryview(_read_exactly(store, path, file.size))
-            _check_header(path, file, data, members[number])
-            jobs = [
-                (tensor, pool.submit(_digests, data[tensor.offset : tensor.offset + tensor.size]))
-                for tensor in members[number].values()
-            ]
-            for tensor, job in jobs:
-                _check_chunks(path, tensor, job.result())
-            yield (
-                file,
-                {
-                    position: data[tensor.offset : tensor.offset + tensor.size]
-                    for position, tensor in members[number].items()
-                },
-            )
+    yield from zip(index.files, members, strict=True)
+
+
+def _load_file(
+    store: Store,
+    path: str,
+    file: FileEntry,
+    members: dict[int, TensorEntry],
+    pool: ThreadPoolExecutor,
+) -> dict[int, memoryview]:
+    """The bytes of a file's tensors, verified, by position."""
+    data = memoryview(_read_exactly(store, path, file.size))
+    _check_header(path, file, data, members.values())
+    found = {
+        position: data[tensor.offset : tensor.offset + tensor.size]
+        for position, tensor in members.items()
+    }
+    jobs = [
+        (tensor, pool.submit(_digests, found[position])) for position, tensor in members.items()
+    ]
+    for tensor, job in jobs:
+        for number, actual in enumerate(job.result()):
+            _check_chunk(path, tensor, number, actual)
+    return found
+
+
+class _Chunk(NamedTuple):
+    """One digested chunk; `start` and `stop` count from the file's first byte."""
+
+    tensor: TensorEntry
+    number: int
+    start: int
+    stop: int
+
+
+_Window = list[_Chunk]
+
+
+def _windows(tensors: Iterable[TensorEntry]) -> Iterator[_Window]:
+    """Chunks in the order of the file, those that lie together in one window of bytes.
+
+    Small tensors are read together: a request for each would take an object store minutes.
+    """
+    window: _Window = []
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        for number, (start, stop) in enumerate(chunk_spans(tensor.size)):
+            chunk = _Chunk(tensor, number, tensor.offset + start, tensor.offset + stop)
+            if window and chunk.stop - window[0].start > _WINDOW_BYTES:
+                yield window
+                window = []
+            window.append(chunk)
+    if window:
+        yield window
+
+
+def _check_window(store: Store, path: str, window: _Window) -> None:
+    start, stop = window[0].start, max(chunk.stop for chunk in window)
+    data = memoryview(_read_span(store, path, start, stop))
+    for chunk in window:
+        actual = digest(data[chunk.start - start : chunk.stop - start])
+        _check_chunk(path, chunk.tensor, chunk.number, actual)
 
 
 def _read_exactly(store: Store, path: str, size: int) -> bytes:
+    _check_size(store, path, size)
     try:
-        found = store.size(path)
-        if found != size:
-            raise CorruptCheckpointError(f"{path} has {found} bytes, committed were {size}")
         data = store.read(path, limit=size)
     except ObjectNotFoundError as error:
-        raise CorruptCheckpointError(f"{path} is missing from {store.url}") from error
+        raise _missing(store, path) from error
     if len(data) != size:
         raise CorruptCheckpointError(f"{path} gave {len(data)} bytes, committed were {size}")
     return data
 
 
+def _read_span(store: Store, path: str, start: int, stop: int) -> bytes:
+    try:
+        return store.read_range(path, start, stop)
+    except ObjectNotFoundError as error:
+        raise _missing(store, path) from error
+
+
+def _check_size(store: Store, path: str, size: int) -> None:
+    """Before memory is taken for it."""
+    try:
+        found = store.size(path)
+    except ObjectNotFoundError as error:
+        raise _missing(store, path) from error
+    if found != size:
+        raise CorruptCheckpointError(f"{path} has {found} bytes, committed were {size}")
+
+
+def _missing(store: Store, path: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(f"{path} is missing from {store.url}")
+
+
 def _check_header(
-    path: str, file: FileEntry, data: memoryview, tensors: dict[int, TensorEntry]
+    path: str, file: FileEntry, data: memoryview, tensors: Iterable[TensorEntry]
 ) -> None:
     header = bytes(data[: file.header_size])
     if digest(header) != file.header_digest:
@@ -186,7 +282,7 @@ def _check_header(
         specs = parse_header(header)
     except ValueError as error:
         raise CorruptCheckpointError(f"{path}: {error}") from error
-    for tensor in tensors.values():
+    for tensor in tensors:
         spec, start = specs.get(tensor.key, (None, 0))
         entry = (tensor.dtype, tuple(tensor.shape), tensor.offset, tensor.size)
         if spec is None or entry != (spec.dtype, spec.shape, file.header_size + start, spec.size):
@@ -197,10 +293,9 @@ def _digests(data: memoryview) -> list[str]:
     return [digest(data[start:stop]) for start, stop in chunk_spans(data.nbytes)]
 
 
-def _check_chunks(path: str, tensor: TensorEntry, found: list[str]) -> None:
-    for number, (actual, committed) in enumerate(zip(found, tensor.chunks, strict=True)):
-        if actual != committed:
-            raise CorruptCheckpointError(
-                f"{path} is damaged: chunk {number} of tensor {tensor.key!r} has digest "
-                f"{actual}, committed was {committed}"
-            )
+def _check_chunk(path: str, tensor: TensorEntry, number: int, actual: str) -> None:
+    if actual != tensor.chunks[number]:
+        raise CorruptCheckpointError(
+            f"{path} is damaged: chunk {number} of tensor {tensor.key!r} has digest {actual}, "
+            f"committed was {tensor.chunks[number]}"
+        )

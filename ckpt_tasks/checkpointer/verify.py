@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import msgspec
 
-from ckpt_tasks.checkpointer.reader import iter_files, read_commit, read_index
-from ckpt_tasks.errors import CorruptCheckpointError
+from ckpt_tasks.checkpointer.reader import check_files, read_commit, read_index
+from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.records import CommitRecord, IndexRef
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["VerifyReport", "state_digest", "verify_checkpoint"]
+__all__ = ["VerifyReport", "check_checkpoint", "state_digest", "verify_checkpoint"]
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,26 +45,26 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
 def verify_checkpoint(store: Store, run: str, checkpoint: CheckpointId | str) -> VerifyReport:
     """Read every byte of a checkpoint and check it against the digests committed.
 
+    Memory is bounded, however large the checkpoint is; torch is not needed.
+
     Raises
     ------
+    ConfigError
+        `checkpoint` is no checkpoint's id.
     CheckpointNotFoundError
         There is no such checkpoint.
     StoreError
         Storage failed, which says nothing about the checkpoint.
     """
-    layout = RunLayout(run)
-    if isinstance(checkpoint, str):
-        checkpoint = CheckpointId.parse(checkpoint)
+    layout, checkpoint = RunLayout(run), _parsed(checkpoint)
     started = time.perf_counter()
     files = size = 0
     problem: str | None = None
     try:
         record = read_commit(store, layout, checkpoint)
         for ref in record.indexes:
-            index = read_index(store, layout, ref)
-            files, size = files + 1, size + ref.size
-            for file, _ in iter_files(store, layout, index):
-                files, size = files + 1, size + file.size
+            for read in _check_rank(store, layout, ref):
+                files, size = files + 1, size + read
     except CorruptCheckpointError as error:
         problem = str(error)
     return VerifyReport(
@@ -76,6 +78,38 @@ def verify_checkpoint(store: Store, run: str, checkpoint: CheckpointId | str) ->
     )
 
 
+def check_checkpoint(store: Store, layout: RunLayout, record: CommitRecord) -> None:
+    """`verify_checkpoint` of a record that has been read, for those who go on only if it holds.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        Any byte of any file is not what was committed.
+    StoreError
+        Storage failed, which says nothing about the checkpoint.
+    """
+    for ref in record.indexes:
+        for _ in _check_rank(store, layout, ref):
+            pass
+
+
+def _check_rank(store: Store, layout: RunLayout, ref: IndexRef) -> Iterator[int]:
+    """Verify a rank's index, then its files; yields the size of each that is whole."""
+    index = read_index(store, layout, ref)
+    yield ref.size
+    for file in check_files(store, layout, index):
+        yield file.size
+
+
+def _parsed(checkpoint: CheckpointId | str) -> CheckpointId:
+    if isinstance(checkpoint, CheckpointId):
+        return checkpoint
+    try:
+        return CheckpointId.parse(checkpoint)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def state_digest(store: Store, run: str, checkpoint: CheckpointId | str) -> str:
     """A digest of the state alone: equal for two checkpoints that hold the same state, whatever
     run, attempt or write they belong to.
@@ -84,9 +118,7 @@ def state_digest(store: Store, run: str, checkpoint: CheckpointId | str) -> str:
     were committed. Errors as `verify_checkpoint`, and `CorruptCheckpointError` for a damaged
     record or index.
     """
-    layout = RunLayout(run)
-    if isinstance(checkpoint, str):
-        checkpoint = CheckpointId.parse(checkpoint)
+    layout, checkpoint = RunLayout(run), _parsed(checkpoint)
     record = read_commit(store, layout, checkpoint)
     indexes = [read_index(store, layout, ref) for ref in record.indexes]
     state = [

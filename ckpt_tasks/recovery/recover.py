@@ -7,12 +7,19 @@ as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from ckpt_tasks.checkpointer.marks import mark
-from ckpt_tasks.checkpointer.reader import LoadedCheckpoint, load_checkpoint, read_commit
+from ckpt_tasks.checkpointer.reader import (
+    LoadedCheckpoint,
+    check_restorable,
+    load_checkpoint,
+    read_commit,
+)
+from ckpt_tasks.checkpointer.verify import check_checkpoint
 from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError, StaleAttemptError
 from ckpt_tasks.events import CheckpointQuarantined, EventSink, discard_event
 from ckpt_tasks.fencing.attempts import AttemptView
@@ -21,13 +28,15 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import Lineage, extend_lineage
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import PassedOver, ResumedRecord, RunRecord, now
+from ckpt_tasks.format.records import CommitRecord, PassedOver, ResumedRecord, RunRecord, now
 from ckpt_tasks.recovery.choose import Candidates, choose, nothing_restorable
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
 __all__ = ["Recovered", "RecoveryPreview", "preview_recovery", "recover"]
+
+T = TypeVar("T")
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -115,18 +124,34 @@ def preview_recovery(
     resume: str = "auto",
     invocation: str | None = None,
 ) -> RecoveryPreview:
-    """What `recover` would find now, verified, without claiming or marking anything."""
+    """What `recover` would find now, verified, without claiming or marking anything.
+
+    Nothing is loaded: memory is bounded, however large the checkpoints are, and torch is not
+    needed.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        Checkpoints were committed and none can be restored.
+    StoreError
+        Storage failed, which says nothing about the checkpoints.
+    """
+
+    def check(record: CommitRecord) -> CommitRecord:
+        check_restorable(layout, record)
+        check_checkpoint(store, layout, record)
+        return record
+
     candidates = choose(store, layout, attempts, resume=resume, invocation=invocation)
     passed = list(candidates.passed_over)
     for checkpoint in candidates.checkpoints:
         try:
-            loaded = _load_healthy(store, layout, run, checkpoint, candidates)
+            record = _read_healthy(store, layout, run, checkpoint, candidates, check)
         except CorruptCheckpointError as error:
-            loaded = PassedOver(checkpoint=str(checkpoint), why=str(error)[:4000])
-        if isinstance(loaded, PassedOver):
-            passed.append(loaded)
+            record = PassedOver(checkpoint=str(checkpoint), why=str(error)[:4000])
+        if isinstance(record, PassedOver):
+            passed.append(record)
             continue
-        record = loaded.record
         return RecoveryPreview(
             run=layout.run,
             checkpoint=record.id,
@@ -149,10 +174,13 @@ def _load_newest(
     candidates: Candidates,
     on_event: EventSink,
 ) -> tuple[LoadedCheckpoint | None, list[PassedOver]]:
+    def load(record: CommitRecord) -> LoadedCheckpoint:
+        return load_checkpoint(store, layout, record)
+
     passed: list[PassedOver] = []
     for checkpoint in candidates.checkpoints:
         try:
-            loaded = _load_healthy(store, layout, run, checkpoint, candidates)
+            loaded = _read_healthy(store, layout, run, checkpoint, candidates, load)
         except CorruptCheckpointError as error:
             why = str(error)[:4000]
             fence.check()  # what a stale attempt cannot read may have been removed since
@@ -168,27 +196,31 @@ def _load_newest(
     return None, passed
 
 
-def _load_healthy(
+def _read_healthy(
     store: Store,
     layout: RunLayout,
     run: RunRecord,
     checkpoint: CheckpointId,
     candidates: Candidates,
-) -> LoadedCheckpoint | PassedOver:
-    """Load and verify; a second look before damage is believed, as a transfer can fail too."""
+    read: Callable[[CommitRecord], T],
+) -> T | PassedOver:
+    """`read` a checkpoint that is worth it; once more before damage is believed, as a transfer
+    can fail too.
+    """
     try:
-        return _load_once(store, layout, run, checkpoint, candidates)
+        return _read_once(store, layout, run, checkpoint, candidates, read)
     except CorruptCheckpointError:
-        return _load_once(store, layout, run, checkpoint, candidates)
+        return _read_once(store, layout, run, checkpoint, candidates, read)
 
 
-def _load_once(
+def _read_once(
     store: Store,
     layout: RunLayout,
     run: RunRecord,
     checkpoint: CheckpointId,
     candidates: Candidates,
-) -> LoadedCheckpoint | PassedOver:
+    read: Callable[[CommitRecord], T],
+) -> T | PassedOver:
     try:
         record = read_commit(store, layout, checkpoint, uid=run.uid)
     except CheckpointNotFoundError as error:
@@ -196,4 +228,4 @@ def _load_once(
     if record.nonfinite and not candidates.asked_for:
         names = ", ".join(record.nonfinite[:3])
         return PassedOver(checkpoint=record.id, why=f"unhealthy: NaN or infinity in {names}")
-    return load_checkpoint(store, layout, record)
+    return read(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from ckpt_tasks.checkpointer.verify import state_digest, verify_checkpoint
 from ckpt_tasks.checkpointer.writer import write_rank
 from ckpt_tasks.errors import (
     CheckpointNotFoundError,
+    ConfigError,
     CorruptCheckpointError,
     StoreError,
     UnsupportedFormatError,
@@ -269,6 +271,39 @@ def test_verify_reads_every_rank(run: MadeRun, checkpoint: CheckpointId) -> None
     assert (report.ok, report.files) == (True, 5)
     run.damage(run.layout.in_run(second.index.files[0].path))
     assert not verify_checkpoint(run.store, run.name, checkpoint).ok
+
+
+@pytest.mark.parametrize(
+    ("position", "chunk", "key"),
+    [
+        (0, 0, "small"),
+        (7, 0, "large"),
+        (7 + 3 * CHUNK_BYTES - 1, 2, "large"),
+        (7 + 3 * CHUNK_BYTES, 3, "large"),
+        (7 + 3 * CHUNK_BYTES + 5, 0, "last"),
+        (7 + 3 * CHUNK_BYTES + 5 + CHUNK_BYTES, 1, "last"),
+    ],
+)
+def test_verify_reads_in_windows(run: MadeRun, position: int, chunk: int, key: str) -> None:
+    """A file is read in pieces of some chunks, small tensors together: whole, it is found so;
+    one flipped bit anywhere is found and placed, also at the edges of chunks and pieces.
+    """
+    sizes = {"small": 7, "empty": 0, "large": 3 * CHUNK_BYTES + 5, "last": CHUNK_BYTES + 1}
+    tensors = [Tensor("model", name, b"\x05" * size) for name, size in sizes.items()]
+    large = run.begin().save(10, State({"model": {}}, tensors))
+    assert verify_checkpoint(run.store, run.name, large).ok
+    header = index_of(run, large).files[0].header_size
+    run.damage(run.tensors_path(large), position=header + position)
+    problem = verify_checkpoint(run.store, run.name, large).problem
+    assert problem is not None
+    assert f"chunk {chunk} of tensor {key!r}" in problem
+
+
+@pytest.mark.parametrize("ask", [verify_checkpoint, state_digest])
+def test_text_that_is_no_checkpoint_id(run: MadeRun, ask: Callable[..., object]) -> None:
+    """An id that can be none is a mistake to correct, not a checkpoint that is missing."""
+    with pytest.raises(ConfigError, match="'step-10' is not a checkpoint id; one looks like"):
+        ask(run.store, run.name, "step-10")
 
 
 def test_verify_of_a_missing_checkpoint(run: MadeRun) -> None:
