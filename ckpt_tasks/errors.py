@@ -17,6 +17,7 @@
     |   |-- ObjectNotFoundError
     |   `-- ObjectExistsError
     `-- RegistryError                        queue and go on: the store is the truth     exit 1
+        `-- RegistryRefusedError             set this one aside: the others may be taken
 
 Every error takes one message, so that it pickles across processes.
 """
@@ -36,6 +37,7 @@ __all__ = [
     "ObjectExistsError",
     "ObjectNotFoundError",
     "RegistryError",
+    "RegistryRefusedError",
     "RunBusyError",
     "StaleAttemptError",
     "StateError",
@@ -120,3 +122,9 @@ class ObjectExistsError(StoreError):
 
 class RegistryError(CkptTasksError):
     """The registry failed or did not answer. Work for it is queued, never lost."""
+
+
+class RegistryRefusedError(RegistryError):
+    """The registry answered, and refuses what this call asks for; a repetition may change that
+    only where somebody changes the registry.
+    """

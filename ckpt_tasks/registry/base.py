@@ -60,6 +60,8 @@ class Registry(ABC):
     ------
     RegistryError
         From any method: the registry failed or did not answer. Repeat the call later.
+    RegistryRefusedError
+        From any method: it answered, and refuses these arguments. Calls with others may succeed.
     ConfigError
         From `find_run`, `create_run` and `open_run`: the configuration can never work.
     """

@@ -7,7 +7,7 @@ what a dead registrar left undone is found again from the store by the next one.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints, read_checkpoints
@@ -19,6 +19,7 @@ from ckpt_tasks.errors import (
     CkptTasksError,
     CorruptCheckpointError,
     ObjectNotFoundError,
+    RegistryRefusedError,
 )
 from ckpt_tasks.events import (
     CheckpointRegistered,
@@ -49,6 +50,9 @@ __all__ = ["Publisher"]
 
 _BATCH_ROWS = 1000
 _STORY_SECONDS = 60.0
+_REFUSALS = 3
+"""How often a checkpoint is refused before it is set aside for those behind it."""
+
 Row = tuple[str, Number, int, int]
 
 
@@ -91,6 +95,8 @@ class Publisher:
         self._on_event = on_event
         self._rows: deque[MetricRow] = deque()
         self._commits: deque[CheckpointId] = deque()
+        self._ids: RegistryRunIds | None = None
+        self._refusals: Counter[CheckpointId] = Counter()
         self._registered: dict[str, Registration] = {}
         self._high_water: dict[str, int] = {}
         self._replayed: dict[str, dict[int, float]] = {}
@@ -126,7 +132,7 @@ class Publisher:
         while self._commits:
             if str(self._commits[0]) not in self._registered:
                 self._fence.check()
-                self._register_readable(self._commits[0])
+                self._register_or_tell(self._commits[0])
             self._commits.popleft()
         if self._clock() >= self._story_due:
             self._tell()
@@ -153,6 +159,7 @@ class Publisher:
                 links=self._registry.links(None),
             )
         )
+        self._ids = ids
         self._high_water = self._registry.high_water()
         self._registered = self._registry.registered()
         self._catch_up()
@@ -262,12 +269,30 @@ class Publisher:
                 self._diverged += 1
                 self._diverged_keys.add(row.key)
 
-    def _register_readable(self, checkpoint: CheckpointId) -> None:
-        """Register, unless the record has been damaged since: that must not block the others."""
+    def _register_or_tell(self, checkpoint: CheckpointId) -> None:
+        """Register, unless that can never be: then it is told, and blocks no other."""
         try:
             self._register(checkpoint)
         except (CorruptCheckpointError, CheckpointNotFoundError) as error:
             self._on_event(Warned(message=f"{checkpoint} is not registered: {error}"))
+        except RegistryRefusedError as error:
+            self._refusals[checkpoint] += 1
+            if self._refusals[checkpoint] < _REFUSALS:
+                raise
+            self._check_run()
+            self._on_event(
+                Warned(
+                    message=f"{checkpoint} is set aside, for the registry refused it {_REFUSALS} "
+                    f"times; the next attempt tries it again: {error}"
+                )
+            )
+
+    def _check_run(self) -> None:
+        """Raise `RegistryError` where it is the run that the registry does not take: everything
+        would be refused then, and none of it may be set aside.
+        """
+        assert self._ids is not None
+        self._registry.open_run(self._ids, self._description)
 
     def _register(self, checkpoint: CheckpointId) -> None:
         path = self._layout.commit(checkpoint)
@@ -275,10 +300,10 @@ class Publisher:
         manifest = self._store.read(path, limit=MAX_RECORD_BYTES)
         uri = f"{self._store.url.rstrip('/')}/{path}"
         registration = self._registry.register(record, uri=uri, manifest=manifest)
-        self._registered[record.id] = registration
         self._move_resume_alias(record, registration)
         if self._consider_best(record):
             self._registry.set_alias("best", registration)
+        self._registered[record.id] = registration  # last: what fails above is repeated
         self._on_event(
             CheckpointRegistered(
                 checkpoint=record.id,

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlflow
+import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
-from ckpt_tasks.errors import CkptTasksError, ConfigError, RegistryError
+from ckpt_tasks.errors import CkptTasksError, ConfigError, RegistryError, RegistryRefusedError
 from ckpt_tasks.masking import mask_text, mask_url
 
 __all__ = ["Connection", "error_code"]
@@ -27,6 +28,8 @@ _DEFAULTS = {
 _CHATTY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry")
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 _MAX_MESSAGE = 600
+_REFUSALS = frozenset({400, 404, 409, 413, 422})
+"""Statuses that are about the request. Not 401 and 403, which say that no request is welcome."""
 
 
 class Connection:
@@ -74,7 +77,8 @@ class Connection:
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Turn whatever MLflow raises into a `RegistryError` that says what was being done.
+        """Turn whatever MLflow raises into a `RegistryError` that says what was being done, and
+        into a `RegistryRefusedError` where it has understood the request and refuses it.
 
         Everything is caught, for MLflow lets the errors of its plugins through: of database
         drivers, of artifact stores, of HTTP.
@@ -88,7 +92,8 @@ class Connection:
             masked = mask_text(text)[:_MAX_MESSAGE]
             message = f"MLflow at {self.shown_uri} did not {what}: {type(error).__name__}: {masked}"
             # A cause with credentials in its message must not reach a traceback.
-            raise RegistryError(message) from (error if mask_text(text) == text else None)
+            kind = RegistryRefusedError if _is_refusal(error) else RegistryError
+            raise kind(message) from (error if mask_text(text) == text else None)
 
     @contextmanager
     def as_default(self) -> Iterator[None]:
@@ -123,3 +128,20 @@ class Connection:
 def error_code(error: MlflowException) -> str:
     """MLflow's name of the error: ``RESOURCE_ALREADY_EXISTS``, ..."""
     return str(error.error_code)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether MLflow refuses this request, rather than being away or unable to serve any.
+
+    A database opened directly raises the same codes as a server answers; its own errors are
+    503 where the connection failed, else 400 (`mlflow.store.db.utils`).
+    """
+    if isinstance(error, MlflowException):
+        # No such endpoint: another server answers in its place, a proxy's own page for one.
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        return status in _REFUSALS and error_code(error) != "ENDPOINT_NOT_FOUND"
+    if isinstance(error, requests.HTTPError) and error.response is not None:  # of an artifact
+        return error.response.status_code in _REFUSALS
+    return isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(
+        error, OSError
+    )  # the client's own check of the values; errors of HTTP are an OSError as well

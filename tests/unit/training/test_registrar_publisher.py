@@ -6,10 +6,11 @@ import pytest
 from support.made_runs import MadeRun
 
 from ckpt_tasks.config import RegistryConfig
-from ckpt_tasks.errors import RegistryError, StaleAttemptError
-from ckpt_tasks.events import Event, MetricsReplayed, Warned
+from ckpt_tasks.errors import RegistryError, RegistryRefusedError, StaleAttemptError
+from ckpt_tasks.events import CheckpointRegistered, Event, MetricsReplayed, Warned
 from ckpt_tasks.fencing.fence import Fence
-from ckpt_tasks.registry.base import RunDescription
+from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.registry.base import Registration, Registry, RunDescription
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.types import CheckpointId
@@ -35,12 +36,13 @@ def _publisher(
     *,
     best: str | None = None,
     follows: bool = True,
+    registry: Registry | None = None,
 ) -> Publisher:
     return Publisher(
         run.store,
         run.layout,
         Fence(run.store, run.layout, attempt),
-        MemoryRegistry(memory),
+        registry or MemoryRegistry(memory),
         RegistryConfig(best=best),
         RunDescription(
             run=run.name, uid=run.identity.uid, store_url=run.store.url, hyperparameters={}
@@ -105,6 +107,83 @@ def test_a_registry_that_is_away_loses_nothing(run: MadeRun, memory: RegistryMem
     assert [(row.key, row.step) for row in stored.rows] == [("loss", 1)]
     assert stored.status == "finished"
     assert publisher.queued == 0
+
+
+class RefusingRegistry(MemoryRegistry):
+    """Refuses to register some checkpoints, and a number of times to move an alias."""
+
+    def __init__(self, memory: RegistryMemory, *refused: CheckpointId, aliases: int = 0) -> None:
+        super().__init__(memory)
+        self._refused = set(_texts(*refused))
+        self._aliases = aliases
+
+    def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
+        if record.id in self._refused:
+            raise RegistryRefusedError(f"did not register {record.id}: INVALID_PARAMETER_VALUE")
+        return super().register(record, uri=uri, manifest=manifest)
+
+    def set_alias(self, alias: str, registration: Registration) -> None:
+        self._aliases -= 1
+        if self._aliases >= 0:
+            raise RegistryError("the answer was lost")
+        super().set_alias(alias, registration)
+
+
+def test_a_refused_checkpoint_blocks_no_other(run: MadeRun, memory: RegistryMemory) -> None:
+    """Refused again and again, a checkpoint is set aside, which is told with the reason; those
+    behind it are registered; the next attempt tries it again.
+    """
+    attempt = run.begin()
+    saved = [attempt.save(1), attempt.save(2), attempt.save(3)]
+    events: list[Event] = []
+    publisher = _publisher(
+        run, memory, attempt.number, events, registry=RefusingRegistry(memory, saved[1])
+    )
+    for _ in range(2):
+        with pytest.raises(RegistryError):
+            publisher.publish()
+    assert _versions(memory) == _texts(saved[0])
+    publisher.publish()
+    assert _versions(memory) == _texts(saved[0], saved[2])
+    assert publisher.queued == 0
+    (warned,) = [event.message for event in events if isinstance(event, Warned)]
+    assert warned.startswith(f"{saved[1]} is set aside")
+    assert "INVALID_PARAMETER_VALUE" in warned
+    _publisher(run, memory, run.begin().number).publish()
+    assert _versions(memory) == _texts(saved[0], saved[2], saved[1])
+    assert _aliased(memory, "resume-digits") == str(saved[2])
+
+
+def test_nothing_is_set_aside_for_a_deleted_run(run: MadeRun, memory: RegistryMemory) -> None:
+    """Where the run itself was deleted in the registry everything is refused, and all waits."""
+    attempt = run.begin()
+    saved = attempt.save(1)
+    registry = RefusingRegistry(memory, saved)
+    publisher = _publisher(run, memory, attempt.number, registry=registry)
+    with pytest.raises(RegistryRefusedError):
+        publisher.publish()
+    (stored,) = memory.runs.values()
+    stored.deleted = True
+    for _ in range(5):
+        with pytest.raises(RegistryError):
+            publisher.publish()
+    assert publisher.queued == 1
+
+
+def test_an_alias_whose_answer_was_lost(run: MadeRun, memory: RegistryMemory) -> None:
+    """A checkpoint counts as registered only with its aliases: all is repeated, and told once."""
+    attempt = run.begin()
+    saved = attempt.save(1, metrics={"loss": 0.5})
+    events: list[Event] = []
+    registry = RefusingRegistry(memory, aliases=2)
+    publisher = _publisher(run, memory, attempt.number, events, best="loss:min", registry=registry)
+    for _ in range(2):
+        with pytest.raises(RegistryError):
+            publisher.publish()
+    publisher.publish()
+    assert _aliased(memory, "resume-digits") == _aliased(memory, "best") == str(saved)
+    told = [event.checkpoint for event in events if isinstance(event, CheckpointRegistered)]
+    assert told == _texts(saved) == _versions(memory)
 
 
 def test_a_stale_attempt_publishes_nothing(run: MadeRun, memory: RegistryMemory) -> None:
