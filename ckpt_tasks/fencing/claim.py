@@ -22,6 +22,7 @@ from ckpt_tasks.fencing.attempts import (
     next_attempt,
     read_attempts,
 )
+from ckpt_tasks.fencing.failures import find_repeated_failure
 from ckpt_tasks.fencing.heartbeat import HeartbeatObserver
 from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
 from ckpt_tasks.format.codec import decode, encode
@@ -132,7 +133,8 @@ def claim_attempt(
     RunBusyError
         Another invocation's attempt is alive.
     NoProgressError
-        Too many attempts of this invocation in a row ended without progress.
+        Too many attempts of this invocation in a row ended without progress, or in the same
+        way, also from an older checkpoint.
     """
     while True:
         attempts = read_attempts(store, layout)
@@ -209,26 +211,48 @@ def _check_progress(
     store: Store, layout: RunLayout, attempts: Sequence[AttemptView], request: ClaimRequest
 ) -> None:
     """Refuse to loop for ever: the cap counts attempts that a retry gains nothing from."""
-    if len(attempts) < request.without_commit:
+    if not attempts:
         return
+    found = (layout.checkpoint_id(info.path) for info in store.list_objects(layout.commits))
+    commits = [checkpoint for checkpoint in found if checkpoint is not None]
+    repeated = find_repeated_failure(store, layout, attempts, commits, request.invocation)
+    if repeated is not None and repeated.gone_back:
+        raise _no_progress(layout, f"{repeated}, also from an older checkpoint")
+    idle = _count_idle(store, layout, attempts, commits, request.invocation)
+    if idle >= request.without_commit:
+        raise _no_progress(
+            layout,
+            f"the last {idle} attempts ended without a new checkpoint that a retry could start "
+            "from",
+        )
+
+
+def _count_idle(
+    store: Store,
+    layout: RunLayout,
+    attempts: Sequence[AttemptView],
+    commits: Sequence[CheckpointId],
+    invocation: str,
+) -> int:
+    """How many of this invocation's attempts since the last progress there are."""
     committed: dict[int, list[CheckpointId]] = {}
-    for info in store.list_objects(layout.commits):
-        checkpoint = layout.checkpoint_id(info.path)
-        if checkpoint is not None:
-            committed.setdefault(checkpoint.attempt, []).append(checkpoint)
+    for checkpoint in commits:
+        committed.setdefault(checkpoint.attempt, []).append(checkpoint)
     idle = 0
     for attempt in reversed(attempts):
-        mine = attempt.claim is None or attempt.claim.invocation == request.invocation
+        mine = attempt.claim is None or attempt.claim.invocation == invocation
         own = committed.get(attempt.number, [])
         if not mine or any(_is_healthy(store, layout, checkpoint) for checkpoint in own):
             break
         idle += 1
-    if idle >= request.without_commit:
-        raise NoProgressError(
-            f"the last {idle} attempts of run {layout.run!r} ended without a new checkpoint that "
-            "a retry could start from; not trying again. Look at their logs, mend the cause, and "
-            "start a new invocation"
-        )
+    return idle
+
+
+def _no_progress(layout: RunLayout, why: str) -> NoProgressError:
+    return NoProgressError(
+        f"run {layout.run!r}: {why}; not trying again. Look at the logs of its attempts, mend the "
+        "cause, and start a new invocation"
+    )
 
 
 def _is_healthy(store: Store, layout: RunLayout, checkpoint: CheckpointId) -> bool:

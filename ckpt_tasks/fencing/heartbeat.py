@@ -14,7 +14,7 @@ from ckpt_tasks.errors import (
 )
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import Heartbeat, now
+from ckpt_tasks.format.records import Failure, Heartbeat, now
 from ckpt_tasks.store.base import Store
 
 __all__ = ["Heart", "HeartbeatObserver", "read_heartbeat"]
@@ -52,6 +52,8 @@ class Heart:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.step: int | None = None
         """How far training is known to have come."""
+        self.failure: Failure | None = None
+        """What it ended with, once that is known."""
         self.last_error: StoreError | None = None
         """Why the latest beat failed; a missed beat costs nothing until others take over."""
 
@@ -74,7 +76,12 @@ class Heart:
     def _write(self, *, ended: bool) -> None:
         self._beat += 1
         beat = Heartbeat(
-            attempt=self._attempt, beat=self._beat, at=now(), step=self.step, ended=ended
+            attempt=self._attempt,
+            beat=self._beat,
+            at=now(),
+            step=self.step,
+            ended=ended,
+            failure=self.failure,
         )
         try:
             self._store.put(self._path, encode(beat))

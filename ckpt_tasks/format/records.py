@@ -24,6 +24,7 @@ __all__ = [
     "AttemptClaim",
     "CommitRecord",
     "CompletedRecord",
+    "Failure",
     "FileEntry",
     "Heartbeat",
     "Index",
@@ -143,11 +144,29 @@ class ResumedRecord(Record, frozen=True, kw_only=True):
     resumed_at: _Text
 
 
+class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an attempt ended with: equal for two attempts that ended in the same way.
+
+    Parameters
+    ----------
+    kind
+        The exception's type and message, masked and without what differs in each attempt; or
+        the name of the signal that killed the trainer; or its exit code.
+    step
+        Steps done by then, as far as is known.
+    """
+
+    kind: _Text
+    step: _Count
+
+
 class Heartbeat(Record, frozen=True, kw_only=True):
     """``attempts/NNNN.heartbeat``: overwritten while the attempt is alive.
 
     Observers compare `beat` with their own earlier reading, never `at` with their own clock.
-    `step` is how far the attempt is known to have come.
+    `step` is how far the attempt is known to have come. `failure` stands in the last beats of an
+    attempt whose training failed, where that is known: not where the machine was lost, nor where
+    storage or a signal to stop was the cause.
     """
 
     attempt: _Number
@@ -155,6 +174,7 @@ class Heartbeat(Record, frozen=True, kw_only=True):
     at: _Text
     step: _Count | None = None
     ended: bool = False
+    failure: Failure | None = None
 
 
 class IndexRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@ from ckpt_tasks.checkpointer.catalog import list_checkpoints
 from ckpt_tasks.checkpointer.marks import marked
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError
 from ckpt_tasks.fencing.attempts import AttemptView
+from ckpt_tasks.fencing.failures import find_repeated_failure
 from ckpt_tasks.fencing.lineage import Lineage, trace_lineage
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import PassedOver
@@ -17,9 +18,6 @@ from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
 __all__ = ["Candidates", "choose"]
-
-_FALL_BACK_AFTER = 3
-"""Attempts that died from one checkpoint without a commit before an older one is tried."""
 
 
 class Candidates(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +60,8 @@ def choose(
         The latter two bind only the first attempt of an invocation that trains: an orchestrator
         hands every retry the same words.
     invocation
-        This attempt's.
+        This attempt's. Where its attempts fail again and again in the same way, the newest
+        checkpoint is passed over, once.
 
     Raises
     ------
@@ -76,7 +75,7 @@ def choose(
     committed = list_checkpoints(store, layout)
     if resume != "auto" and not _has_trained(attempts, invocation):
         return _as_asked(layout, committed, resume)
-    return _newest(store, layout, attempts, lineage, committed)
+    return _newest(store, layout, attempts, lineage, committed, invocation)
 
 
 def _has_trained(attempts: Sequence[AttemptView], invocation: str | None) -> bool:
@@ -108,6 +107,7 @@ def _newest(
     attempts: Sequence[AttemptView],
     lineage: Lineage,
     committed: Sequence[CheckpointId],
+    invocation: str | None,
 ) -> Candidates:
     valid = lineage.valid(committed)
     damage = [text for attempt in attempts for text in attempt.damage]
@@ -124,11 +124,11 @@ def _newest(
     tried = [checkpoint for checkpoint in valid if checkpoint not in passed]
     if not tried:
         raise nothing_restorable(layout, list(passed.values()))
-    if len(tried) > 1 and tried[0] == _deadly(attempts, committed):
+    repeated = find_repeated_failure(store, layout, attempts, committed, invocation)
+    if len(tried) > 1 and repeated is not None and not repeated.gone_back:
         deadly = tried.pop(0)
         tried.append(deadly)  # the last resort, should every older one turn out damaged
-        why = f"{_FALL_BACK_AFTER} attempts that started from it ended without a new checkpoint"
-        passed[deadly] = PassedOver(checkpoint=str(deadly), why=why)
+        passed[deadly] = PassedOver(checkpoint=str(deadly), why=str(repeated))
     return Candidates(
         checkpoints=tuple(tried),
         passed_over=tuple(passed[c] for c in valid[: valid.index(tried[0])]),
@@ -161,23 +161,3 @@ def _marked(
         checkpoint: PassedOver(checkpoint=str(checkpoint), why=why)
         for checkpoint, why in reasons.items()
     }
-
-
-def _deadly(
-    attempts: Sequence[AttemptView], committed: Sequence[CheckpointId]
-) -> CheckpointId | None:
-    """The checkpoint from which every attempt since the last commit died.
-
-    Where they started from two, one step back was made already and did not help; another would
-    only give up more.
-    """
-    productive = {checkpoint.attempt for checkpoint in committed}
-    starts: list[str | None] = []
-    for attempt in reversed(attempts):
-        if attempt.number in productive:
-            break
-        if attempt.resumed is not None:
-            starts.append(attempt.resumed.checkpoint)
-    if len(starts) < _FALL_BACK_AFTER or starts[0] is None or len(set(starts)) > 1:
-        return None
-    return CheckpointId.parse(starts[0])

@@ -8,6 +8,7 @@ caller owns it.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.events import Event, EventReader, EventSink, OutputLine, discard_event
 from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
-from ckpt_tasks.types import EXIT_FAILED, EXIT_USAGE
+from ckpt_tasks.types import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 
 __all__ = ["launch"]
 
@@ -108,14 +109,17 @@ class _Supervision:
         outcome = self._folder.read_outcome(self._folder.outcome)
         if outcome is not None:
             return outcome
-        return self._died()
+        return self._died(stopping)
 
-    def _died(self) -> TrainOutcome:
+    def _died(self, stopping: bool) -> TrainOutcome:
         """The outcome of a supervisor that could not say it itself."""
         code = EXIT_FAILED
         message = f"the supervisor ended with {self._process.returncode} and said nothing"
-        if self._process.returncode > 0 and not self._folder.output.exists():
-            # That file is the first thing that it makes: it has never run.
+        has_run = self._folder.output.exists()  # the first thing that it makes
+        if stopping and not has_run and self._process.returncode == -signal.SIGTERM:
+            code = EXIT_STOPPED
+            message = "stopped before it began"
+        elif self._process.returncode > 0 and not has_run:
             code = EXIT_USAGE
             message = (
                 f"{self._spec.python or sys.executable} cannot run ckpt_tasks (what it said stands "

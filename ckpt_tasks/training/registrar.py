@@ -82,6 +82,7 @@ class Registrar:
         """Returns when there is nothing left to do, or another attempt owns the run."""
         try:
             self._follow()
+            self._note_failure()
             self._drain()
         except StaleAttemptError as error:
             self._emit(Warned(message=f"nothing more is published: {error}"))
@@ -137,6 +138,12 @@ class Registrar:
     def _note_step(self, position: Position) -> None:
         if self._heart is not None:
             self._heart.step = position.step
+
+    def _note_failure(self) -> None:
+        """Before the drain, which may be cut short: later attempts compare their own end."""
+        outcome = self._folder.read_outcome(self._folder.outcome)
+        if self._heart is not None and outcome is not None:
+            self._heart.failure = outcome.ended_with
 
     def _begin(self, claimed: AttemptClaimed) -> None:
         self._claimed = claimed

@@ -11,7 +11,8 @@ import msgspec
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.format.layout import encode_name
-from ckpt_tasks.masking import mask_text
+from ckpt_tasks.format.records import Failure
+from ckpt_tasks.training.failure import exception_failure, message_of
 from ckpt_tasks.types import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, CheckpointId, Position
 
 __all__ = ["CATCH_UP", "NOT_REGISTERED", "AttemptFolder", "TrainOutcome", "TrainSpec"]
@@ -82,6 +83,8 @@ class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
         One sentence for people.
     position, checkpoint
         How far training came, and the newest checkpoint of the attempt or what it resumed from.
+    ended_with
+        What later attempts compare their own end with; ``None`` where that would say nothing.
     """
 
     code: int
@@ -91,6 +94,7 @@ class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int | None = None
     position: Position | None = None
     checkpoint: str | None = None
+    ended_with: Failure | None = None
 
     @classmethod
     def failure(
@@ -104,7 +108,7 @@ class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
         checkpoint: str | None = None,
     ) -> TrainOutcome:
         """What an exception means for the one who decides about a retry."""
-        what = mask_text(" ".join(str(error).split()))
+        what = message_of(error)
         if isinstance(error, CkptTasksError):
             code, message = error.exit_code, what
         else:
@@ -122,6 +126,7 @@ class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
             attempt=attempt,
             position=position,
             checkpoint=checkpoint,
+            ended_with=exception_failure(error, position),
         )
 
     @property

@@ -17,6 +17,8 @@ import threading
 import time
 from typing import IO
 
+import msgspec
+
 from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptResumed,
@@ -26,6 +28,7 @@ from ckpt_tasks.events import (
     Progress,
     Warned,
 )
+from ckpt_tasks.training.failure import death_failure, describe_death
 from ckpt_tasks.training.spec import (
     CATCH_UP,
     NOT_REGISTERED,
@@ -33,7 +36,7 @@ from ckpt_tasks.training.spec import (
     TrainOutcome,
     TrainSpec,
 )
-from ckpt_tasks.types import EXIT_FAILED, Position
+from ckpt_tasks.types import EXIT_FAILED, EXIT_STOPPED, Position
 
 __all__ = ["main"]
 
@@ -56,6 +59,7 @@ class Supervisor:
         self._grace = self._spec.config.attempt.grace
         self._stop = threading.Event()
         self._orphaned = threading.Event()
+        self._overdue = False
         self._parent = os.getppid()
         signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
         signal.signal(signal.SIGINT, lambda *_: self._stop.set())
@@ -95,15 +99,21 @@ class Supervisor:
     def _wait(self, trainer: _Child, registrar: _Child, output: IO[bytes]) -> None:
         """Until the trainer has ended: forward a stop, bound the grace, keep a registrar."""
         starts = 1
+        terminated = False
         deadline: float | None = None
         while trainer.process.poll() is None:
             if os.getppid() != self._parent:
                 self._orphaned.set()
                 self._stop.set()
-            if self._stop.is_set() and deadline is None:
+            if self._stop.is_set() and not terminated:
+                terminated = True
                 deadline = time.monotonic() + self._grace
                 trainer.process.terminate()
+            if deadline is None and self._folder.trainer_outcome.exists():
+                # A thread that the user's code has left running must not hold the attempt.
+                deadline = time.monotonic() + self._grace
             if deadline is not None and time.monotonic() > deadline:
+                self._overdue = True
                 trainer.kill()
             if registrar.process.poll() not in (None, 0) and starts < _REGISTRAR_STARTS:
                 starts += 1
@@ -113,7 +123,21 @@ class Supervisor:
 
     def _outcome(self, trainer: _Child) -> TrainOutcome:
         outcome = self._folder.read_outcome(self._folder.trainer_outcome)
-        return outcome or _died(self._spec, self._folder, trainer, self._stop.is_set())
+        if outcome is not None:
+            return outcome
+        died = _died(self._spec, self._folder, trainer.process.returncode)
+        if not self._stop.is_set():
+            return died
+        if died.attempt is None and trainer.process.returncode == -signal.SIGTERM:
+            # It was still starting, and did not listen to signals yet.
+            return TrainOutcome(
+                code=EXIT_STOPPED, message="stopped before it began", run=self._spec.run
+            )
+        if not self._overdue:
+            return died
+        late = f"{died.message}; it had not stopped within {self._grace:g} s"
+        # This end was made here: the training has no part in it.
+        return msgspec.structs.replace(died, message=late, ended_with=None)
 
 
 class _Child:
@@ -158,7 +182,7 @@ class _Child:
         self.process.wait()
 
 
-def _died(spec: TrainSpec, folder: AttemptFolder, trainer: _Child, stopping: bool) -> TrainOutcome:
+def _died(spec: TrainSpec, folder: AttemptFolder, returncode: int) -> TrainOutcome:
     """The outcome of a trainer that could not say it itself, from what it had reported."""
     attempt: int | None = None
     uid = checkpoint = None
@@ -170,18 +194,19 @@ def _died(spec: TrainSpec, folder: AttemptFolder, trainer: _Child, stopping: boo
             checkpoint, position = event.checkpoint, event.position
         elif isinstance(event, Progress):
             position = event.position
-    code = trainer.process.returncode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-    where = f" at {position}" if position else " before it trained"
-    late = f"; it had not stopped within {spec.config.attempt.grace:g} s" if stopping else ""
+    where = f"at {position}" if position else "before it trained"
     return TrainOutcome(
         code=EXIT_FAILED,
-        message=f"the trainer {how}{where}{late}; newest checkpoint: {checkpoint or 'none'}",
+        message=(
+            f"the trainer {describe_death(returncode)} {where}; newest checkpoint: "
+            f"{checkpoint or 'none'}"
+        ),
         run=spec.run,
         uid=uid,
         attempt=attempt,
         position=position,
         checkpoint=checkpoint,
+        ended_with=death_failure(returncode, position),
     )
 
 

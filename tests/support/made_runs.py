@@ -17,7 +17,14 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.process import this_process
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import AttemptClaim, CommitRecord, Process, now
+from ckpt_tasks.format.records import (
+    AttemptClaim,
+    CommitRecord,
+    Failure,
+    Heartbeat,
+    Process,
+    now,
+)
 from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.memory import MemoryStore
@@ -146,6 +153,13 @@ class MadeRun:
             hyperparameters={},
         )
         self.store.create(self.layout.attempt(number), encode(claim))
+
+    def fail(self, attempt: int, kind: str = "ValueError: bad", *, step: int) -> None:
+        """The last heartbeat of an attempt whose training failed."""
+        beat = Heartbeat(
+            attempt=attempt, beat=1, at=now(), ended=True, failure=Failure(kind=kind, step=step)
+        )
+        self.store.put(self.layout.heartbeat(attempt), encode(beat))
 
     def record(self, checkpoint: CheckpointId) -> CommitRecord:
         return read_commit(self.store, self.layout, checkpoint)

@@ -270,7 +270,7 @@ def test_cap_on_attempts_without_a_commit(run: MadeRun) -> None:
     """After so many of one invocation's attempts in a row there is no further one; exit code 2."""
     for _ in range(3):
         run.claim(without_commit=3)
-    with pytest.raises(NoProgressError, match="last 3 attempts of run 'digits'") as caught:
+    with pytest.raises(NoProgressError, match="run 'digits': the last 3 attempts") as caught:
         run.claim(without_commit=3)
     assert caught.value.exit_code == 2
     assert list_attempts(run.store, run.layout) == [1, 2, 3]
@@ -316,3 +316,28 @@ def test_damaged_claim_counts_against_the_cap(run: MadeRun) -> None:
     run.damage(run.layout.attempt(2))
     with pytest.raises(NoProgressError):
         run.claim(without_commit=3)
+
+
+def _fail_again_and_again(run: MadeRun) -> None:
+    """Three failures at step 31 from the newest checkpoint, and one from the older one."""
+    first = run.begin()
+    first.save(10)
+    first.save(20)
+    for _ in range(3):
+        run.fail(run.begin().number, step=31)
+    fallen_back = run.begin()
+    fallen_back.save(20)
+    run.fail(fallen_back.number, step=31)
+
+
+def test_same_failure_from_an_older_checkpoint_too_is_final(run: MadeRun) -> None:
+    """That the attempt which fell back committed the step once more is no progress."""
+    _fail_again_and_again(run)
+    with pytest.raises(NoProgressError, match=r"4 attempts ended at step 31 .*: bad, also from"):
+        run.claim(without_commit=1000)
+
+
+def test_new_invocation_after_a_final_failure(run: MadeRun) -> None:
+    """Somebody who starts it anew may try again."""
+    _fail_again_and_again(run)
+    assert run.claim("flow-run-2").number == 6

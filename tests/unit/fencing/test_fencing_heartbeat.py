@@ -12,7 +12,7 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import Heart, HeartbeatObserver, read_heartbeat
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import Heartbeat, now
+from ckpt_tasks.format.records import Failure, Heartbeat, now
 from ckpt_tasks.store import Store
 from ckpt_tasks.testing import FakeClock, Fault, FaultyStore
 from ckpt_tasks.testing.wrappers import Operation
@@ -62,6 +62,17 @@ def test_heart_beats_until_stopped(store: Store) -> None:
     assert (last.attempt, last.ended, last.step) == (1, True, 12)
     assert last.beat > 3
     assert heart.last_error is None
+
+
+def test_heart_tells_what_the_attempt_ended_with(store: Store) -> None:
+    """A failure that has become known stands in the beats from then on, and in the last."""
+    heart = Heart(store, LAYOUT, 1, interval=3600)
+    heart.start()
+    heart.failure = Failure(kind="ValueError: bad", step=12)
+    heart.stop(ended=True)
+    last = read_heartbeat(store, LAYOUT, 1)
+    assert last is not None
+    assert last.failure == Failure(kind="ValueError: bad", step=12)
 
 
 def test_first_beat_comes_at_once(store: Store) -> None:

@@ -18,6 +18,7 @@ from ckpt_tasks.format.records import (
     AttemptClaim,
     CommitRecord,
     CompletedRecord,
+    Failure,
     FileEntry,
     Heartbeat,
     Index,
@@ -100,6 +101,7 @@ RECORDS = [
         resumed_at=NOW,
     ),
     Heartbeat(attempt=2, beat=17, at=NOW),
+    Heartbeat(attempt=2, beat=18, at=NOW, ended=True, failure=Failure(kind="SIGSEGV", step=3)),
     MarkRecord(checkpoint="step-00000001-a1-s1", why="bit flip", by="attempt 2", at=NOW),
     CompletedRecord(uid=UID, attempt=2, checkpoint=None, position=Position(), completed_at=NOW),
 ]

@@ -105,36 +105,81 @@ def test_only_newer_ones_are_recorded_as_passed_over(run: MadeRun) -> None:
     assert run.begin().recovered.resumed.passed_over == []
 
 
-def test_deadly_checkpoint_falls_back_once(run: MadeRun) -> None:
-    """After three attempts that died from it without a commit, the next older one is tried; an
-    attempt that dies from that one too does not step back further.
+def _fail_from_the_newest(run: MadeRun, times: int = 3) -> list[str | None]:
+    """Attempts that all fail at step 31 in one way; returns where they started."""
+    starts = []
+    for _ in range(times):
+        attempt = run.begin()
+        run.fail(attempt.number, step=31)
+        starts.append(attempt.start)
+    return starts
+
+
+def test_same_failure_falls_back_once(run: MadeRun) -> None:
+    """After three attempts that failed in the same way at one step, the next older checkpoint is
+    tried, with the failure as the reason; an attempt that dies there unheard of steps back no
+    further.
     """
     first = run.begin()
     first.save(10)
     middle = first.save(20)
     deadly = first.save(30)
-    assert [run.begin().start for _ in range(3)] == [str(deadly)] * 3
+    assert _fail_from_the_newest(run) == [str(deadly)] * 3
     fourth = run.begin()
     assert fourth.start == str(middle)
-    assert fourth.recovered.resumed.passed_over[0].checkpoint == str(deadly)
+    (passed,) = fourth.recovered.resumed.passed_over
+    assert passed.checkpoint == str(deadly)
+    assert passed.why == "3 attempts ended at step 31 with ValueError: bad"
     assert [run.begin().start for _ in range(4)] == [str(middle)] * 4
     for _ in range(4):
         assert run.begin("flow-run-2").start == str(middle)
 
 
-def test_progress_forgives_deaths(run: MadeRun) -> None:
-    """Deaths before a commit do not count against what was committed after them."""
-    checkpoint = run.begin().save(10)
-    for _ in range(2):
-        assert run.begin().start == str(checkpoint)
-    newest = run.begin().save(20)
-    assert [run.begin().start for _ in range(3)] == [str(newest)] * 3
+def test_deaths_of_which_nothing_is_known_never_fall_back(run: MadeRun) -> None:
+    """However many machines are lost from one checkpoint: its work is not thrown away."""
+    first = run.begin()
+    first.save(10)
+    newest = first.save(20)
+    assert [run.begin().start for _ in range(6)] == [str(newest)] * 6
+
+
+@pytest.mark.parametrize("differing", ["kind", "step"])
+def test_different_failures_never_fall_back(run: MadeRun, differing: str) -> None:
+    """Failures of other kinds, or at other steps, are no sign that the checkpoint is at fault."""
+    first = run.begin()
+    first.save(10)
+    newest = first.save(20)
+    for number in range(6):
+        attempt = run.begin()
+        assert attempt.start == str(newest)
+        if differing == "kind":
+            run.fail(attempt.number, f"ValueError: {number}", step=25)
+        else:
+            run.fail(attempt.number, step=25 + number)
+
+
+def test_new_invocation_starts_from_the_newest(run: MadeRun) -> None:
+    """Who starts the run anew has mended the cause: nothing is passed over for the past."""
+    first = run.begin()
+    first.save(10)
+    newest = first.save(20)
+    _fail_from_the_newest(run)
+    assert run.begin("flow-run-2").start == str(newest)
+
+
+def test_progress_forgives_failures(run: MadeRun) -> None:
+    """Failures at a step that the run got past since do not count."""
+    run.begin().save(10)
+    _fail_from_the_newest(run, 2)
+    newest = run.begin().save(40)
+    assert _fail_from_the_newest(run, 2) == [str(newest)] * 2
+    assert run.begin().start == str(newest)
 
 
 def test_only_checkpoint_is_tried_again_although_deadly(run: MadeRun) -> None:
     """Where there is no older one, the deadly one stays the start."""
     only = run.begin().save(10)
-    assert [run.begin().start for _ in range(5)] == [str(only)] * 5
+    assert _fail_from_the_newest(run, 5) == [str(only)] * 5
 
 
 def test_checkpoint_asked_for_by_id(run: MadeRun) -> None:

@@ -118,7 +118,7 @@ def test_deadly_checkpoint_is_the_last_resort(run: MadeRun) -> None:
     first = run.begin()
     older, deadly = first.save(10), first.save(20)
     for _ in range(3):
-        run.begin()
+        run.fail(run.begin().number, step=21)
     run.damage(run.tensors_path(older))
     assert preview(run).checkpoint == str(deadly)
     fallback = run.begin()
