@@ -2,6 +2,10 @@
 
 The version is made last. So a version in MLflow says that everything before it was done, and a
 registration that died in between is found again by the logged model's tags and completed.
+
+MLflow refuses no second logged model or version of one checkpoint, and two processes may
+register it at once: an attempt's registrar and one that is late with a complete run. So both are
+looked for right before they are made, and again afterwards; of twins the older stays.
 """
 
 from __future__ import annotations
@@ -90,21 +94,20 @@ class Checkpoints:
 
     def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
         """Do what is not yet done of a checkpoint's registration."""
-        model = self._logged_model(record, uri=uri, manifest=manifest)
-        version = self._version_of(model)
-        if version is not None:
-            self._link_version(model, version)
-            return self._registration(record.id, version)
-        self._log_metrics(record, model.model_id)
-        if model.status != LoggedModelStatus.READY:
-            self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        self._link_output(model.model_id, record.position.step)
-        self._client.log_text(
-            self._ids.run_id, manifest.decode(), f"checkpoints/{record.id}/manifest.json"
-        )
-        version = self._make_version(record, model, uri=uri, manifest=manifest)
-        if not self._connection.is_server:  # a server has linked it already
-            self._link_version(model, version)
+        model, version = self._find(record)
+        if model is None:
+            model = self._make_logged_model(record, uri=uri, manifest=manifest)
+        self._complete_params(model, logged_model_params(record, uri=uri, manifest=manifest))
+        if version is None:
+            self._log_metrics(record, model.model_id)
+            if model.status != LoggedModelStatus.READY:
+                self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            self._link_output(model.model_id, record.position.step)
+            self._client.log_text(
+                self._ids.run_id, manifest.decode(), f"checkpoints/{record.id}/manifest.json"
+            )
+            model, version = self._make_version(record, model, uri=uri, manifest=manifest)
+        self._link_version(model, version)
         return self._registration(record.id, version)
 
     def set_alias(self, alias: str, registration: Registration) -> None:
@@ -115,34 +118,56 @@ class Checkpoints:
         if str(aliases.get(alias)) != version:
             self._client.set_registered_model_alias(name, alias, version)
 
-    def _logged_model(self, record: CommitRecord, *, uri: str, manifest: bytes) -> LoggedModel:
-        """The checkpoint's logged model: found and completed, or made."""
-        found = list(
-            self._logged_models(
-                f"tags.`{UID_TAG}` = '{self._uid}' AND tags.`{_CHECKPOINT_TAG}` = '{record.id}'"
-            )
-        )
-        params = logged_model_params(record, uri=uri, manifest=manifest)
-        if not found:
-            return self._make_logged_model(record, params, uri=uri, manifest=manifest)
-        found.sort(key=lambda model: (model.status != LoggedModelStatus.READY, _age(model)))
-        for twin in found[1:]:  # of a request that was given up, and carried out late
-            if self._version_of(twin) is None:
-                self._client.delete_logged_model(twin.model_id)
-        missing = {key: value for key, value in params.items() if key not in found[0].params}
-        if missing:  # of more than a hundred, which take the client several requests
-            self._client.log_model_params(found[0].model_id, missing)
-        return found[0]
+    def _find(
+        self, record: CommitRecord, own: ModelVersion | None = None
+    ) -> tuple[LoggedModel | None, ModelVersion | None]:
+        """The checkpoint's logged model and version, as far as there are any; twins are removed.
 
-    def _make_logged_model(
-        self, record: CommitRecord, params: dict[str, str], *, uri: str, manifest: bytes
-    ) -> LoggedModel:
-        return self._client.create_logged_model(
+        Twins come of a race, or of a request that was given up and carried out late. Before
+        there is a version no logged model is removed: another process may be about to use it.
+
+        Parameters
+        ----------
+        own
+            A version just made, whose logged model another process may have removed.
+        """
+        models = self._models_of(record)
+        found = {
+            int(version.version): version
+            for model in models
+            for version in self._versions_of(model)
+        }
+        if own is not None:
+            found[int(own.version)] = own
+        if not found:
+            return (models[0] if models else None), None
+        first = found.pop(min(found))
+        kept = {_model_id(first)}
+        kept |= {_model_id(twin) for twin in found.values() if not self._remove_version(twin)}
+        for model in models:
+            if model.model_id not in kept:
+                self._remove_model(model)
+        of_first = (model for model in models if model.model_id == _model_id(first))
+        return next(of_first, None), first
+
+    def _models_of(self, record: CommitRecord) -> list[LoggedModel]:
+        """The checkpoint's logged models: complete ones first, then the oldest."""
+        of_checkpoint = (
+            f"tags.`{UID_TAG}` = '{self._uid}' AND tags.`{_CHECKPOINT_TAG}` = '{record.id}'"
+        )
+        return sorted(
+            self._logged_models(of_checkpoint),
+            key=lambda model: (model.status != LoggedModelStatus.READY, _age(model)),
+        )
+
+    def _make_logged_model(self, record: CommitRecord, *, uri: str, manifest: bytes) -> LoggedModel:
+        """Make it; where another process has made one meanwhile, the older of them is returned."""
+        made = self._client.create_logged_model(
             self._ids.experiment_id,
             name=logged_model_name(record.checkpoint),
             source_run_id=self._ids.run_id,
             model_type="checkpoint",
-            params=params,
+            params=logged_model_params(record, uri=uri, manifest=manifest),
             tags={
                 "mlflow.model.isExternal": "true",
                 UID_TAG: self._uid,
@@ -152,6 +177,16 @@ class Checkpoints:
                 **user_tags(),
             },
         )
+        first = self._models_of(record)[0]
+        if first.model_id != made.model_id:
+            self._remove_model(made)
+        return first
+
+    def _complete_params(self, model: LoggedModel, params: dict[str, str]) -> None:
+        """More than a hundred take the client several requests, between which it may have died."""
+        missing = {key: value for key, value in params.items() if key not in model.params}
+        if missing:
+            self._client.log_model_params(model.model_id, missing)
 
     def _log_metrics(self, record: CommitRecord, model_id: str) -> None:
         """Show on the checkpoint the metrics it had; the run gets no second row from it.
@@ -192,18 +227,35 @@ class Checkpoints:
 
     def _make_version(
         self, record: CommitRecord, model: LoggedModel, *, uri: str, manifest: bytes
-    ) -> ModelVersion:
+    ) -> tuple[LoggedModel, ModelVersion]:
+        """Make the version, unless there is one by now; the one that stays, and its model."""
         self._make_registered_model()
-        with self._connection.as_default():
-            return self._client.create_model_version(
-                self._ids.registered_model,
-                source=_source(model.model_id),
-                model_id=model.model_id,
-                run_id=self._ids.run_id,
-                tags=version_tags(record, run=self._run, hyperparameters=self._hyperparameter_tags),
-                description=self._description(record, uri=uri, manifest=manifest),
-                await_creation_for=0,
-            )
+        found, version = self._find(record)
+        if version is None:
+            made = self._create_version(record, model, uri=uri, manifest=manifest)
+            found, version = self._find(record, made)
+            assert version is not None
+        return found or model, version
+
+    def _create_version(
+        self, record: CommitRecord, model: LoggedModel, *, uri: str, manifest: bytes
+    ) -> ModelVersion:
+        try:
+            with self._connection.as_default():
+                return self._client.create_model_version(
+                    self._ids.registered_model,
+                    source=_source(model.model_id),
+                    model_id=model.model_id,
+                    run_id=self._ids.run_id,
+                    tags=version_tags(
+                        record, run=self._run, hyperparameters=self._hyperparameter_tags
+                    ),
+                    description=self._description(record, uri=uri, manifest=manifest),
+                    await_creation_for=0,
+                )
+        except MlflowException:
+            self._has_registered_model = False  # somebody may have deleted or renamed it
+            raise
 
     def _description(self, record: CommitRecord, *, uri: str, manifest: bytes) -> str:
         return checkpoint_description(record, run=self._run, uri=uri, manifest=manifest)
@@ -225,25 +277,42 @@ class Checkpoints:
                 raise
         self._has_registered_model = True
 
-    def _version_of(self, model: LoggedModel) -> ModelVersion | None:
-        """The model's version; of two, made by a request carried out late, the older stays."""
-        found = [
+    def _versions_of(self, model: LoggedModel) -> list[ModelVersion]:
+        """The model's versions under the registered model's name."""
+        return [
             version
             for version in self._versions(f"source_path = '{_source(model.model_id)}'")
             if version.name == self._ids.registered_model
         ]
-        found.sort(key=lambda version: int(version.version))
-        for twin in found[1:]:
-            if not self._client.get_model_version(twin.name, twin.version).aliases:
-                self._client.delete_model_version(twin.name, twin.version)
-        return found[0] if found else None
+
+    def _remove_version(self, twin: ModelVersion) -> bool:
+        """Remove a newer twin, unless an alias points at it. Returns whether it is gone."""
+        try:
+            if self._client.get_model_version(twin.name, twin.version).aliases:
+                return False
+            self._client.delete_model_version(twin.name, twin.version)
+        except MlflowException as error:
+            if error_code(error) != "RESOURCE_DOES_NOT_EXIST":  # whose twin it is did so already
+                raise
+        return True
+
+    def _remove_model(self, twin: LoggedModel) -> None:
+        try:
+            self._client.delete_logged_model(twin.model_id)
+        except MlflowException as error:
+            if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
     def _link_version(self, model: LoggedModel, version: ModelVersion) -> None:
-        """Let the logged model's page name the version."""
+        """Let the logged model's page name the version, and none that was its twin.
+
+        A server does the first of it when it makes the version.
+        """
         links = json.loads(model.tags.get(_VERSIONS_TAG, "[]"))
         link = {"name": version.name, "version": int(version.version)}
-        if link not in links:
-            tag = {_VERSIONS_TAG: json.dumps([*links, link])}
+        wanted = [*(other for other in links if other["name"] != version.name), link]
+        if links != wanted:
+            tag = {_VERSIONS_TAG: json.dumps(wanted)}
             self._client.set_logged_model_tags(model.model_id, tag)
 
     def _logged_models(self, filter_string: str) -> Iterator[LoggedModel]:
