@@ -10,7 +10,7 @@ from ckpt_tasks.format.records import Failure
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.types import EXIT_FAILED, Position
 
-__all__ = ["death_failure", "describe_death", "exception_failure", "message_of"]
+__all__ = ["death_failure", "exception_failure", "message_of", "signal_name"]
 
 _MAX_KIND = 300
 _MAX_MESSAGE = 4000
@@ -52,14 +52,13 @@ def death_failure(returncode: int, position: Position | None) -> Failure | None:
     """
     if position is None:
         return None
-    return Failure(kind=describe_death(returncode), step=position.step)
+    kind = signal_name(-returncode) if returncode < 0 else f"exit code {returncode}"
+    return Failure(kind=kind, step=position.step)
 
 
-def describe_death(returncode: int) -> str:
-    """``was killed by SIGKILL``, ``exited with 3``."""
-    if returncode >= 0:
-        return f"exited with {returncode}"
+def signal_name(number: int) -> str:
+    """``SIGKILL``; real-time signals have no names."""
     try:
-        return f"was killed by {signal.Signals(-returncode).name}"
-    except ValueError:  # real-time signals have no names
-        return f"was killed by signal {-returncode}"
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -28,7 +28,7 @@ from ckpt_tasks.events import (
     Progress,
     Warned,
 )
-from ckpt_tasks.training.failure import death_failure, describe_death
+from ckpt_tasks.training.failure import death_failure, signal_name
 from ckpt_tasks.training.spec import (
     CATCH_UP,
     NOT_REGISTERED,
@@ -194,13 +194,15 @@ def _died(spec: TrainSpec, folder: AttemptFolder, returncode: int) -> TrainOutco
             checkpoint, position = event.checkpoint, event.position
         elif isinstance(event, Progress):
             position = event.position
+    how = (
+        f"was killed by {signal_name(-returncode)}"
+        if returncode < 0
+        else f"exited with {returncode}"
+    )
     where = f"at {position}" if position else "before it trained"
     return TrainOutcome(
         code=EXIT_FAILED,
-        message=(
-            f"the trainer {describe_death(returncode)} {where}; newest checkpoint: "
-            f"{checkpoint or 'none'}"
-        ),
+        message=(f"the trainer {how} {where}; newest checkpoint: {checkpoint or 'none'}"),
         run=spec.run,
         uid=uid,
         attempt=attempt,

@@ -7,9 +7,9 @@ import signal
 import pytest
 
 from ckpt_tasks.errors import CorruptCheckpointError, RunBusyError, StateError, StoreError
+from ckpt_tasks.format.records import Failure
 from ckpt_tasks.training.failure import (
     death_failure,
-    describe_death,
     exception_failure,
     message_of,
 )
@@ -76,19 +76,16 @@ def test_before_training_there_is_no_failure_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "kind"),
     [
-        (-signal.SIGKILL, "was killed by SIGKILL"),
-        (-signal.SIGRTMAX + 1, f"was killed by signal {signal.SIGRTMAX - 1}"),
-        (3, "exited with 3"),
+        (-signal.SIGKILL, "SIGKILL"),
+        (-signal.SIGRTMAX + 1, f"signal {signal.SIGRTMAX - 1}"),
+        (3, "exit code 3"),
     ],
 )
-def test_a_death_is_told_by_its_signal_or_code(code: int, words: str) -> None:
+def test_a_death_is_told_by_its_signal_or_code(code: int, kind: str) -> None:
     """Also a signal without a name."""
-    assert describe_death(code) == words
-    failure = death_failure(code, HERE)
-    assert failure is not None
-    assert (failure.kind, failure.step) == (words, 12)
+    assert death_failure(code, HERE) == Failure(kind=kind, step=12)
 
 
 def test_a_message_is_always_text() -> None:
