@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO
 
 from ckpt_tasks import events
-from ckpt_tasks.cli.tables import age, mebibytes
 from ckpt_tasks.masking import mask_text
+from ckpt_tasks.tasks.narrate import narrate
 
 __all__ = ["Account"]
 
@@ -48,16 +49,19 @@ class Account:
         self._shown_links: set[str] = set()
 
     def __call__(self, event: events.Event) -> None:
-        """Print `event`, unless people need not know."""
+        """Print `event`, unless people need not know; how the attempt ended is the caller's to
+        say, who also knows of an end that was never reported.
+        """
         if isinstance(event, events.Progress):
             self._progress(event)
             return
         if isinstance(event, events.OutputLine):
             self._pass_on(event.text)
             return
-        text = _describe(event)
-        if text is not None:
-            self._line(text)
+        described = None if isinstance(event, events.AttemptEnded) else narrate(event)
+        if described is not None:
+            level, text = described
+            self._line(text if level <= logging.INFO else f"{logging.getLevelName(level)}: {text}")
         if isinstance(event, events.RegistryLinked | events.CheckpointRegistered):
             self._links(event.links)
 
@@ -103,64 +107,3 @@ class Account:
             if name not in self._shown_links:
                 self._shown_links.add(name)
                 self._line(f"  {name}: {url}")
-
-
-def _claimed(event: events.AttemptClaimed) -> str:
-    return f"attempt {event.attempt} of {event.run!r} (pid {event.pid})"
-
-
-def _resumed(event: events.AttemptResumed) -> str:
-    if event.checkpoint is None:
-        return f"starts from the beginning: {event.why}"
-    lost = f", lost {event.lost_steps} steps" if event.lost_steps else ""
-    return f"resumed from {event.checkpoint}, {event.position}{lost}: {event.why}"
-
-
-def _committed(event: events.CheckpointCommitted) -> str:
-    return (
-        f"saved {event.checkpoint}, {mebibytes(event.size)}, waited {event.seconds:.2f} s "
-        f"({event.trigger}: {event.reason})"
-    )
-
-
-def _save_failed(event: events.SaveFailed) -> str:
-    return (
-        f"WARNING: save of {event.checkpoint} failed, {age(event.unprotected)} without a "
-        f"checkpoint: {event.why}"
-    )
-
-
-def _registered(event: events.CheckpointRegistered) -> str:
-    return f"registered {event.checkpoint} as {event.registered_model} version {event.version}"
-
-
-def _replayed(event: events.MetricsReplayed) -> str | None:
-    if not event.diverged:
-        return None
-    return (
-        f"WARNING: {event.diverged} of {event.compared} metric values differ from those of the "
-        f"earlier attempt at the same step ({', '.join(event.keys)})"
-    )
-
-
-_DESCRIPTIONS: dict[type[events.Event], Callable[[Any], str | None]] = {
-    events.AttemptClaimed: _claimed,
-    events.AttemptResumed: _resumed,
-    events.CheckpointCommitted: _committed,
-    events.CheckpointQuarantined: lambda event: (
-        f"WARNING: {event.checkpoint} is damaged and was quarantined: {event.why}"
-    ),
-    events.CheckpointRegistered: _registered,
-    events.MetricsReplayed: _replayed,
-    events.RegistryLinked: lambda event: f"registry: {event.tracking_uri}",
-    events.RegistryUnavailable: lambda event: (
-        f"WARNING: the registry does not answer, {event.queued} requests wait: {event.why}"
-    ),
-    events.SaveFailed: _save_failed,
-    events.Warned: lambda event: f"WARNING: {event.message}",
-}
-
-
-def _describe(event: events.Event) -> str | None:
-    describe = _DESCRIPTIONS.get(type(event))
-    return describe(event) if describe else None

@@ -1,4 +1,4 @@
-"""One readable line for each event of an attempt, for an orchestrator's log."""
+"""One readable line for each event of an attempt, for the shell and for orchestrators' logs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ckpt_tasks.events import (
     SaveFailed,
     Warned,
 )
+from ckpt_tasks.masking import mask_text
 from ckpt_tasks.tasks.report import human_size
 from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
 
@@ -28,25 +29,35 @@ __all__ = ["narrate"]
 def narrate(event: Event) -> tuple[int, str] | None:
     """Level (of the standard library's `logging`) and text, or ``None`` for what needs no line.
 
-    The trainer's own output comes back as it is.
+    The trainer's own output comes back as it is; in all else, credentials are masked.
     """
+    if isinstance(event, OutputLine):
+        return logging.INFO, event.text
+    described = _describe(event)
+    return described and (described[0], mask_text(described[1]))
+
+
+def _describe(event: Event) -> tuple[int, str] | None:
     match event:
-        case OutputLine():
-            return logging.INFO, event.text
         case AttemptClaimed():
-            return logging.INFO, f"attempt {event.attempt} of run {event.run!r} has begun"
+            return logging.INFO, (
+                f"attempt {event.attempt} of run {event.run!r} has begun (pid {event.pid})"
+            )
         case AttemptResumed():
             return logging.INFO, _resumed(event)
         case CheckpointCommitted():
             return logging.INFO, (
-                f"{event.checkpoint} committed, {human_size(event.size)} in "
-                f"{event.seconds:.2f} s: {event.reason}"
+                f"saved {event.checkpoint}, {human_size(event.size)}, waited "
+                f"{event.seconds:.2f} s ({event.trigger}: {event.reason})"
             )
         case CheckpointRegistered():
-            name, version = event.registered_model, event.version
-            return logging.INFO, f"{event.checkpoint} registered: {name} version {version}"
+            return logging.INFO, (
+                f"registered {event.checkpoint} as {event.registered_model} version {event.version}"
+            )
         case RegistryLinked():
-            return logging.INFO, f"metrics and checkpoints go to registry run {event.run_id}"
+            return logging.INFO, (
+                f"metrics and checkpoints go to {event.tracking_uri}, run {event.run_id}"
+            )
         case _:
             return _trouble(event)
 
@@ -54,9 +65,10 @@ def narrate(event: Event) -> tuple[int, str] | None:
 def _resumed(event: AttemptResumed) -> str:
     if event.checkpoint is None:
         return f"attempt {event.attempt} starts from the beginning: {event.why}"
+    lost = f", lost {event.lost_steps} steps" if event.lost_steps else ""
     return (
-        f"attempt {event.attempt} resumed from {event.checkpoint}, {event.position}, lost "
-        f"{event.lost_steps} steps: {event.why}"
+        f"attempt {event.attempt} resumed from {event.checkpoint}, {event.position}{lost}: "
+        f"{event.why}"
     )
 
 
@@ -66,12 +78,12 @@ def _trouble(event: Event) -> tuple[int, str] | None:
             return logging.ERROR, f"{event.checkpoint} is damaged, quarantined: {event.why}"
         case SaveFailed():
             return logging.WARNING, (
-                f"{event.checkpoint} was not saved: {event.why}; training goes on, "
-                f"{event.unprotected:.0f} s without a durable checkpoint"
+                f"{event.checkpoint} was not saved, {event.unprotected:.0f} s without a durable "
+                f"checkpoint; training goes on: {event.why}"
             )
         case RegistryUnavailable():
             return logging.WARNING, (
-                f"the registry does not answer ({event.why}); {event.queued} requests wait"
+                f"the registry has not taken all, {event.queued} requests wait: {event.why}"
             )
         case MetricsReplayed(diverged=diverged) if diverged:
             return logging.WARNING, (

@@ -53,7 +53,7 @@ def test_a_server_that_does_not_answer_costs_no_training_nor_its_password(tmp_pa
     """Requests that wait for a server at the end are counted; its userinfo is shown nowhere."""
     uri = f"http://user:{PASSWORD.decode()}@127.0.0.1:{free_port()}"
     answer = _train(tmp_path, uri, CKPT_TASKS_ATTEMPT_DRAIN="6")
-    assert "WARNING: the registry does not answer, " in answer.err
+    assert "WARNING: the registry has not taken all, " in answer.err
     _assert_trained_and_told(answer, "has not taken all of it within 6 s")
     assert "http://***@127.0.0.1" in answer.err
     assert PASSWORD.decode() not in answer.out + answer.err

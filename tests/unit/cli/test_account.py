@@ -42,7 +42,7 @@ def test_a_resume_tells_from_where_and_what_was_lost() -> None:
         )
     )
     assert stream.getvalue() == (
-        "resumed from step-00000010-a1-s1, step 10 (in epoch 0), lost 3 steps: "
+        "attempt 2 resumed from step-00000010-a1-s1, step 10 (in epoch 0), lost 3 steps: "
         "newest valid checkpoint\n"
     )
 
@@ -57,7 +57,7 @@ def test_progress_overwrites_one_line_on_a_terminal() -> None:
     account.close()
     assert stream.getvalue() == (
         "\r\x1b[K  epoch 2 of 5, step 7\r\x1b[K  epoch 2 of 5, step 8\r\x1b[K"
-        "saved step-00000010-a1-s1, 1.00 MiB, waited 0.25 s (steps: every 10 steps)\n"
+        "saved step-00000010-a1-s1, 1.0 MB, waited 0.25 s (steps: every 10 steps)\n"
     )
 
 
@@ -101,7 +101,7 @@ def test_links_are_shown_once_per_kind() -> None:
 
 
 def test_trouble_is_marked_and_masked() -> None:
-    """Warnings stand out, and no credential is printed."""
+    """Warnings and errors stand out, and no credential is printed."""
     stream = io.StringIO()
     account = Account(stream)
     account(events.SaveFailed(checkpoint="c", why="s3://a:hunter2@b is full", unprotected=61.0))
@@ -110,9 +110,11 @@ def test_trouble_is_marked_and_masked() -> None:
     account(events.Warned(message="data order only"))
     account(events.MetricsReplayed(compared=5, diverged=2, keys=["loss"]))
     text = stream.getvalue()
-    assert text.count("WARNING: ") == 5
+    assert [line.partition(":")[0] for line in text.splitlines()] == [
+        *("WARNING", "WARNING", "ERROR", "WARNING", "WARNING")
+    ]
     assert "hunter2" not in text
-    assert "1m 1s without a checkpoint" in text
+    assert "61 s without a durable checkpoint" in text
 
 
 def test_the_users_output_goes_to_its_own_stream() -> None:
@@ -126,10 +128,13 @@ def test_the_users_output_goes_to_its_own_stream() -> None:
 
 
 def test_what_is_of_no_interest_is_not_printed() -> None:
-    """Metrics, starts of saves, and replays that agree leave no line."""
+    """Metrics, starts of saves, and replays that agree leave no line; nor does the end, which
+    the command itself tells.
+    """
     stream = io.StringIO()
     account = Account(stream)
     account(events.MetricsLogged(rows=[("loss", 0.5, 1, 1)]))
     account(events.SaveStarted(checkpoint="c", trigger="steps", reason="r"))
     account(events.MetricsReplayed(compared=5, diverged=0))
+    account(events.AttemptEnded(attempt=1, code=0, message="done"))
     assert stream.getvalue() == ""

@@ -1,0 +1,100 @@
+"""One wording of events, which the shell and the orchestrators share."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from ckpt_tasks import events
+from ckpt_tasks.tasks import narrate
+from ckpt_tasks.types import Position
+
+AT = Position(epoch=1, step=10)
+CHECKPOINT = "step-00000010-a1-s1"
+
+SILENT = {
+    events.MetricsLogged,
+    events.Progress,
+    events.RunFoundComplete,
+    events.SaveStarted,
+}
+
+TOLD = [
+    (
+        events.AttemptClaimed(run="digits", uid="u", attempt=2, invocation="i", pid=41),
+        (logging.INFO, "attempt 2 of run 'digits' has begun (pid 41)"),
+    ),
+    (
+        events.AttemptResumed(attempt=1, checkpoint=None, position=Position(), why="the first"),
+        (logging.INFO, "attempt 1 starts from the beginning: the first"),
+    ),
+    (
+        events.AttemptResumed(attempt=2, checkpoint=CHECKPOINT, position=AT, why="newest"),
+        (logging.INFO, f"attempt 2 resumed from {CHECKPOINT}, step 10 (in epoch 1): newest"),
+    ),
+    (
+        events.CheckpointCommitted(
+            checkpoint=CHECKPOINT,
+            position=AT,
+            trigger="steps",
+            reason="every 10 steps",
+            size=1500,
+            seconds=0.25,
+        ),
+        (logging.INFO, f"saved {CHECKPOINT}, 1.5 kB, waited 0.25 s (steps: every 10 steps)"),
+    ),
+    (
+        events.CheckpointQuarantined(checkpoint=CHECKPOINT, why="chunk 3"),
+        (logging.ERROR, f"{CHECKPOINT} is damaged, quarantined: chunk 3"),
+    ),
+    (
+        events.CheckpointRegistered(
+            checkpoint=CHECKPOINT, registered_model="digits", version="4", model_id="m"
+        ),
+        (logging.INFO, f"registered {CHECKPOINT} as digits version 4"),
+    ),
+    (
+        events.RegistryLinked(tracking_uri="http://h", experiment_id="1", run_id="r", links={}),
+        (logging.INFO, "metrics and checkpoints go to http://h, run r"),
+    ),
+    (
+        events.RegistryUnavailable(why="no route", queued=4),
+        (logging.WARNING, "the registry has not taken all, 4 requests wait: no route"),
+    ),
+    (
+        events.SaveFailed(checkpoint=CHECKPOINT, why="s3://a:hunter2@b is full", unprotected=61),
+        (
+            logging.WARNING,
+            f"{CHECKPOINT} was not saved, 61 s without a durable checkpoint; training goes on: "
+            "s3://***@b is full",
+        ),
+    ),
+    (
+        events.MetricsReplayed(compared=5, diverged=2, keys=["loss"]),
+        (
+            logging.WARNING,
+            "2 of 5 replayed metric values differ from the first time: loss; the training is not "
+            "deterministic",
+        ),
+    ),
+    (events.MetricsReplayed(compared=5, diverged=0), None),
+    (events.Warned(message="data order only"), (logging.WARNING, "data order only")),
+    (events.OutputLine(text="token=abc"), (logging.INFO, "token=abc")),
+    (events.AttemptEnded(attempt=1, code=0, message="done"), (logging.INFO, "done")),
+    (events.AttemptEnded(attempt=1, code=75, message="stopped"), (logging.INFO, "stopped")),
+    (events.AttemptEnded(attempt=1, code=1, message="died"), (logging.ERROR, "died")),
+]
+
+
+@pytest.mark.parametrize(("event", "line"), TOLD, ids=lambda v: type(v).__name__)
+def test_an_event_is_told(event: events.Event, line: tuple[int, str] | None) -> None:
+    """Level and text of each event; credentials are masked in all but the user's own output."""
+    assert narrate(event) == line
+
+
+def test_every_event_is_thought_of() -> None:
+    """An event added later is either described or known to need no line."""
+    told = {type(event) for event, _ in TOLD}
+    assert told | SILENT == set(events.Event.__subclasses__())
+    assert not told & SILENT
