@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import msgspec
 
 from ckpt_tasks.errors import ConfigError
-from ckpt_tasks.masking import MASK, is_secret_name, mask_url
+from ckpt_tasks.masking import MASK, is_secret_name, mask_hyperparameters, mask_url
 from ckpt_tasks.suggest import did_you_mean
 
 __all__ = [
@@ -128,9 +128,11 @@ class AttemptConfig(_Section, frozen=True, kw_only=True):
     without_commit: _AtLeastOne = 5
     """Attempts of one invocation in a row that may end without a new commit."""
     grace: _Delay = 30.0
-    """Seconds that the trainer has to save and stop after a signal."""
+    """Seconds that the trainer has to save and stop after a signal; until then the save that the
+    signal asks for is tried again where it fails."""
     max_unprotected: Seconds = 1800.0
-    """Seconds without a durable checkpoint, while saves fail, after which the attempt fails."""
+    """Seconds without a durable checkpoint, while saves fail, after which the attempt fails; until
+    then the final save is tried again, and the attempt waits for it."""
     drain: _Delay = 60.0
     """Seconds that the registrar has to empty its queue after the trainer has ended."""
 
@@ -320,5 +322,7 @@ def _shown(name: str, value: Any) -> str:
     """A value as messages show it: no credential, not too long."""
     if is_secret_name(name):
         return MASK
+    if name == "store.options":  # may hold credentials, in text that cannot even be read
+        value = mask_hyperparameters(value) if isinstance(value, Mapping) else MASK
     text = repr(mask_url(value) if isinstance(value, str) else value)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -80,7 +80,8 @@ def _open(config: StoreConfig) -> Store:
         import fsspec
 
         if protocol in fsspec.available_protocols():
-            raise ConfigError(f"write {protocol}://{rest} instead of {config.url}")
+            meant = mask_url(f"{protocol}://{rest}")
+            raise ConfigError(f"the store's url lacks two slashes; write {meant}")
         return _open_local(config, config.url)
     return _open_remote(config, protocol, rest)
 
@@ -92,9 +93,13 @@ def _open_local(config: StoreConfig, path: str) -> LocalStore:
 
 def _local_path(url: str, slashes: str | None, rest: str) -> str:
     if slashes and not rest.startswith(("/", "~")):
-        raise ConfigError(f"{url} names a host, not a path; write file:///{rest} or file:{rest}")
+        shown = mask_url(url)
+        place = shown.partition("://")[2]
+        raise ConfigError(
+            f"{shown} names a host, not a path; write file:///{place} or file:{place}"
+        )
     if not rest:
-        raise ConfigError(f"{url} names no path")
+        raise ConfigError(f"{mask_url(url)} names no path")
     return rest
 
 
@@ -109,7 +114,9 @@ def _open_memory(config: StoreConfig, rest: str) -> Store:
 
 def _refuse_options(config: StoreConfig) -> None:
     if config.options:
-        raise ConfigError(f"the store {config.url} takes no options: {sorted(config.options)}")
+        raise ConfigError(
+            f"the store {mask_url(config.url)} takes no options: {sorted(config.options)}"
+        )
 
 
 def _open_remote(config: StoreConfig, protocol: str, rest: str) -> Store:
@@ -124,7 +131,7 @@ def _open_remote(config: StoreConfig, protocol: str, rest: str) -> Store:
         )
     try:
         if protocol in _S3:
-            return _open_s3(rest, shown, config.options)
+            return _open_s3(rest, config.options)
         filesystem, root = fsspec.url_to_fs(
             config.url, use_listings_cache=False, skip_instance_cache=True, **config.options
         )
@@ -143,13 +150,14 @@ def _open_remote(config: StoreConfig, protocol: str, rest: str) -> Store:
     return kind(filesystem, root, shown)
 
 
-def _open_s3(rest: str, shown: str, options: dict[str, Any]) -> Store:
+def _open_s3(rest: str, options: dict[str, Any]) -> Store:
     from ckpt_tasks.store.s3 import S3Store
 
     bucket, _, prefix = rest.strip("/").partition("/")
     if not bucket or "@" in bucket:
+        meant = mask_url(f"s3://{rest.strip('/')}")
         raise ConfigError(
-            f"{shown} does not begin with a bucket; write s3://bucket/prefix, and leave "
+            f"{meant} does not begin with a bucket; write s3://bucket/prefix, and leave "
             "credentials to the environment"
         )
     store = S3Store(bucket, prefix, options)

@@ -191,3 +191,27 @@ def test_a_configuration_survives_json(toml: Path) -> None:
     config = load_config(toml, environ={})
     data = msgspec.json.encode(config)
     assert msgspec.json.decode(data, type=CheckpointConfig) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"client_secret": "hush-hush"',
+        '{"client_kwargs": {"aws_secret_access_key": "hush-hush"},}',
+        "hush-hush",
+        '["hush-hush"]',
+    ],
+)
+def test_options_that_cannot_be_read_are_not_shown(text: str) -> None:
+    """Malformed options may hold a credential, so the message names the variable alone."""
+    with pytest.raises(ConfigError, match="CKPT_TASKS_STORE_OPTIONS") as caught:
+        load_config(environ={"CKPT_TASKS_STORE_OPTIONS": text})
+    assert "hush-hush" not in str(caught.value)
+
+
+def test_options_of_a_wrong_type_are_masked() -> None:
+    """What is no secret stays readable."""
+    with pytest.raises(ConfigError) as caught:
+        StoreConfig(options={"anon": True, "client_secret": "hush-hush", 3: "x"})  # type: ignore[dict-item]
+    assert "hush-hush" not in str(caught.value)
+    assert "'anon': True" in str(caught.value)

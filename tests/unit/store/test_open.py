@@ -80,6 +80,25 @@ def test_wrong_urls(url: str, says: str) -> None:
         open_store(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file://me:hush-hush@host/x",
+        "s3:me:hush-hush@bucket/x",
+        "s3:////me:hush-hush@bucket/x",
+        "s3://me:hush-hush@bucket/x",
+        "memory://me:hush-hush@x",
+        "simplecache::s3://me:hush-hush@b/x",
+        "nosuch://me:hush-hush@b/x",
+    ],
+)
+def test_credentials_in_wrong_urls_are_not_shown(url: str) -> None:
+    """However a URL is mistaken, the message that says so masks its userinfo."""
+    with pytest.raises(ConfigError) as caught:
+        open_store(StoreConfig(url=url, options={"endpoint_url": "http://h"}))
+    assert "hush-hush" not in str(caught.value)
+
+
 @pytest.mark.parametrize("option", ["key", "secret", "token", "password", "client_secret"])
 def test_credentials_in_options_are_refused(option: str) -> None:
     """Credentials come from the environment; the message shows the name and not the value."""
