@@ -200,6 +200,7 @@ class AttemptRunner:
             asked_for=recovered.resumed.checkpoint == self._spec.resume,
             hyperparameters=self._hyperparameters,
             max_unprotected=config.attempt.max_unprotected,
+            grace=config.attempt.grace,
             on_event=self._on_event,
         )
         self.run = run

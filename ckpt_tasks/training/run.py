@@ -74,6 +74,8 @@ class TrainingRun:
         Flattened and masked.
     max_unprotected
         Seconds during which saves may fail before training does.
+    grace
+        Seconds that a request to stop leaves for the save.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class TrainingRun:
         asked_for: bool = False,
         hyperparameters: Mapping[str, Scalar] | None = None,
         max_unprotected: float = 1800.0,
+        grace: float = 30.0,
         on_event: EventSink = discard_event,
     ) -> None:
         self.name = name
@@ -120,6 +123,7 @@ class TrainingRun:
             on_event=on_event,
             start=start.record if start else None,
             max_unprotected=max_unprotected,
+            grace=grace,
         )
         if start is not None:
             self._saver.metrics.restore(start.record.metrics, self.step, self._counters.logged)

@@ -29,7 +29,8 @@ __all__ = ["Saver", "TrainingStopped"]
 
 _SEND_SECONDS = 0.1  # between two messages about metrics and progress
 _RETRIES = 20  # of failing saves, spread over the time for which they may fail
-_MUST_SUCCEED = ("signal", "final")
+_MUST_SUCCEED = ("signal", "final")  # no later save makes up for them
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0  # seconds between their tries
 _UNDELAYED = ("manual", *_MUST_SUCCEED)
 
 
@@ -52,6 +53,8 @@ class Saver:
         Whether that state holds every random number that training depends on.
     max_unprotected
         Seconds during which saves may fail before training does.
+    grace
+        Seconds that may pass between a request to stop and the end.
     start
         The record of the checkpoint that this attempt started from.
     """
@@ -67,7 +70,9 @@ class Saver:
         on_event: EventSink,
         start: CommitRecord | None = None,
         max_unprotected: float,
+        grace: float,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._run = run
         self._checkpointer = checkpointer
@@ -76,10 +81,13 @@ class Saver:
         self._exact = exact
         self._on_event = on_event
         self._max_unprotected = max_unprotected
+        self._grace = grace
         self._clock = clock
+        self._sleep = sleep
         self._metrics = MetricBuffer()
         self._manual: str | None = None
         self._signal: str | None = None
+        self._stop_by: float | None = None
         self._ended: CkptTasksError | TrainingStopped | None = None
         self._failing: _Failing | None = None
         self._captured_once = False
@@ -103,6 +111,8 @@ class Saver:
 
     def request_stop(self, reason: str) -> None:
         """Save at the next boundary and unwind; from any thread, or a signal's handler."""
+        if self._stop_by is None:
+            self._stop_by = self._clock() + self._grace
         self._signal = self._signal or reason
 
     def restart_clock(self) -> None:
@@ -129,7 +139,7 @@ class Saver:
         StaleAttemptError
             A later attempt owns the run.
         StoreError
-            The last save that matters failed, or saves have failed for too long.
+            Saves have failed for too long; the last one that matters is tried until then.
         """
         if self._ended is not None:
             raise self._ended
@@ -210,12 +220,8 @@ class Saver:
         position = counters.position
         counters.logged = self._metrics.logged
         started = self._clock()
-        checkpoint = str(self._checkpointer.next_id(position))
         self.flush(position)
         state = self._capture()
-        self._on_event(
-            SaveStarted(checkpoint=checkpoint, trigger=decision.trigger, reason=decision.reason)
-        )
         request = SaveRequest(
             position=position,
             decision=decision,
@@ -225,21 +231,39 @@ class Saver:
             exact=self._exact(),
             capture_seconds=self._clock() - started,
         )
+        record = self._try(state, request)
+        pause = _FIRST_PAUSE
+        while record is None and decision.trigger in _MUST_SUCCEED:
+            self._sleep(min(pause, max(0.0, self._give_up_at() - self._clock())))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            record = self._try(state, request)
+        if record is not None:
+            self._saved(record, request, started)
+
+    def _try(self, state: CapturedState, request: SaveRequest) -> CommitRecord | None:
+        """Save once; ``None`` after a failure that need not end training yet."""
+        checkpoint = str(self._checkpointer.next_id(request.position))
+        decision = request.decision
+        self._on_event(
+            SaveStarted(checkpoint=checkpoint, trigger=decision.trigger, reason=decision.reason)
+        )
         try:
-            record = self._checkpointer.save(state, request)
+            return self._checkpointer.save(state, request)
         except StoreError as error:
             self._failed(checkpoint, decision, error)
-            return
+            return None
+
+    def _saved(self, record: CommitRecord, request: SaveRequest, started: float) -> None:
         self._metrics.forget_journal()
         self._failing = None
         self._saved_at = self._clock()
-        self.saved, self.checkpoint = position, record.id
+        self.saved, self.checkpoint = request.position, record.id
         self._on_event(
             CheckpointCommitted(
                 checkpoint=record.id,
-                position=position,
-                trigger=decision.trigger,
-                reason=decision.reason,
+                position=request.position,
+                trigger=request.decision.trigger,
+                reason=request.decision.reason,
                 size=record.size,
                 seconds=self._saved_at - started,
             )
@@ -253,11 +277,17 @@ class Saver:
         self._failing = _Failing(decision, since=since, retry_at=now + pause)
         unprotected = now - self._saved_at
         self._on_event(SaveFailed(checkpoint=checkpoint, why=str(error), unprotected=unprotected))
-        if decision.trigger in _MUST_SUCCEED or now - since >= self._max_unprotected:
+        if now >= self._give_up_at():
             raise StoreError(
                 f"{checkpoint} of run {self._run!r} could not be saved, and there has been no "
                 f"new checkpoint for {unprotected:.0f} s: {error}"
             ) from error
+
+    def _give_up_at(self) -> float:
+        """When training ends, by the clock, should saves go on failing."""
+        since = self._failing.since if self._failing else self._clock()
+        limit = since + self._max_unprotected
+        return limit if self._stop_by is None else min(limit, self._stop_by)
 
 
 class _Failing(msgspec.Struct, frozen=True):

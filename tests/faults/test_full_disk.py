@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.attempt_forks import AttemptForks
 from support.run_checks import check_run, leftovers, temporary_files
@@ -20,12 +21,18 @@ EPOCHS, STEPS = 3, 24
 WIDTH = 2_000
 """Hidden units: a checkpoint takes about 200 KB."""
 CHECKPOINT = 200_000
+PATIENCE = 3.0
+"""Seconds for which saves may fail, the last one included."""
 
 
 @pytest.fixture
 def large_spec(disk: SmallDisk) -> TrainSpec:
     """The toy training with more weights, on a disk that a test can fill."""
-    return toy_spec(disk.path / "store", params={"epochs": EPOCHS, "width": WIDTH})
+    spec = toy_spec(disk.path / "store", params={"epochs": EPOCHS, "width": WIDTH})
+    attempt = msgspec.structs.replace(spec.config.attempt, max_unprotected=PATIENCE)
+    return msgspec.structs.replace(
+        spec, config=msgspec.structs.replace(spec.config, attempt=attempt)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +61,14 @@ def test_training_goes_on_until_the_last_save_fails(
         *("train", "support.toy_training:train", "--run", "toy", "--store", store),
         *("-p", f"epochs={EPOCHS}", "-p", f"width={WIDTH}", "--every-epochs", "1"),
         folder=tmp_path,
+        environment={"CKPT_TASKS_ATTEMPT_MAX_UNPROTECTED": f"{PATIENCE}"},
     )
     assert answer.code == EXIT_FAILED
     assert f"step-{STEPS:08d}-a1-s" in answer.error
     assert "of run 'toy' could not be saved" in answer.error
     assert "no space left for" in answer.error
-    failed = [line.split()[3] for line in answer.warnings if "no space left for" in line]
+    told = [line for line in answer.warnings if "no space left for" in line]
+    failed = [word for line in told for word in line.split()[:4] if word.startswith("step-")]
     assert failed[0] == "step-00000008-a1-s1"
     assert failed[-1].startswith(f"step-{STEPS:08d}-a1-s")
     assert not any("/data/" in f"/{name}" for name in contents(Path(store)))

@@ -35,7 +35,7 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
     event: str = ""
     nth: int = 1
     delay: float = 0.0
-    signal: Literal["SIGKILL", "SIGSTOP"] = "SIGKILL"
+    signal: Literal["SIGKILL", "SIGSTOP", "SIGTERM"] = "SIGKILL"
 
 
 class StoreFault(msgspec.Struct, frozen=True, kw_only=True):
