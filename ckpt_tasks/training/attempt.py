@@ -5,9 +5,8 @@ This is the trainer's body; `ckpt_tasks.training.trainer` runs it as a process o
 
 from __future__ import annotations
 
-import inspect
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,12 +23,12 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CompletedRecord, RunRecord, now
-from ckpt_tasks.masking import flatten_hyperparameters
 from ckpt_tasks.recovery.choose import choose
 from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.schedule.policy import policy_from_config
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
+from ckpt_tasks.training.hyperparameters import recorded_hyperparameters
 from ckpt_tasks.training.run import TrainingRun
 from ckpt_tasks.training.saver import TrainingStopped
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
@@ -242,15 +241,6 @@ class AttemptRunner:
     def failure(self, error: Exception) -> TrainOutcome:
         """What an exception out of `execute` means for the one who decides about a retry."""
         return TrainOutcome.failure(error, **self._reached())
-
-
-def recorded_hyperparameters(
-    function: Callable[..., Any], params: Mapping[str, Any]
-) -> dict[str, Scalar]:
-    """What a checkpoint is told apart by: the defaults that hold, too; flattened and masked."""
-    _, *parameters = inspect.signature(function).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return flatten_hyperparameters({**defaults, **params})
 
 
 def find_completed(store: Store, spec: TrainSpec, on_event: EventSink) -> CompletedRecord | None:

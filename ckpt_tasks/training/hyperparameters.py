@@ -1,0 +1,53 @@
+"""Hyperparameters as records keep them: equal in every attempt that trains with the same."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ckpt_tasks.masking import flatten_hyperparameters
+from ckpt_tasks.types import Scalar
+
+__all__ = ["recorded_hyperparameters"]
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def recorded_hyperparameters(
+    function: Callable[..., Any], params: Mapping[str, Any]
+) -> dict[str, Scalar]:
+    """What a checkpoint is told apart by: the defaults that hold, too; flattened and masked.
+
+    Functions and classes are recorded by their qualified names, other objects by their `repr`
+    without the addresses in it, and sets in order, so that nothing differs between attempts.
+    """
+    _, *parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return flatten_hyperparameters(_stable({**defaults, **params}))
+
+
+def _stable(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _stable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_stable(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_stable(item) for item in value), key=repr)
+    if isinstance(value, type) or inspect.isroutine(value):
+        return _qualified_name(value)
+    try:
+        text = repr(value)
+    except Exception:
+        # A user's `__repr__` may want what exists during training only.
+        return f"<{_qualified_name(type(value))}>"
+    return _ADDRESS.sub("", text)
+
+
+def _qualified_name(value: Any) -> str:
+    module = getattr(value, "__module__", None)
+    name = str(getattr(value, "__qualname__", None) or _ADDRESS.sub("", repr(value)))
+    return f"{module}.{name}" if module not in (None, "builtins") else name
