@@ -49,6 +49,8 @@ class CheckpointView(msgspec.Struct, frozen=True, kw_only=True):
         One sentence, where it is not valid.
     record
         ``None`` where it is damaged.
+    pinned, pin
+        Whether it must be kept, and who said so and why. A pin that cannot be read still holds.
     """
 
     id: str
@@ -56,6 +58,7 @@ class CheckpointView(msgspec.Struct, frozen=True, kw_only=True):
     why: str | None
     record: CommitRecord | None
     pinned: bool
+    pin: str | None = None
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,4 +212,12 @@ def _view(
         why=why,
         record=None if isinstance(record, CkptTasksError) else record,
         pinned=checkpoint in marks["pins"],
+        pin=_pin(store, layout, checkpoint) if checkpoint in marks["pins"] else None,
     )
+
+
+def _pin(store: Store, layout: RunLayout, checkpoint: CheckpointId) -> str:
+    pin = read_mark(store, layout, "pins", checkpoint)
+    if pin is None:
+        return f"{layout.mark('pins', checkpoint)} is damaged: who pinned it, and why, is lost"
+    return f"{pin.why} ({pin.by})"

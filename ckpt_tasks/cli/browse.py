@@ -198,10 +198,12 @@ def _echo_checkpoint(checkpoint: CheckpointView) -> None:
     standing = checkpoint.standing + (f": {checkpoint.why}" if checkpoint.why else "")
     _echo_fields({"checkpoint": checkpoint.id, "standing": standing})
     if checkpoint.record is not None:
-        _echo_fields(_record_fields(checkpoint.record, pinned=checkpoint.pinned))
+        _echo_fields(_record_fields(checkpoint.record))
+    if checkpoint.pin is not None:
+        _echo_fields({"pinned": checkpoint.pin})
 
 
-def _record_fields(record: CommitRecord, *, pinned: bool) -> dict[str, str]:
+def _record_fields(record: CommitRecord) -> dict[str, str]:
     lineage = " < ".join(
         f"attempt {entry.attempt} from {entry.resumed_from or 'the beginning'}"
         for entry in record.lineage
@@ -217,7 +219,6 @@ def _record_fields(record: CommitRecord, *, pinned: bool) -> dict[str, str]:
         "environment": ", ".join(f"{k} {v}" for k, v in record.environment.items()),
         "indexes": ", ".join(ref.path for ref in record.indexes),
         "exact": "" if record.exact else "no: the data's order only",
-        "pinned": "yes" if pinned else "",
     }
     return {name: value for name, value in fields.items() if value}
 

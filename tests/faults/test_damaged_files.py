@@ -11,16 +11,24 @@ import pytest
 from support.attempt_forks import AttemptForks, Fork, Kill
 from support.claims import move_claim_elsewhere
 from support.damage import DAMAGES
+from support.launches import TOY, launched
+from support.published import check_published, with_registry
 from support.run_checks import trained_steps
 from support.toy_runs import STEPS, Digest, toy_spec
 
 from ckpt_tasks.checkpointer.catalog import CheckpointView, view_run
-from ckpt_tasks.events import AttemptResumed, CheckpointQuarantined, Warned
+from ckpt_tasks.checkpointer.marks import mark
+from ckpt_tasks.events import (
+    AttemptResumed,
+    CheckpointQuarantined,
+    RegistryLinked,
+    Warned,
+)
 from ckpt_tasks.fencing.attempts import read_attempts
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store import open_store
 from ckpt_tasks.training.spec import TrainSpec
-from ckpt_tasks.types import EXIT_DONE, EXIT_USAGE, CheckpointId
+from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, CheckpointId
 
 LAYOUT = RunLayout("toy")
 
@@ -291,13 +299,63 @@ def test_a_damaged_quarantine_mark_still_counts(
     retry: Callable[[TrainSpec], Fork],
 ) -> None:
     """A mark's existence is what counts: nobody starts from the checkpoint it stands on."""
-    mark = root / LAYOUT.mark("quarantined", newest)
-    mark.parent.mkdir(parents=True)
-    mark.write_bytes(b"{}")
-    damage(mark)
+    quarantine = root / LAYOUT.mark("quarantined", newest)
+    quarantine.parent.mkdir(parents=True)
+    quarantine.write_bytes(b"{}")
+    damage(quarantine)
     fork = retry(copy)
     assert _start(fork).checkpoint == str(older)
     assert _view(copy, newest).standing == "quarantined"
+
+
+@every_damage
+def test_a_damaged_pin_still_holds(
+    damage: Damage,
+    copy: TrainSpec,
+    root: Path,
+    newest: CheckpointId,
+    retry: Callable[[TrainSpec], Fork],
+) -> None:
+    """The run goes on from the pinned checkpoint as without damage; the pin stays where it is,
+    counts, and whoever looks at it is told that its reason is lost.
+    """
+    with open_store(copy.config.store) as store:
+        mark(store, LAYOUT, "pins", newest, why="for the paper", by="ada")
+    assert _view(copy, newest).pin == "for the paper (ada)"
+    pin = root / LAYOUT.mark("pins", newest)
+    damage(pin)
+    spoilt = pin.read_bytes()
+    fork = retry(copy)
+    assert _start(fork).checkpoint == str(newest)
+    assert pin.read_bytes() == spoilt
+    view = _view(copy, newest)
+    assert (view.standing, view.pinned) == ("valid", True)
+    assert view.pin == f"{LAYOUT.mark('pins', newest)} is damaged: who pinned it, and why, is lost"
+
+
+@pytest.mark.parametrize("name", ["middle-bit", "empty"])
+def test_damaged_registry_ids_are_searched(
+    name: str, root: Path, mlflow_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ``mlflow.json`` damaged between two attempts is told and made again from what MLflow
+    itself knows: the one run of the training holds every step and every checkpoint once.
+    """
+    ids = root / LAYOUT.registry_ids("mlflow")
+    monkeypatch.setenv("TOY_STEP_SECONDS", "1")  # still training when MLflow is linked
+    spec = with_registry(toy_spec(root, entrypoint=f"{TOY}:train"), mlflow_database)
+    with launched(spec) as attempt:
+        attempt.wait_for(RegistryLinked)
+        attempt.request_stop()
+        assert attempt.outcome().code == EXIT_STOPPED, attempt.output
+    before = ids.read_bytes()
+    DAMAGES[name](ids)
+    monkeypatch.setenv("TOY_STEP_SECONDS", "0")
+    with launched(spec) as attempt:
+        assert attempt.outcome().code == EXIT_DONE, attempt.output
+    told = [event.message for event in attempt.of(Warned)]
+    assert any(LAYOUT.registry_ids("mlflow") in message for message in told), told
+    assert ids.read_bytes() == before
+    check_published(spec, mlflow_database)
 
 
 def test_nothing_restorable_is_an_outcome_of_its_own(

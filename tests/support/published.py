@@ -1,0 +1,49 @@
+"""What must hold of a run in MLflow, whatever happened to the attempts that published it."""
+
+from __future__ import annotations
+
+import msgspec
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
+from support.run_checks import check_run
+from support.toy_runs import STEPS
+
+from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.training.spec import TrainSpec
+
+EXPERIMENT = "toys"
+
+
+def with_registry(spec: TrainSpec, uri: str) -> TrainSpec:
+    """`spec` with a registry."""
+    registry = RegistryConfig(tracking_uri=uri, experiment=EXPERIMENT)
+    config = msgspec.structs.replace(spec.config, registry=registry)
+    return msgspec.structs.replace(spec, config=config)
+
+
+def check_published(spec: TrainSpec, backend: str, *, steps: int = STEPS) -> None:
+    """One run, finished; every step's loss once; every valid checkpoint once, in order."""
+    client = MlflowClient(backend)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    losses = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted(metric.step for metric in losses) == list(range(1, steps + 1))
+    valid = [str(checkpoint) for checkpoint in check_run(spec)]
+    versions = client.search_model_versions(f"name='{EXPERIMENT}'")
+    models = [_model_of(client, version) for version in versions]
+    assert sorted(_checkpoint_of(model.params) for model in models) == sorted(valid)
+    assert len(versions) == len(valid)
+    (alias,) = client.get_registered_model(EXPERIMENT).aliases
+    newest = client.get_model_version_by_alias(EXPERIMENT, alias)
+    assert _checkpoint_of(_model_of(client, newest).params) == valid[-1]
+
+
+def _model_of(client: MlflowClient, version: ModelVersion) -> LoggedModel:
+    return client.get_logged_model(version.source.removeprefix("models:/"))
+
+
+def _checkpoint_of(params: dict[str, str]) -> str:
+    return params["uri"].rpartition("/")[2].removesuffix(".json")
