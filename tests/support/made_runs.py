@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.checkpointer.marks import write_completed
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
 from ckpt_tasks.events import EventSink, discard_event
 from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run
@@ -20,12 +21,14 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import (
     AttemptClaim,
     CommitRecord,
+    CompletedRecord,
     Failure,
     Heartbeat,
     Process,
     now,
 )
 from ckpt_tasks.recovery.recover import Recovered, recover
+from ckpt_tasks.registry.base import Registration, Registry
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.memory import MemoryStore
 from ckpt_tasks.testing import WrapperStore
@@ -109,6 +112,12 @@ class MadeAttempt:
         record = self.checkpointer.save(state or small_state(), save_request(step, **request))
         return record.checkpoint
 
+    def commit(self, step: int, *, epoch: int = 0, data: bytes = b"weights" * 100) -> str:
+        """A checkpoint with a metric, at the end of an epoch; returns its id as people write it."""
+        state = State({"model": {"weight": 0}}, [Tensor("model", "weight", data)])
+        position = Position(epoch=epoch, step=step, phase="epoch_done")
+        return str(self.save(step, state, position=position, metrics={"loss": 0.5}))
+
 
 class MadeRun:
     """A run in a store of its own in memory, unless `store` says where."""
@@ -171,6 +180,29 @@ class MadeRun:
 
     def index_path(self, checkpoint: CheckpointId) -> str:
         return self.layout.in_run(self.record(checkpoint).indexes[0].path)
+
+    def complete(self, checkpoint: str) -> None:
+        """Write the completion marker, as the attempt that made the checkpoint does."""
+        record = self.record(CheckpointId.parse(checkpoint))
+        completed = CompletedRecord(
+            uid=self.identity.uid,
+            attempt=record.checkpoint.attempt,
+            checkpoint=checkpoint,
+            position=record.position,
+            completed_at=now(),
+        )
+        write_completed(self.store, self.layout, completed)
+
+    def register(self, registry: Registry, checkpoint: str) -> Registration:
+        """Make a committed checkpoint known in an opened registry."""
+        path = self.layout.commit(CheckpointId.parse(checkpoint))
+        uri = f"{self.store.url}/{path}"
+        record = self.record(CheckpointId.parse(checkpoint))
+        return registry.register(record, uri=uri, manifest=self.store.read(path))
+
+    def damage_tensors(self, checkpoint: str) -> None:
+        """Flip one bit in the checkpoint's tensor file."""
+        self.damage(self.tensors_path(CheckpointId.parse(checkpoint)))
 
     def damage(self, path: str, *, position: int = -1) -> None:
         """Flip one bit of an object."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.stored_runs import StoredRun
+from support.made_runs import MadeRun
 
 from ckpt_tasks.cli import main
 from ckpt_tasks.store import open_store
@@ -59,7 +59,7 @@ def store_path(tmp_path: Path) -> str:
 class Stored:
     """Ids of the checkpoints of the run ``digits cnn``, and the run."""
 
-    run: StoredRun
+    run: MadeRun
     first: str
     zombie: str
     newest: str
@@ -69,10 +69,9 @@ class Stored:
 def stored(store_path: str) -> Stored:
     """A run of two attempts: the second went on from the first checkpoint of the first."""
     with contextlib.closing(open_store(store_path, for_writing=True)) as store:
-        run = StoredRun(store, "digits cnn")
-        run.begin_attempt(invocation="flow-run-1")
-        first = run.commit(100)
-        zombie = run.commit(200)
-        run.begin_attempt(invocation="flow-run-2", resume=first)
-        newest = run.commit(1_200, epoch=3, data=bytes(3 * 2**20))
+        run = MadeRun(store, "digits cnn")
+        attempt = run.begin("flow-run-1")
+        first, zombie = attempt.commit(100), attempt.commit(200)
+        later = run.begin("flow-run-2", resume=first, takeover=True)
+        newest = later.commit(1_200, epoch=3, data=bytes(3 * 2**20))
         return Stored(run, first, zombie, newest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.made_runs import MadeRun
 
 EXIT_NOT_FOUND = 4
 
@@ -107,7 +108,7 @@ def test_verification_reads_the_newest_valid_one(call, store_path, stored):
 
 def test_verification_finds_damage_and_fails(call, store_path, stored):
     """One flipped byte makes the checkpoint damaged, and the command exit with 1."""
-    stored.run.damage(stored.first)
+    stored.run.damage_tensors(stored.first)
     answer = call("verify", "digits cnn", "--all", "--store", store_path)
     assert answer.code == 1
     lines = {line.split()[1]: line for line in answer.out.splitlines()}
@@ -126,9 +127,7 @@ def test_one_checkpoint_and_all_exclude_each_other(call, store_path, stored):
 
 def test_a_run_without_checkpoints_says_so(call, store_path, stored):
     """A run that was only claimed is listed, and has nothing to verify."""
-    from support.stored_runs import StoredRun
-
-    StoredRun(stored.run.store, "young").begin_attempt()
+    MadeRun(stored.run.store, "young").begin()
     assert "no checkpoints yet (1 attempt)" in call("ls", "young", "--store", store_path).out
     answer = call("verify", "young", "--store", store_path)
     assert answer.code == EXIT_NOT_FOUND

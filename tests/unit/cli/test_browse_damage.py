@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.made_runs import MadeRun
 from support.shell import contents
-from support.stored_runs import StoredRun
 
 from ckpt_tasks.format.digest import digest
 
@@ -96,9 +96,8 @@ def _a_folder(path: Path) -> None:
 @pytest.fixture
 def other(store_path, stored) -> Path:
     """A second run of the store, complete, with a mark; the folder in which it lies."""
-    run = StoredRun(stored.run.store, "other")
-    run.begin_attempt()
-    run.complete(run.commit(10))
+    run = MadeRun(stored.run.store, "other")
+    run.complete(run.begin().commit(10))
     return Path(store_path) / "other"
 
 

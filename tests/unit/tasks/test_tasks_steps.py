@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.stored_runs import StoredRun
+from support.made_runs import MadeRun
 
 from ckpt_tasks import tasks
 from ckpt_tasks.config import CheckpointConfig, RegistryConfig, StoreConfig
@@ -112,10 +112,10 @@ def test_recover_reports_what_a_retry_would_start_from(
     store: Store, config: CheckpointConfig
 ) -> None:
     """The newest checkpoint that verifies is named; a damaged newer one is given a reason."""
-    run = StoredRun(store, RUN)
-    run.begin_attempt()
-    older, newer = run.commit(8), run.commit(16)
-    run.damage(newer)
+    run = MadeRun(store, RUN)
+    attempt = run.begin()
+    older, newer = attempt.commit(8), attempt.commit(16)
+    run.damage_tensors(newer)
     before = store.list_objects("")
 
     found = tasks.recover(_spec(config))
@@ -127,9 +127,8 @@ def test_recover_reports_what_a_retry_would_start_from(
 
 def test_recover_says_when_nothing_can_be_restored(store: Store, config: CheckpointConfig) -> None:
     """All checkpoints damaged: reported as not restorable, without failing the report."""
-    run = StoredRun(store, RUN)
-    run.begin_attempt()
-    run.damage(run.commit(8))
+    run = MadeRun(store, RUN)
+    run.damage_tensors(run.begin().commit(8))
 
     found = tasks.recover(_spec(config))
 
@@ -139,19 +138,18 @@ def test_recover_says_when_nothing_can_be_restored(store: Store, config: Checkpo
 
 def test_recover_says_when_the_run_is_complete(store: Store, config: CheckpointConfig) -> None:
     """A complete run has nothing to start."""
-    run = StoredRun(store, RUN)
-    run.begin_attempt()
-    run.complete(run.commit(8))
+    run = MadeRun(store, RUN)
+    run.complete(run.begin().commit(8))
 
     assert tasks.recover(_spec(config)).complete
 
 
 def test_verify_reads_the_newest_checkpoint(store: Store, config: CheckpointConfig) -> None:
     """The newest valid checkpoint is read whole and found right."""
-    run = StoredRun(store, RUN)
-    run.begin_attempt()
-    run.commit(8)
-    newest = run.commit(16)
+    run = MadeRun(store, RUN)
+    attempt = run.begin()
+    attempt.commit(8)
+    newest = attempt.commit(16)
 
     report = tasks.verify(config.store, RUN)
 
@@ -161,10 +159,10 @@ def test_verify_reads_the_newest_checkpoint(store: Store, config: CheckpointConf
 
 def test_verify_raises_for_damage(store: Store, config: CheckpointConfig) -> None:
     """One flipped bit makes the step fail, naming the checkpoint."""
-    run = StoredRun(store, RUN)
-    run.begin_attempt()
-    newest = run.commit(8)
-    run.damage(newest)
+    run = MadeRun(store, RUN)
+    attempt = run.begin()
+    newest = attempt.commit(8)
+    run.damage_tensors(newest)
 
     with pytest.raises(CorruptCheckpointError, match=newest):
         tasks.verify(config.store, RUN)
@@ -172,7 +170,7 @@ def test_verify_raises_for_damage(store: Store, config: CheckpointConfig) -> Non
 
 def test_verify_raises_without_a_checkpoint(store: Store, config: CheckpointConfig) -> None:
     """A run that has committed nothing cannot be verified."""
-    StoredRun(store, RUN).begin_attempt()
+    MadeRun(store, RUN).begin()
 
     with pytest.raises(CheckpointNotFoundError, match="no valid checkpoint"):
         tasks.verify(config.store, RUN)
@@ -182,11 +180,9 @@ def test_report_tells_what_each_attempt_resumed_from(
     store: Store, config: CheckpointConfig
 ) -> None:
     """Rows and Markdown name every attempt, its start, and every checkpoint."""
-    run = StoredRun(store, RUN)
-    run.begin_attempt()
-    first = run.commit(8)
-    run.begin_attempt()
-    second = run.commit(16, epoch=1)
+    run = MadeRun(store, RUN)
+    first = run.begin().commit(8)
+    second = run.begin().commit(16, epoch=1)
 
     report = tasks.report(config.store, RUN)
 
@@ -200,9 +196,9 @@ def test_report_tells_what_each_attempt_resumed_from(
 @pytest.mark.parametrize("result", ["recovery", "report", "verification"])
 def test_results_are_json(store: Store, config: CheckpointConfig, result: str) -> None:
     """What a step returns survives JSON unchanged, so no orchestrator needs pickle for it."""
-    run = StoredRun(store, RUN)
-    run.begin_attempt()
-    run.commit(8)
+    run = MadeRun(store, RUN)
+    attempt = run.begin()
+    attempt.commit(8)
     made: Any = {
         "recovery": lambda: tasks.recover(_spec(config)),
         "report": lambda: tasks.report(config.store, RUN),
@@ -231,9 +227,9 @@ def test_promote_points_an_alias_at_the_registered_version(
     pytest.importorskip("mlflow")
     from ckpt_tasks.registry.base import RunDescription
 
-    run = StoredRun(store, RUN)
-    run.begin_attempt()
-    first, second = run.commit(8), run.commit(16)
+    run = MadeRun(store, RUN)
+    attempt = run.begin()
+    first, second = attempt.commit(8), attempt.commit(16)
     registry_config = RegistryConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     registry = load_registry(registry_config)
     description = RunDescription(
