@@ -11,11 +11,12 @@ from ckpt_tasks.errors import ConfigError, StateError
 from ckpt_tasks.events import EventSink, discard_event
 from ckpt_tasks.schedule.policy import SaveDecisionPolicy
 from ckpt_tasks.state.capture import CapturedState
-from ckpt_tasks.state.rng import capture_rng, restore_rng
+from ckpt_tasks.state.rng import capture_rng
 from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.training.counters import Counters
-from ckpt_tasks.training.loaders import LoaderState
+from ckpt_tasks.training.loops import Loops
 from ckpt_tasks.training.restore import restored_values
+from ckpt_tasks.training.rewind import Rewind
 from ckpt_tasks.training.saver import Saver
 from ckpt_tasks.training.tracked_loaders import TrackedLoaders
 from ckpt_tasks.types import Position, Scalar
@@ -24,7 +25,6 @@ __all__ = ["TrainingRun"]
 
 _COUNTERS, _RNG, _STATE = "ckpt_tasks.counters", "ckpt_tasks.rng", "ckpt_tasks.state"
 _OWN = (_COUNTERS, _RNG, _STATE)
-_END = object()
 
 
 class TrainingRun:
@@ -102,12 +102,7 @@ class TrainingRun:
         self._start = start
         self._items = TrackedItems()
         self._loaders = TrackedLoaders()
-        self._rng: dict[str, Any] | None = None  # what the generators are still to be set to
         self._tracked = False
-        self._inside_epochs = False
-        self._epochs_ended = False
-        self._stepping: object | None = None
-        self._stepped_epoch: int | None = None
         self._counters = Counters()
         if start is not None:
             values = restored_values(start, _OWN, only=[_COUNTERS])
@@ -125,6 +120,8 @@ class TrainingRun:
             max_unprotected=max_unprotected,
             grace=grace,
         )
+        self._rewind = Rewind(self._saver)
+        self._loops = Loops(self._counters, self._loaders, self._saver, self._rewind)
         if start is not None:
             self._saver.metrics.restore(start.record.metrics, self.step, self._counters.logged)
 
@@ -191,7 +188,7 @@ class TrainingRun:
             Something cannot be represented without pickle (names the key and the type), the
             names or shapes differ from the checkpoint's, or `track` is called twice or late.
         """
-        if self._inside_epochs:
+        if self._loops.inside_epochs:
             raise StateError("track() was called inside run.epochs(); call it before the loops")
         if self._tracked:
             raise StateError("track() was called twice; name everything in one call")
@@ -210,8 +207,7 @@ class TrainingRun:
         self._need_tracked("epochs")
         if total < 0:
             raise ConfigError(f"epochs({total}): the number of epochs cannot be negative")
-        self._check_use_of_epochs()
-        return self._iterate_epochs(total)
+        return self._loops.epochs(total)
 
     def steps(self, loader: Any, *, accumulate: int = 1) -> Iterator[Any]:
         """Yield the batches of this epoch that have not been seen yet.
@@ -240,8 +236,7 @@ class TrainingRun:
         if accumulate < 1:
             raise ConfigError(f"accumulate={accumulate}: must be at least 1")
         last = _length(loader, accumulate) if accumulate > 1 else 0
-        self._check_use_of_steps()
-        return self._iterate_steps(state, accumulate, last)
+        return self._loops.steps(state, accumulate, last)
 
     def step_done(self) -> None:
         """For loops kept whole: say that a step is done. Saves if one is due.
@@ -249,7 +244,7 @@ class TrainingRun:
         Raises `ConfigError` inside `steps`, which says so by itself.
         """
         self._need_tracked("step_done")
-        if self._stepping is not None:
+        if self._loops.inside_steps:
             raise ConfigError("step_done() was called inside run.steps(), which counts by itself")
         names = self._loaders.without_position
         if names:
@@ -269,7 +264,7 @@ class TrainingRun:
         follows it runs again.
         """
         self._need_tracked("save")
-        if self._inside_epochs:
+        if self._loops.inside_epochs:
             self._saver.request_save(reason)
         elif self._counters.looped and self.position == self._saver.saved:
             if self.checkpoint != self.resumed_from:
@@ -315,86 +310,13 @@ class TrainingRun:
     def finish(self) -> None:
         """The training function has returned: save its end, unless that is saved already."""
         counters = self._counters
-        saved = counters.finished or (self._epochs_ended and self.checkpoint is not None)
+        saved = counters.finished or (self._loops.epochs_ended and self.checkpoint is not None)
         if self._tracked and not saved:
             # The loops were left by `break`, or kept by hand: a resume must not train further.
             counters.finished = True
             if counters.in_flight:
                 counters.end_step()
         self._saver.finish(counters, save=self._tracked and not saved)
-
-    # -- the loops ----------------------------------------------------------------------------
-
-    def _iterate_epochs(self, total: int) -> Iterator[int]:
-        self._check_use_of_epochs()
-        counters = self._counters
-        self._inside_epochs = True
-        self._epochs_ended = False
-        self._saver.epochs_total = total
-        try:
-            while counters.next_epoch() < total and not counters.is_over:
-                between_epochs = counters.phase == "epoch_done"
-                counters.begin_epoch()
-                self._loaders.begin_epoch(counters.epoch)
-                self._return_to_checkpoint(last=between_epochs)
-                yield counters.epoch
-                self._end_epoch(total)
-            # If the checkpoint lies here, at the end of this very loop, the code behind it is
-            # the first that has not run.
-            ends_here = counters.phase == "epoch_done" and counters.next_epoch() == total
-            self._return_to_checkpoint(last=ends_here or counters.is_over)
-            self._epochs_ended = True
-        finally:
-            self._inside_epochs = False
-
-    def _end_epoch(self, total: int) -> None:
-        counters = self._counters
-        self._rng = None
-        self._stepping = None
-        self._loaders.close()
-        counters.end_epoch()
-        last = counters.stopping or counters.epoch + 1 >= total
-        self._saver.at_boundary("end" if last else "epoch", counters)
-
-    def _iterate_steps(self, state: LoaderState, accumulate: int, last: int) -> Iterator[Any]:
-        self._check_use_of_steps()
-        counters = self._counters
-        self._stepping = token = object()
-        self._stepped_epoch = counters.epoch
-        try:
-            self._loaders.close(but=state)
-            iterator = state.iterate()
-            self._return_to_checkpoint(last=True)
-            while not counters.stopping or counters.in_flight:
-                batch = next(iterator, _END)
-                if batch is _END:
-                    state.is_open = False
-                    return
-                counters.batch += 1
-                counters.completes_step = counters.batch % accumulate == 0 or counters.batch == last
-                counters.in_flight = True
-                yield batch
-                if counters.completes_step:
-                    counters.end_step()
-                    self._saver.at_boundary("step", counters)
-        finally:
-            if self._stepping is token:
-                self._stepping = None
-
-    def _check_use_of_epochs(self) -> None:
-        if self._inside_epochs:
-            raise ConfigError("run.epochs() is in use already; it cannot be nested")
-
-    def _check_use_of_steps(self) -> None:
-        if not self._inside_epochs:
-            raise ConfigError("run.steps() belongs inside: for epoch in run.epochs(n)")
-        if self._stepping is not None:
-            raise ConfigError("run.steps() is in use already; it cannot be nested")
-        if self._stepped_epoch == self.epoch:
-            raise ConfigError(
-                f"run.steps() was used twice in epoch {self.epoch}; a position in the data is "
-                "one number, so iterate one loader once an epoch"
-            )
 
     # -- state --------------------------------------------------------------------------------
 
@@ -407,28 +329,14 @@ class TrainingRun:
     ) -> None:
         values = restored_values(start, _OWN)
         self._items.restore(values, rename=rename, fresh=fresh, own={_STATE: self.state})
-        self._rng = values[_RNG]
         self._start = None  # its memory is not needed any more
         self._loaders.prepare()
-        self._return_to_checkpoint(last=False)
-
-    def _return_to_checkpoint(self, *, last: bool) -> None:
-        """Undo what code that runs again has drawn and logged.
-
-        Done at each place that may be the last before training goes on.
-        """
-        if self._rng is None:
-            return
-        for warning in restore_rng(self._rng):
-            self._saver.warn_once(warning)
-        self._saver.metrics.discard_open()
-        if last:
-            self._rng = None
+        self._rewind.begin(values[_RNG])
 
     def _hold_by_hand(self) -> None:
         """What is now is what a checkpoint holds: training goes on in a loop kept whole."""
-        self._rng = None
-        self._epochs_ended = self._counters.finished = False
+        self._rewind.end()
+        self._loops.epochs_ended = self._counters.finished = False
         self._loaders.hold()
 
     def _is_exact(self) -> bool:
