@@ -102,16 +102,20 @@ class MetricBuffer:
 
 
 def _number(key: str, value: Any) -> Any:
-    if type(value) in (float, int):
+    if type(value) is float:
         return value
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise StateError(f"metric {key!r} is a tensor of {value.numel()} elements, not one")
+        if value.is_complex():
+            raise StateError(f"metric {key!r} is a complex tensor; log its parts")
         # Reading a value from an accelerator waits for it; a copy does not, and is needed, as
         # the user may go on adding to this tensor.
         value = value.detach()
         return float(value) if value.device.type == "cpu" else value.clone()
     try:
         return float(value)
+    except OverflowError as error:
+        raise StateError(f"metric {key!r} is too large for a float") from error
     except (TypeError, ValueError) as error:
         raise StateError(f"metric {key!r} is no number but {type(value).__name__}") from error

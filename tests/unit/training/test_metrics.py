@@ -1,0 +1,142 @@
+"""The metric buffer: one value per key and step, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ckpt_tasks.errors import StateError
+from ckpt_tasks.training.metrics import MetricBuffer
+
+
+@pytest.fixture
+def buffer() -> MetricBuffer:
+    return MetricBuffer()
+
+
+def _sent(buffer: MetricBuffer) -> list[tuple[str, Any, int]]:
+    """Rows without their times."""
+    return [(key, value, step) for key, value, step, _ in buffer.drain()]
+
+
+def test_values_get_the_step_that_is_closed(buffer: MetricBuffer) -> None:
+    """What is logged belongs to the step under way, whose number is known at its end."""
+    buffer.log({"loss": 2.0})
+    assert _sent(buffer) == []
+    assert buffer.close_step(1) == []
+    buffer.log({"loss": 1.0, "lr": 0.1})
+    buffer.close_step(2)
+    assert _sent(buffer) == [("loss", 2.0, 1), ("loss", 1.0, 2), ("lr", 0.1, 2)]
+    assert _sent(buffer) == []
+
+
+def test_a_key_given_twice_in_a_step_keeps_its_last_value(buffer: MetricBuffer) -> None:
+    """Nothing has been sent yet, so the later one is the better one."""
+    buffer.log({"loss": 2.0})
+    buffer.log({"loss": 1.0})
+    buffer.close_step(1)
+    assert _sent(buffer) == [("loss", 1.0, 1)]
+
+
+def test_a_key_whose_step_is_closed_keeps_its_first_value(buffer: MetricBuffer) -> None:
+    """A second value for one step is dropped, and named; other keys are taken."""
+    buffer.log({"loss": 2.0})
+    buffer.close_step(1)
+    buffer.log({"loss": 1.0, "accuracy": 0.5})
+    assert buffer.close_step(1) == ["loss"]
+    assert _sent(buffer) == [("loss", 2.0, 1), ("accuracy", 0.5, 1)]
+    assert buffer.logged == ["accuracy", "loss"]
+
+
+def test_open_values_can_be_forgotten(buffer: MetricBuffer) -> None:
+    """What code that runs again logs is not logged again."""
+    buffer.log({"loss": 2.0})
+    buffer.discard_open()
+    buffer.close_step(1)
+    assert _sent(buffer) == []
+    assert buffer.logged == []
+
+
+def test_the_latest_values_are_those_sent(buffer: MetricBuffer) -> None:
+    """Each key's last value, as records can hold it."""
+    for step, value in enumerate([1.0, math.inf, -math.inf, math.nan], start=1):
+        buffer.log({f"loss{step}": value, "last": step})
+        buffer.close_step(step)
+    assert buffer.latest == {}
+    buffer.drain()
+    assert buffer.latest == {
+        "loss1": 1.0,
+        "loss2": "inf",
+        "loss3": "-inf",
+        "loss4": "nan",
+        "last": 4.0,
+    }
+
+
+def test_the_latest_values_are_limited(buffer: MetricBuffer) -> None:
+    """A commit record is small: known keys go on being updated, further ones are not added."""
+    buffer.log({f"key-{number:03d}": 1 for number in range(500)})
+    buffer.close_step(1)
+    buffer.log({"key-000": 2, "one too many": 2})
+    buffer.close_step(2)
+    assert len(_sent(buffer)) == 502
+    assert len(buffer.latest) == 500
+    assert buffer.latest["key-000"] == 2.0
+
+
+def test_the_journal_holds_what_no_checkpoint_holds(buffer: MetricBuffer) -> None:
+    """Rows sent since the last one, until the next."""
+    buffer.log({"loss": 2.0})
+    buffer.close_step(1)
+    rows = buffer.drain()
+    assert buffer.journal() == rows
+    buffer.forget_journal()
+    assert buffer.journal() == []
+
+
+def test_a_restored_buffer_knows_what_was_logged(buffer: MetricBuffer) -> None:
+    """A value for the checkpoint's own step is not logged again; latest values go on."""
+    buffer.restore({"loss": 2.0, "lr": 0.1}, 7, ["loss"])
+    buffer.log({"loss": 9.0, "late": 1.0})
+    assert buffer.close_step(7) == ["loss"]
+    assert _sent(buffer) == [("late", 1.0, 7)]
+    assert buffer.latest == {"loss": 2.0, "lr": 0.1, "late": 1.0}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [3, 3.0, True, np.float32(3), np.int64(3), torch.tensor(3.0), torch.tensor([[3]])],
+    ids=repr,
+)
+def test_numbers_of_all_kinds(buffer: MetricBuffer, value: Any) -> None:
+    """Whatever is one number is taken as one."""
+    buffer.log({"loss": value})
+    buffer.close_step(1)
+    ((_, sent, _),) = _sent(buffer)
+    assert sent == float(value)
+    assert type(sent) is float
+
+
+def test_a_tensor_is_read_when_it_is_logged(buffer: MetricBuffer) -> None:
+    """The user may go on adding to it, and its graph is not kept."""
+    total = torch.tensor(1.0, requires_grad=True)
+    running = total.detach()
+    buffer.log({"loss": running})
+    running += 1
+    buffer.close_step(1)
+    assert _sent(buffer) == [("loss", 1.0, 1)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["high", None, [1, 2], torch.ones(2), torch.tensor(1j), 10**400],
+    ids=["text", "None", "list", "two elements", "complex", "an integer too large"],
+)
+def test_what_is_no_number_is_refused(buffer: MetricBuffer, value: Any) -> None:
+    """At once, naming the key."""
+    with pytest.raises(StateError, match="metric 'loss'"):
+        buffer.log({"loss": value})
