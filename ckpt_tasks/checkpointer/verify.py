@@ -9,6 +9,7 @@ import msgspec
 
 from ckpt_tasks.checkpointer.reader import check_files, read_commit, read_index
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
+from ckpt_tasks.fencing.claim import read_run
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, IndexRef
@@ -50,18 +51,21 @@ def verify_checkpoint(store: Store, run: str, checkpoint: CheckpointId | str) ->
     Raises
     ------
     ConfigError
-        `checkpoint` is no checkpoint's id.
+        `checkpoint` is no checkpoint's id, or the run's own record is damaged.
+    UnsupportedFormatError
+        A later version wrote it.
     CheckpointNotFoundError
-        There is no such checkpoint.
+        There is no such run or checkpoint.
     StoreError
         Storage failed, which says nothing about the checkpoint.
     """
     layout, checkpoint = RunLayout(run), _parsed(checkpoint)
+    uid = read_run(store, layout).uid
     started = time.perf_counter()
     files = size = 0
     problem: str | None = None
     try:
-        record = read_commit(store, layout, checkpoint)
+        record = read_commit(store, layout, checkpoint, uid=uid)
         for ref in record.indexes:
             for read in _check_rank(store, layout, ref):
                 files, size = files + 1, size + read

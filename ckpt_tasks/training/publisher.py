@@ -97,6 +97,7 @@ class Publisher:
         self._commits: deque[CheckpointId] = deque()
         self._ids: RegistryRunIds | None = None
         self._refusals: Counter[CheckpointId] = Counter()
+        self._refused_keys: set[str] = set()
         self._registered: dict[str, Registration] = {}
         self._high_water: dict[str, int] = {}
         self._replayed: dict[str, dict[int, float]] = {}
@@ -241,7 +242,7 @@ class Publisher:
             new = [row for row in batch if self._is_new(row)]
             if new:
                 self._fence.check()
-                self._registry.log_metrics(new)
+                self._send(new)
             self._compare([row for row in batch if not self._is_new(row)])
             for _ in batch:
                 self._rows.popleft()
@@ -254,6 +255,27 @@ class Publisher:
                 )
             )
             self._compared = self._diverged = 0
+
+    def _send(self, rows: Sequence[MetricRow]) -> None:
+        """Send rows; those that the registry refuses are searched by halves, told, left out."""
+        try:
+            self._registry.log_metrics(rows)
+        except RegistryRefusedError as error:
+            if len(rows) > 1:
+                half = len(rows) // 2
+                self._send(rows[:half])
+                self._send(rows[half:])
+                return
+            self._check_run()
+            if rows[0].key not in self._refused_keys:
+                self._refused_keys.add(rows[0].key)
+                where = f"step {rows[0].step}"
+                self._on_event(
+                    Warned(
+                        message=f"the registry refuses the metric {rows[0].key!r} of {where}, and "
+                        f"perhaps of others; checkpoints keep it: {error}"
+                    )
+                )
 
     def _compare(self, replayed: Sequence[MetricRow]) -> None:
         """Steps done again after a resume: compared with what was published, never sent."""

@@ -306,6 +306,20 @@ def test_text_that_is_no_checkpoint_id(run: MadeRun, ask: Callable[..., object])
         ask(run.store, run.name, "step-10")
 
 
+def test_verify_finds_another_runs_checkpoint(run: MadeRun, checkpoint: CheckpointId) -> None:
+    """Copied into another run's folder, whole as it is, a checkpoint is not that run's: no retry
+    would start from it.
+    """
+    other = MadeRun(run.store, "other")
+    other.begin()
+    for path, data in run.contents().items():
+        if "/attempts/" not in path and not path.endswith("run.json"):
+            run.store.put(path.replace(run.layout.root, other.layout.root, 1), data)
+    report = verify_checkpoint(run.store, "other", checkpoint)
+    assert not report.ok
+    assert run.identity.uid in str(report.problem)
+
+
 def test_verify_of_a_missing_checkpoint(run: MadeRun) -> None:
     """Nothing to verify is an error, not a report."""
     with pytest.raises(CheckpointNotFoundError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from support.made_runs import MadeRun
 
@@ -13,7 +15,7 @@ from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.registry.base import Registration, Registry, RunDescription
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.training.publisher import Publisher
-from ckpt_tasks.types import CheckpointId
+from ckpt_tasks.types import CheckpointId, MetricRow
 
 
 @pytest.fixture
@@ -122,6 +124,11 @@ class RefusingRegistry(MemoryRegistry):
             raise RegistryRefusedError(f"did not register {record.id}: INVALID_PARAMETER_VALUE")
         return super().register(record, uri=uri, manifest=manifest)
 
+    def log_metrics(self, rows: Sequence[MetricRow]) -> None:
+        if any(row.time_ms < 0 for row in rows):
+            raise RegistryRefusedError("did not take rows: INVALID_PARAMETER_VALUE")
+        super().log_metrics(rows)
+
     def set_alias(self, alias: str, registration: Registration) -> None:
         self._aliases -= 1
         if self._aliases >= 0:
@@ -168,6 +175,27 @@ def test_nothing_is_set_aside_for_a_deleted_run(run: MadeRun, memory: RegistryMe
         with pytest.raises(RegistryError):
             publisher.publish()
     assert publisher.queued == 1
+
+
+def test_refused_rows_block_no_others(run: MadeRun, memory: RegistryMemory) -> None:
+    """Rows that the registry refuses are left out and told, once for each metric; all others
+    are sent, and checkpoints registered.
+    """
+    attempt = run.begin()
+    events: list[Event] = []
+    publisher = _publisher(run, memory, attempt.number, events, registry=RefusingRegistry(memory))
+    refused = {3, 4, 9}
+    publisher.add_rows(
+        [("loss", 0.5, step, -1 if step in refused else step) for step in range(1, 12)]
+    )
+    saved = attempt.save(11)
+    publisher.add_commit(str(saved))
+    publisher.publish()
+    (stored,) = memory.runs.values()
+    assert {row.step for row in stored.rows} == set(range(1, 12)) - refused
+    assert _versions(memory) == _texts(saved)
+    (warned,) = [event.message for event in events if isinstance(event, Warned)]
+    assert "the metric 'loss' of step 3" in warned
 
 
 def test_an_alias_whose_answer_was_lost(run: MadeRun, memory: RegistryMemory) -> None:
