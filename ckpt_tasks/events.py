@@ -6,6 +6,7 @@ because appending never blocks training, and what was appended survives the writ
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ __all__ = [
     "Warned",
     "discard_event",
 ]
+
+_MAX_UNWRITTEN = 16 * 1024 * 1024
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -207,20 +210,27 @@ class EventLog:
     """Appends events to a file; also an `EventSink`.
 
     Each record is one line of JSON written by a single ``write`` in append mode, so readers
-    never see two records mixed, and at most the last one incomplete.
+    never see two records mixed, and at most the last one incomplete. What a full disk does not
+    take is kept in memory and written before the next event: it must not end a training.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._encoder = msgspec.json.Encoder()
         self._lock = threading.Lock()
+        self._unwritten = bytearray()
 
     def __call__(self, event: Event) -> None:
         line = self._encoder.encode(event) + b"\n"
         with self._lock:
-            view = memoryview(line)
-            while view:
-                view = view[os.write(self._fd, view) :]
+            self._unwritten += line
+            try:
+                while self._unwritten:
+                    del self._unwritten[: os.write(self._fd, self._unwritten)]
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if not full or len(self._unwritten) > _MAX_UNWRITTEN:
+                    raise
 
     def close(self) -> None:
         os.close(self._fd)

@@ -88,8 +88,7 @@ class AttemptRunner:
             completed = find_completed(store, self._spec, self._on_event)
             if completed is not None:
                 return self._already_complete(store, completed)
-            if self._stop_reason is not None:
-                raise TrainingStopped(self._stop_reason)
+            self._stop_if_requested()
             self._check_resume(store)
             identity = open_run(
                 store, self._layout, created_by=f"ckpt-tasks {ckpt_tasks.__version__}"
@@ -97,12 +96,18 @@ class AttemptRunner:
             attempt = self._claim(store, identity)
             run = self._prepare(store, identity, attempt)
             if not run.is_finished:
+                # Nothing has been done since the checkpoint: a step more may outlast the grace.
+                self._stop_if_requested()
                 function(run, **self._spec.params)
             return self._finish(store, run, attempt)
         except TrainingStopped as stopped:
             return self._outcome(EXIT_STOPPED, f"saved and stopped: {stopped}")
         finally:
             store.close()
+
+    def _stop_if_requested(self) -> None:
+        if self._stop_reason is not None:
+            raise TrainingStopped(self._stop_reason)
 
     def _already_complete(self, store: Store, completed: CompletedRecord) -> TrainOutcome:
         """Nothing to train; but what was never registered can be, now."""

@@ -9,6 +9,7 @@ stops.
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ __all__ = ["main"]
 
 def main(folder: AttemptFolder, liveness: int) -> int:
     """Execute one attempt; returns its exit code."""
+    _print_at_once()
     spec = folder.read_spec()
     events = EventLog(folder.trainer_events)
     stop = _StopRequests()
@@ -49,6 +51,16 @@ def main(folder: AttemptFolder, liveness: int) -> int:
     )
     folder.write_outcome(outcome, folder.trainer_outcome)
     return outcome.code
+
+
+def _print_at_once() -> None:
+    """Show each line when it is printed, which Python does on a terminal only.
+
+    Into a file it would keep the latest lines back, and lose them where it is killed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
 
 
 def _execute(spec: TrainSpec, events: EventSink, stop: _StopRequests) -> TrainOutcome:
@@ -130,6 +142,7 @@ class _StopRequests:
     def __init__(self) -> None:
         self._reason: str | None = None
         self._runner: AttemptRunner | None = None
+        self._pid = os.getpid()
 
     def watch(self, liveness: int) -> None:
         signal.signal(signal.SIGTERM, self._handle)
@@ -148,6 +161,11 @@ class _StopRequests:
             runner.request_stop(self._reason)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # The user's code has forked: whoever terminates that process waits for its end.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self._request(f"received {signal.Signals(number).name}")
 
     def _request(self, reason: str) -> None:

@@ -13,7 +13,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ckpt_tasks import TrainingRun
 from ckpt_tasks.config import AttemptConfig, CheckpointConfig, ScheduleConfig, StoreConfig
-from ckpt_tasks.events import CheckpointCommitted, Event
+from ckpt_tasks.events import AttemptResumed, CheckpointCommitted, Event
 from ckpt_tasks.training.attempt import AttemptRunner
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_STOPPED
@@ -75,6 +75,23 @@ def test_a_signal_saves_at_the_next_boundary_and_unwinds() -> None:
     assert outcome.code == EXIT_STOPPED
     assert [(c.position.step, c.trigger) for c in commits] == [(2, "signal")]
     assert called == ["finally"]
+
+
+def test_a_signal_during_recovery_trains_nothing() -> None:
+    """The checkpoint is what it was; a step more might outlast the grace."""
+    runner: AttemptRunner
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, AttemptResumed):
+            runner.request_stop("received SIGTERM")
+
+    def train(training: TrainingRun) -> None:
+        raise AssertionError("stopped before it trains")
+
+    runner = AttemptRunner(spec("early"), on_event)
+    outcome = runner.execute(train)
+    assert outcome.code == EXIT_STOPPED
+    assert outcome.attempt == 1
 
 
 def test_a_stopped_run_goes_on_behind_the_saved_step() -> None:
