@@ -18,7 +18,7 @@ from ckpt_tasks.cli.options import (
     store_options,
 )
 from ckpt_tasks.cli.tables import mebibytes
-from ckpt_tasks.errors import CheckpointNotFoundError
+from ckpt_tasks.errors import CheckpointNotFoundError, UnsupportedFormatError
 from ckpt_tasks.store import open_store
 from ckpt_tasks.types import EXIT_FAILED
 
@@ -48,16 +48,23 @@ def verify(
     if checkpoint_id is not None and every:
         raise click.UsageError("@ID names one checkpoint, --all asks for every one: choose")
     reports = []
+    later: UnsupportedFormatError | None = None
     with closing(open_store(configure(store, config_file).store)) as opened:
         for chosen in _choose(find_run(opened, name), checkpoint_id, every=every):
-            report = verify_checkpoint(opened, name, chosen)
+            try:
+                report = verify_checkpoint(opened, name, chosen)
+            except UnsupportedFormatError as error:
+                later = error  # one of a later version must not keep the others unverified
+                continue
             reports.append(report)
             if not json_output:
                 _echo_report(report)
-    if json_output:
+    if json_output and (reports or later is None):
         click.echo(as_json(reports))
     if not all(report.ok for report in reports):
         ctx.exit(EXIT_FAILED)
+    if later is not None:
+        raise later
 
 
 def _choose(view: RunView, checkpoint_id: str | None, *, every: bool) -> list[str]:

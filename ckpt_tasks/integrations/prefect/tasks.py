@@ -20,7 +20,7 @@ from prefect.logging import get_run_logger
 from ckpt_tasks import tasks
 from ckpt_tasks.checkpointer.verify import VerifyReport
 from ckpt_tasks.config import CheckpointConfig
-from ckpt_tasks.errors import CheckpointNotFoundError
+from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ckpt_tasks.events import Event, EventSink
 from ckpt_tasks.integrations.prefect.artifacts import ArtifactPublisher, artifact_key
 from ckpt_tasks.integrations.prefect.events import EventPublisher
@@ -41,7 +41,28 @@ __all__ = [
 _Logger = logging.Logger | logging.LoggerAdapter[Any]
 
 
-@task(name="resolve run", persist_result=False, cache_policy=NO_CACHE)
+def _is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
+    return not isinstance(state.data, BaseException) or tasks.is_worth_retrying(state.data)
+
+
+def _is_away(_task: object, _run: TaskRun, state: State[Any]) -> bool:
+    """Whether storage or registry may answer later. Damage stays, and is much to read again."""
+    return _is_worth_retrying(_task, _run, state) and not isinstance(
+        state.data, CorruptCheckpointError
+    )
+
+
+# Storage or registry may be away for a moment; the train step's own retries are the author's.
+_PATIENT: Any = {
+    "persist_result": False,
+    "cache_policy": NO_CACHE,
+    "retries": 3,
+    "retry_delay_seconds": [5.0, 20.0, 60.0],
+    "retry_condition_fn": _is_away,
+}
+
+
+@task(name="resolve run", **_PATIENT)
 def resolve_run(
     entrypoint: str,
     run: str,
@@ -66,7 +87,7 @@ def resolve_run(
     return spec
 
 
-@task(name="recover", persist_result=False, cache_policy=NO_CACHE)
+@task(name="recover", **_PATIENT)
 def recover_run(spec: TrainSpec) -> RecoveryReport:
     """Report what training would start from, verified. The train step picks again by itself."""
     found = tasks.recover(spec)
@@ -75,10 +96,6 @@ def recover_run(spec: TrainSpec) -> RecoveryReport:
     for passed in found.passed_over:
         logger.warning("passed over: %s", passed)
     return found
-
-
-def _is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
-    return not isinstance(state.data, BaseException) or tasks.is_worth_retrying(state.data)
 
 
 @task(
@@ -104,7 +121,7 @@ def train_run(spec: TrainSpec) -> TrainOutcome:
         artifacts.close()
 
 
-@task(name="verify", persist_result=False, cache_policy=NO_CACHE)
+@task(name="verify", **_PATIENT)
 def verify_checkpoint(spec: TrainSpec) -> VerifyReport:
     """Read every byte of the newest checkpoint and check it."""
     report = tasks.verify(spec.config.store, spec.run)
@@ -113,14 +130,7 @@ def verify_checkpoint(spec: TrainSpec) -> VerifyReport:
     return report
 
 
-@task(
-    name="promote",
-    persist_result=False,
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[5.0, 20.0, 60.0],
-    retry_condition_fn=_is_worth_retrying,
-)
+@task(name="promote", **_PATIENT)
 def promote_checkpoint(spec: TrainSpec, checkpoint: str, alias: str) -> Promotion:
     """Point an alias of the registered model at a verified checkpoint."""
     promotion = tasks.promote(spec.config, spec.run, checkpoint, alias)
@@ -128,7 +138,7 @@ def promote_checkpoint(spec: TrainSpec, checkpoint: str, alias: str) -> Promotio
     return promotion
 
 
-@task(name="publish report", persist_result=False, cache_policy=NO_CACHE)
+@task(name="publish report", **_PATIENT)
 def publish_report(spec: TrainSpec) -> RunReport:
     """Publish what happened: attempts, what each resumed from, checkpoints."""
     report = tasks.report(spec.config.store, spec.run)

@@ -9,11 +9,14 @@ from prefect.client.schemas.objects import FlowRun, State
 from support.prefect_runs import artifacts, client, table, task_runs
 from support.prefect_server import flow_run_logs, wait_until
 
+from ckpt_tasks import tasks
 from ckpt_tasks.checkpointer.catalog import view_run
 from ckpt_tasks.config import AttemptConfig, ScheduleConfig
-from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError
+from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, StoreError
 from ckpt_tasks.integrations.prefect import CheckpointStore, resumable_flow
 from ckpt_tasks.store import open_store
+from ckpt_tasks.tasks import RecoveryReport
+from ckpt_tasks.training.spec import TrainSpec
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(180)]
 
@@ -63,9 +66,29 @@ def test_log_shows_the_training_as_it_goes(tmp_path: Path) -> None:
     def told() -> bool:
         with client() as api:
             log = "\n".join(flow_run_logs(api, flow_run.id))
-        return "step-00000006-a1-s2 committed" in log and "starts from the beginning" in log
+        return "saved step-00000006-a1-s2" in log and "starts from the beginning" in log
 
     assert wait_until(told, timeout=30, what="the log tells of commits")
+
+
+def test_storage_away_for_a_moment_fails_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that only looks is tried again where storage does not answer: the flow completes."""
+    looks: list[TrainSpec] = []
+    recover = tasks.recover
+
+    def away_at_first(spec: TrainSpec) -> RecoveryReport:
+        looks.append(spec)
+        if len(looks) == 1:
+            raise StoreError("storage did not answer")
+        return recover(spec)
+
+    monkeypatch.setattr(tasks, "recover", away_at_first)
+    _, state = execute(make_flow(str(tmp_path)), epochs=1)
+
+    assert state.is_completed()
+    assert len(looks) == 2
 
 
 def test_unrestorable_start_is_not_retried(tmp_path: Path) -> None:

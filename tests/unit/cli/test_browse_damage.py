@@ -144,3 +144,21 @@ def _assert_told(call, store_path: str) -> None:
         else:
             assert command == "verify"
             assert answer.json[0]["ok"] is False
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_checkpoint_of_a_later_version_keeps_no_other_unverified(
+    call, store_path, stored, form: list[str]
+):
+    """All others are verified and listed; then the one that cannot be is told, with code 2."""
+    _from_the_future(Path(store_path) / "digits%20cnn" / _commit(stored.zombie))
+    answer = call("verify", "digits cnn", "--all", "--store", store_path, *form)
+    assert answer.code == 2
+    assert stored.zombie in answer.err
+    assert "upgrade ckpt-tasks" in answer.err
+    for checkpoint in (stored.first, stored.newest):
+        assert checkpoint in answer.out
+
+
+def _commit(checkpoint: str) -> str:
+    return f"commits/{checkpoint}.json"
