@@ -84,9 +84,7 @@ class KeyedArtifact:
         """Create or update it. Raises ``httpx.HTTPError`` when the server does not take it."""
         if self._id is None:
             self.read(client)
-        if self._id is not None:
-            update = ArtifactUpdate(data=data, description=description)
-            client.update_artifact(self._id, update)
+        if self._id is not None and self._update(client, self._id, data, description):
             return
         created = client.create_artifact(
             ArtifactCreate(
@@ -99,6 +97,17 @@ class KeyedArtifact:
             )
         )
         self._id = created.id
+
+    @staticmethod
+    def _update(client: SyncPrefectClient, id_: UUID, data: Any, description: str) -> bool:
+        """False where somebody has deleted it meanwhile."""
+        try:
+            client.update_artifact(id_, ArtifactUpdate(data=data, description=description))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.NOT_FOUND:
+                return False
+            raise
+        return True
 
     def _find(self, client: SyncPrefectClient) -> Artifact | None:
         found = client.read_artifacts(

@@ -6,11 +6,13 @@ from uuid import uuid4
 
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from support.prefect_runs import artifacts, client
 from support.prefect_server import free_port, wait_until
 
 from ckpt_tasks.events import CheckpointCommitted, Progress
 from ckpt_tasks.integrations.prefect.artifacts import (
     ArtifactPublisher,
+    KeyedArtifact,
     ProgressEstimate,
     artifact_key,
 )
@@ -73,3 +75,17 @@ def test_absent_server_is_told_once_and_stops_nothing(caplog: pytest.LogCaptureF
     warnings = [record for record in caplog.records if record.name == "test-artifacts"]
     assert len(warnings) == 1
     assert "training is not affected" in warnings[0].getMessage()
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_an_artifact_deleted_meanwhile_is_made_again() -> None:
+    """Deleted in the UI, an artifact comes back with its next update, and is updated from then."""
+    flow_run = uuid4()
+    artifact = KeyedArtifact("markdown", "registry-toy", flow_run, None)
+    with client() as api:
+        artifact.publish(api, "one", "first")
+        api.delete_artifact(artifacts(flow_run)["registry"][0].id)
+        artifact.publish(api, "two", "second")
+        artifact.publish(api, "three", "third")
+    (found,) = artifacts(flow_run)["registry"]
+    assert (found.data, found.description) == ("three", "third")
