@@ -145,7 +145,9 @@ class Publisher:
         self._registry.end_run(status)
 
     def _tell(self) -> None:
-        self._registry.write_note(tell_story(self._store, self._layout))
+        story = tell_story(self._store, self._layout)
+        self._fence.check()
+        self._registry.write_note(story)
         self._story_due = self._clock() + _STORY_SECONDS
 
     def _open_run(self) -> None:

@@ -13,7 +13,7 @@ from ckpt_tasks.events import CheckpointRegistered, Event, MetricsReplayed, Warn
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.registry.base import Registration, Registry, RunDescription
-from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
+from ckpt_tasks.testing import FakeClock, MemoryRegistry, RegistryMemory
 from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.types import CheckpointId, MetricRow
 
@@ -39,6 +39,7 @@ def _publisher(
     best: str | None = None,
     follows: bool = True,
     registry: Registry | None = None,
+    clock: FakeClock | None = None,
 ) -> Publisher:
     return Publisher(
         run.store,
@@ -51,6 +52,7 @@ def _publisher(
         ),
         [].append if events is None else events.append,
         follows=follows,
+        clock=clock or FakeClock(),
     )
 
 
@@ -232,6 +234,20 @@ def test_a_stale_attempt_publishes_nothing(run: MadeRun, memory: RegistryMemory)
     assert memory.aliases == {}
     assert not stored.rows
     assert stored.status == "running"
+
+
+def test_a_stale_attempt_tells_no_story(run: MadeRun, memory: RegistryMemory) -> None:
+    """One that was paused finds its note overdue, and leaves the later attempt's as it is."""
+    clock = FakeClock()
+    publisher = _publisher(run, memory, run.begin().number, clock=clock)
+    publisher.publish()
+    (stored,) = memory.runs.values()
+    stored.note = "told by the later attempt"
+    run.claim()
+    clock.advance(3600)
+    with pytest.raises(StaleAttemptError):
+        publisher.publish()
+    assert stored.note == "told by the later attempt"
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"run_id": "run-1"}'])
