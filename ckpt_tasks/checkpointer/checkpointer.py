@@ -26,7 +26,7 @@ class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     metrics
-        The latest value of each metric.
+        Values logged for the step of `position`, inside it or behind it; no older ones.
     rows
         Metric rows logged since the attempt's previous checkpoint.
     nonfinite

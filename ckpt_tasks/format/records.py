@@ -198,7 +198,8 @@ class CommitRecord(Record, frozen=True, kw_only=True):
     lineage
         From this attempt back, `LINEAGE_ENTRIES` at most.
     metrics
-        The latest value of each metric at this position.
+        Values logged for its own step, inside that step or behind it. Never older ones: they
+        were measured on other weights, and would speak of these as if they were theirs.
     nonfinite
         Names of parameters that held NaN or infinity: the checkpoint is unhealthy, and no
         retry starts from it.

@@ -1,6 +1,7 @@
 """Registry protocol. Implementations live under `ckpt_tasks.integrations`."""
 
 from ckpt_tasks.registry.base import (
+    AliasHolder,
     Registration,
     Registry,
     RegistryRunIds,
@@ -10,6 +11,7 @@ from ckpt_tasks.registry.base import (
 from ckpt_tasks.registry.loading import load_registry
 
 __all__ = [
+    "AliasHolder",
     "Registration",
     "Registry",
     "RegistryRunIds",

@@ -16,7 +16,14 @@ import msgspec
 from ckpt_tasks.format.records import CommitRecord, RegistryRunIds
 from ckpt_tasks.types import MetricRow, Scalar
 
-__all__ = ["Registry", "RegistryRunIds", "RunDescription", "RunStatus", "Registration"]
+__all__ = [
+    "AliasHolder",
+    "Registration",
+    "Registry",
+    "RegistryRunIds",
+    "RunDescription",
+    "RunStatus",
+]
 
 RunStatus = Literal["running", "finished", "failed", "stopped"]
 
@@ -51,6 +58,25 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     registered_model: str
     version: str
     run_id: str
+
+
+class AliasHolder(msgspec.Struct, frozen=True, kw_only=True):
+    """The version that an alias points at, of whatever run.
+
+    Parameters
+    ----------
+    run_id
+        Of the run in the registry.
+    checkpoint
+        ``None`` where the version is no checkpoint of this package.
+    value
+        Of the metric that was asked for, as the checkpoint's commit record has it; ``None``
+        where it is not known.
+    """
+
+    run_id: str
+    checkpoint: str | None
+    value: float | None
 
 
 class Registry(ABC):
@@ -130,6 +156,14 @@ class Registry(ABC):
     @abstractmethod
     def set_alias(self, alias: str, registration: Registration) -> None:
         """Point `alias` at a registered checkpoint; the name is sanitised by the registry."""
+
+    @abstractmethod
+    def alias_holder(self, alias: str, metric: str) -> AliasHolder | None:
+        """What `alias` of the run's registered model points at, be it of another run.
+
+        ``None`` where nothing holds it, or no longer. The value of `metric` must be known for
+        checkpoints registered while `RegistryConfig.best` named that metric.
+        """
 
     @abstractmethod
     def write_note(self, text: str) -> None:

@@ -9,16 +9,17 @@ from typing import ClassVar
 
 import msgspec
 
-from ckpt_tasks.errors import RegistryError
+from ckpt_tasks.errors import RegistryError, RegistryRefusedError
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.registry import (
+    AliasHolder,
     Registration,
     Registry,
     RegistryRunIds,
     RunDescription,
     RunStatus,
 )
-from ckpt_tasks.types import MetricRow
+from ckpt_tasks.types import MetricRow, Number
 
 __all__ = ["MemoryRegistry", "MemoryRun", "RegistryMemory"]
 
@@ -42,6 +43,8 @@ class RegistryMemory:
         Set to False, and every call of every registry raises `RegistryError`.
     runs, versions, aliases
         Runs by id, registered checkpoints in order, versions by alias.
+    metrics
+        Of the checkpoints, by version.
     """
 
     def __init__(self) -> None:
@@ -49,6 +52,7 @@ class RegistryMemory:
         self.runs: dict[str, MemoryRun] = {}
         self.versions: list[Registration] = []
         self.aliases: dict[str, str] = {}
+        self.metrics: dict[str, dict[str, Number]] = {}
         self._numbers = itertools.count(1)
 
     def new_run(self, description: RunDescription) -> str:
@@ -126,7 +130,7 @@ class MemoryRegistry(Registry):
     def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
         found = self.registered().get(record.id)
         if found is None:
-            version = str(len(self._memory.versions) + 1)
+            version = str(len(self._memory.metrics) + 1)
             found = Registration(
                 checkpoint=record.id,
                 model_id=f"model-{version}",
@@ -135,11 +139,25 @@ class MemoryRegistry(Registry):
                 run_id=str(self._run_id),
             )
             self._memory.versions.append(found)
+            self._memory.metrics[version] = dict(record.metrics)
         return found
 
     def set_alias(self, alias: str, registration: Registration) -> None:
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", alias)
-        self._reach().aliases[name] = registration.version
+        if registration not in self._reach().versions:
+            raise RegistryRefusedError(f"version {registration.version} was deleted")
+        self._memory.aliases[_alias(alias)] = registration.version
+
+    def alias_holder(self, alias: str, metric: str) -> AliasHolder | None:
+        version = self._reach().aliases.get(_alias(alias))
+        held = [one for one in self._memory.versions if one.version == version]
+        if not held:
+            return None
+        value = self._memory.metrics[held[0].version].get(metric)
+        return AliasHolder(
+            run_id=held[0].run_id,
+            checkpoint=held[0].checkpoint,
+            value=None if value is None else float(value),
+        )
 
     def write_note(self, text: str) -> None:
         self._run().note = text
@@ -173,3 +191,7 @@ class MemoryRegistry(Registry):
         if self._run_id is None:
             raise RegistryError("no run is open; call open_run first")
         return memory.runs[self._run_id]
+
+
+def _alias(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)

@@ -23,10 +23,19 @@ from typing import Any
 
 import pytest
 
+from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import RegistryError
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.records import CommitRecord, IndexRef, LineageEntry
-from ckpt_tasks.registry import Registration, Registry, RegistryRunIds, RunDescription, RunStatus
+from ckpt_tasks.registry import (
+    AliasHolder,
+    Registration,
+    Registry,
+    RegistryRunIds,
+    RunDescription,
+    RunStatus,
+)
+from ckpt_tasks.registry.best import BEST, BestAlias
 from ckpt_tasks.types import CheckpointId, MetricRow, Position
 
 __all__ = ["RegistryTests", "example_description", "example_record"]
@@ -332,6 +341,45 @@ class RegistryTests(ABC):
         for registration in (first, first, second, second):
             registry.set_alias(alias, registration)
             assert self.alias(alias) == registration.version
+
+    def test_alias_tells_what_it_points_at(self) -> None:
+        """Any process, also of another run, learns the checkpoint under an alias, its run, and
+        its value of a metric; of a metric that it lacks, None; of an alias that is free, None.
+        """
+        description = example_description()
+        registry, run_id = self.opened(description)
+        alias = f"best {description.uid}"
+        assert registry.alias_holder(alias, "loss") is None
+        registry.log_metrics(rows_of("loss", [0.25], first_step=100))
+        record = example_record(description, 100, metrics={"loss": 0.25})
+        registry.set_alias(alias, self.register(registry, record))
+        other, _ = self.opened(example_description())
+        for reader in (registry, other):
+            assert reader.alias_holder(alias, "loss") == AliasHolder(
+                run_id=run_id, checkpoint=record.id, value=0.25
+            )
+            held = reader.alias_holder(alias, "accuracy")
+            assert held is not None
+            assert held.value is None
+
+    def test_best_is_never_taken_by_a_worse_run(self) -> None:
+        """The alias is one for all runs: it moves to another run's checkpoint only where that is
+        better, whether the run began before or after; equal ones leave it.
+        """
+        metric = f"loss-{uuid.uuid4().hex[:6]}"  # the alias may stand from another test
+        config = RegistryConfig(best=f"{metric}:min")
+        pointed = []
+        for value in (1.0, 9.0, 1.0, 0.5, 0.7):
+            description = example_description()
+            registry, run_id = self.opened(description)
+            registry.log_metrics(rows_of(metric, [value], first_step=100))
+            record = example_record(description, 100, metrics={metric: value})
+            registration = self.register(registry, record)
+            best = BestAlias(registry, config, run_id=run_id, attempt=1)
+            assert best.consider(record)
+            best.move()
+            pointed.append(self.alias(BEST) == registration.version)
+        assert pointed == [True, False, False, True, False]
 
     @pytest.mark.parametrize("alias", ["resume-a b/ü@1", "latest", "v12", "x" * 400])
     def test_any_alias(self, alias: str) -> None:

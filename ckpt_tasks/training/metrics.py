@@ -17,7 +17,7 @@ __all__ = ["MetricBuffer"]
 Row = tuple[str, Number, int, int]
 
 _JOURNAL_ROWS = 100_000  # what came before these has long been published
-_LATEST_KEYS = 500
+_RECORDED_KEYS = 500  # a commit record is small
 
 
 class MetricBuffer:
@@ -29,8 +29,9 @@ class MetricBuffer:
         self._journal: deque[Row] = deque(maxlen=_JOURNAL_ROWS)
         self._step = 0
         self._logged: set[str] = set()
-        self.latest: dict[str, Number] = {}
-        """The latest value of each key, for the commit record."""
+        self.of_step: dict[str, Number] = {}
+        """What was logged for the last step that was closed, as far as drained: a commit record's
+        metrics. Never older values, which were measured on other weights."""
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Keep `values` for the step under way; a key given twice keeps its last value."""
@@ -46,6 +47,7 @@ class MetricBuffer:
         if step != self._step:
             self._step = step
             self._logged.clear()
+            self.of_step.clear()
         dropped = []
         for key, (value, time_ms) in self._open.items():
             if key in self._logged:
@@ -73,9 +75,9 @@ class MetricBuffer:
         ]
         self._unsent.clear()
         self._journal.extend(rows)
-        for key, value, _, _ in rows:
-            if key in self.latest or len(self.latest) < _LATEST_KEYS:
-                self.latest[key] = value
+        for key, value, step, _ in rows:
+            if step == self._step and len(self.of_step) < _RECORDED_KEYS:
+                self.of_step[key] = value
         return rows
 
     def journal(self) -> list[Row]:
@@ -86,17 +88,17 @@ class MetricBuffer:
         """A checkpoint holds them now."""
         self._journal.clear()
 
-    def restore(self, latest: Mapping[str, Number], step: int, logged: Iterable[str]) -> None:
+    def restore(self, of_step: Mapping[str, Number], step: int, logged: Iterable[str]) -> None:
         """Start from what a checkpoint knew.
 
         Parameters
         ----------
-        latest
-            The latest value of each key.
+        of_step
+            The metrics that it recorded.
         step, logged
             Its step, and the keys that had a value for it.
         """
-        self.latest = dict(latest)
+        self.of_step = dict(of_step)
         self._step = step
         self._logged = set(logged)
 

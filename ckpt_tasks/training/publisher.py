@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints, read_checkpoints
 from ckpt_tasks.checkpointer.marks import marked
@@ -41,6 +41,7 @@ from ckpt_tasks.registry.base import (
     RunDescription,
     RunStatus,
 )
+from ckpt_tasks.registry.best import BestAlias
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.training.story import tell_story
@@ -103,7 +104,8 @@ class Publisher:
         self._replayed: dict[str, dict[int, float]] = {}
         self._compared = self._diverged = 0
         self._diverged_keys: set[str] = set()
-        self._best: float | None = None
+        self._best: BestAlias | None = None
+        self._logged: set[str] = set()
         self._resume_age = (0, 0)
         self._open = False
         self._story_due = 0.0
@@ -111,6 +113,7 @@ class Publisher:
     # -- what happened, from the trainer's events ----------------------------------------------
 
     def add_rows(self, rows: Sequence[Row]) -> None:
+        self._logged.update(key for key, *_ in rows)
         self._rows.extend(
             MetricRow(key, float(value), step, time_ms) for key, value, step, time_ms in rows
         )
@@ -143,6 +146,9 @@ class Publisher:
         self._fence.check()
         self._tell()
         self._registry.end_run(status)
+        unmet = self._best.unmet(self._logged) if self._best is not None else None
+        if unmet is not None:
+            self._on_event(Warned(message=unmet))
 
     def _tell(self) -> None:
         story = tell_story(self._store, self._layout)
@@ -206,16 +212,16 @@ class Publisher:
         rows: list[MetricRow] = []
         missing: list[CheckpointId] = []
         newest: CommitRecord | None = None
-        best: CommitRecord | None = None
+        best = self._best_alias(damaged)
         for checkpoint in reversed(valid):
             record = records[checkpoint]
             if isinstance(record, CkptTasksError) or checkpoint in damaged:
                 continue  # recovery has reported it
-            best = record if self._consider_best(record) else best
             if record.id not in self._registered:
                 missing.append(checkpoint)
-            elif not record.nonfinite:
-                newest = record
+            else:
+                best.consider(record)
+                newest = newest if record.nonfinite else record
             own = self._follows and checkpoint.attempt == self._fence.attempt
             if not own and record.position.step >= newest_sent:
                 rows += self._journal(record)
@@ -224,8 +230,19 @@ class Publisher:
         # Their registrar may have died before it moved the aliases.
         if newest is not None:
             self._move_resume_alias(newest, self._registered[newest.id])
-        if best is not None and best.id in self._registered:
-            self._registry.set_alias("best", self._registered[best.id])
+        best.move()
+        self._best = best
+
+    def _best_alias(self, damaged: Iterable[CheckpointId]) -> BestAlias:
+        assert self._ids is not None
+        best = BestAlias(
+            self._registry,
+            self._config,
+            run_id=self._ids.run_id,
+            attempt=self._fence.attempt,
+        )
+        best.exclude(damaged)
+        return best
 
     def _journal(self, record: CommitRecord) -> list[MetricRow]:
         """The metrics that a checkpoint kept, with the time stamps they had."""
@@ -325,8 +342,9 @@ class Publisher:
         uri = f"{self._store.url.rstrip('/')}/{path}"
         registration = self._registry.register(record, uri=uri, manifest=manifest)
         self._move_resume_alias(record, registration)
-        if self._consider_best(record):
-            self._registry.set_alias("best", registration)
+        assert self._best is not None
+        if self._best.consider(record):
+            self._best.move()
         self._registered[record.id] = registration  # last: what fails above is repeated
         self._on_event(
             CheckpointRegistered(
@@ -345,15 +363,3 @@ class Publisher:
             return
         self._registry.set_alias(f"resume-{self._layout.run}", registration)
         self._resume_age = age
-
-    def _consider_best(self, record: CommitRecord) -> bool:
-        """Whether this checkpoint is the best so far; remembers it if so."""
-        if self._config.best is None or record.nonfinite:
-            return False
-        key, _, mode = self._config.best.partition(":")
-        value = float(record.metrics.get(key, "nan"))
-        sign = -1.0 if mode == "max" else 1.0
-        if value != value or (self._best is not None and sign * value > sign * self._best):
-            return False
-        self._best = value
-        return True

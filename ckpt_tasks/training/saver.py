@@ -225,7 +225,7 @@ class Saver:
         request = SaveRequest(
             position=position,
             decision=decision,
-            metrics=self._metrics.latest,
+            metrics=dict(self._metrics.of_step),
             rows=self._metrics.journal(),
             nonfinite=state.nonfinite,
             exact=self._exact(),

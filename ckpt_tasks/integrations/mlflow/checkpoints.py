@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
+from ckpt_tasks.integrations.mlflow.aliases import CHECKPOINT_TAG, value_tags
 from ckpt_tasks.integrations.mlflow.connection import Connection, error_code
 from ckpt_tasks.integrations.mlflow.description import (
     checkpoint_description,
@@ -35,7 +36,6 @@ from ckpt_tasks.registry import Registration, RegistryRunIds
 
 __all__ = ["Checkpoints"]
 
-_CHECKPOINT_TAG = "ckpt.checkpoint"
 _VERSIONS_TAG = "mlflow.modelVersions"  # what a logged model's page links to
 _PAGE = 200
 
@@ -53,6 +53,8 @@ class Checkpoints:
         The run's metrics.
     hyperparameter_tags
         Hyperparameters that become tags of a version; ``None`` for the first few.
+    best_metric
+        The metric that the alias ``best`` follows.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Checkpoints:
         run: str,
         metrics: RunMetrics,
         hyperparameter_tags: list[str] | None,
+        best_metric: str | None,
     ) -> None:
         self._connection = connection
         self._ids = ids
@@ -71,6 +74,7 @@ class Checkpoints:
         self._run = run
         self._metrics = metrics
         self._hyperparameter_tags = hyperparameter_tags
+        self._best_metric = best_metric
         self._outputs: set[str] | None = None
         self._has_registered_model = False
 
@@ -81,9 +85,9 @@ class Checkpoints:
     def registered(self) -> dict[str, Registration]:
         """Every checkpoint of the run that has a version, by checkpoint id."""
         checkpoints = {
-            model.model_id: model.tags[_CHECKPOINT_TAG]
+            model.model_id: model.tags[CHECKPOINT_TAG]
             for model in self._logged_models(f"tags.`{UID_TAG}` = '{self._uid}'")
-            if model.status == LoggedModelStatus.READY and _CHECKPOINT_TAG in model.tags
+            if model.status == LoggedModelStatus.READY and CHECKPOINT_TAG in model.tags
         }
         found: dict[str, Registration] = {}
         for version in self._versions(f"run_id = '{self._ids.run_id}'"):
@@ -109,14 +113,6 @@ class Checkpoints:
             model, version = self._make_version(record, model, uri=uri, manifest=manifest)
         self._link_version(model, version)
         return self._registration(record.id, version)
-
-    def set_alias(self, alias: str, registration: Registration) -> None:
-        """Point an alias at a version; nothing is written when it points there already."""
-        name, version = registration.registered_model, str(registration.version)
-        alias = names.alias(alias)
-        aliases = self._client.get_registered_model(name).aliases
-        if str(aliases.get(alias)) != version:
-            self._client.set_registered_model_alias(name, alias, version)
 
     def _find(
         self, record: CommitRecord, own: ModelVersion | None = None
@@ -153,7 +149,7 @@ class Checkpoints:
     def _models_of(self, record: CommitRecord) -> list[LoggedModel]:
         """The checkpoint's logged models: complete ones first, then the oldest."""
         of_checkpoint = (
-            f"tags.`{UID_TAG}` = '{self._uid}' AND tags.`{_CHECKPOINT_TAG}` = '{record.id}'"
+            f"tags.`{UID_TAG}` = '{self._uid}' AND tags.`{CHECKPOINT_TAG}` = '{record.id}'"
         )
         return sorted(
             self._logged_models(of_checkpoint),
@@ -172,7 +168,8 @@ class Checkpoints:
                 "mlflow.model.isExternal": "true",
                 UID_TAG: self._uid,
                 "ckpt.run": names.text_value(self._run, names.MAX_TAG),
-                _CHECKPOINT_TAG: record.id,
+                CHECKPOINT_TAG: record.id,
+                **value_tags(record.metrics, self._best_metric),
                 NOTE_TAG: self._description(record, uri=uri, manifest=manifest),
                 **user_tags(),
             },

@@ -11,6 +11,7 @@ from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import ConfigError, RegistryError
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
+from ckpt_tasks.integrations.mlflow.aliases import Aliases
 from ckpt_tasks.integrations.mlflow.checkpoints import Checkpoints
 from ckpt_tasks.integrations.mlflow.connection import Connection
 from ckpt_tasks.integrations.mlflow.links import page_links
@@ -18,12 +19,14 @@ from ckpt_tasks.integrations.mlflow.metrics import RunMetrics
 from ckpt_tasks.integrations.mlflow.note import NOTE_TAG, merged_note
 from ckpt_tasks.integrations.mlflow.runs import Runs
 from ckpt_tasks.registry import (
+    AliasHolder,
     Registration,
     Registry,
     RegistryRunIds,
     RunDescription,
     RunStatus,
 )
+from ckpt_tasks.registry.best import best_metric
 from ckpt_tasks.types import MetricRow
 
 __all__ = ["MlflowRegistry"]
@@ -66,6 +69,7 @@ class MlflowRegistry(Registry):
         self._ids: RegistryRunIds | None = None
         self._metrics: RunMetrics | None = None
         self._checkpoints: Checkpoints | None = None
+        self._aliases: Aliases | None = None
 
     def find_run(self, description: RunDescription) -> RegistryRunIds | None:
         with self._connection.doing(f"search the run {description.run!r}"):
@@ -98,7 +102,9 @@ class MlflowRegistry(Registry):
             run=description.run,
             metrics=self._metrics,
             hyperparameter_tags=self._config.hyperparameter_tags,
+            best_metric=best_metric(self._config),
         )
+        self._aliases = Aliases(self._connection, ids.registered_model)
         self._ids = ids
 
     def high_water(self) -> dict[str, int]:
@@ -123,7 +129,11 @@ class MlflowRegistry(Registry):
 
     def set_alias(self, alias: str, registration: Registration) -> None:
         with self._connection.doing(f"point {alias!r} at version {registration.version}"):
-            _opened(self._checkpoints).set_alias(alias, registration)
+            _opened(self._aliases).set(alias, registration)
+
+    def alias_holder(self, alias: str, metric: str) -> AliasHolder | None:
+        with self._connection.doing(f"tell what {alias!r} points at"):
+            return _opened(self._aliases).holder(alias, metric)
 
     def write_note(self, text: str) -> None:
         with self._connection.doing("take the run's description"):

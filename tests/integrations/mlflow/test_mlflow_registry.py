@@ -205,6 +205,35 @@ def test_half_registered_is_not_listed(
     assert list(registry.registered()) == [record.id]
 
 
+def test_best_is_compared_by_the_checkpoints_own_value(uri: str, client: MlflowClient) -> None:
+    """A step done again keeps the run's first row, so the logged model shows no metric; its
+    checkpoint's own value is known all the same, and not once the logged model is deleted.
+    """
+    description = example_description()
+    registry = opened(uri, description, registered_model="by value", best="loss:min")
+    registry.log_metrics(rows_of("loss", [0.5], first_step=100))
+    record = example_record(description, 100, metrics={"loss": 0.25})
+    registration = registered(registry, record)
+    registry.set_alias("best", registration)
+    other = opened(uri, example_description(), registered_model="by value")
+    held = other.alias_holder("best", "loss")
+    assert held is not None
+    assert (held.checkpoint, held.value) == (record.id, 0.25)
+    client.delete_logged_model(registration.model_id)
+    assert other.alias_holder("best", "loss") is None
+
+
+def test_a_version_that_is_no_checkpoint_has_no_value(uri: str, client: MlflowClient) -> None:
+    """Somebody may have pointed the alias at a model of their own."""
+    registry = opened(uri, example_description(), registered_model="mixed")
+    client.create_registered_model("mixed")
+    version = client.create_model_version("mixed", source="s3://bucket/model")
+    client.set_registered_model_alias("mixed", "best", version.version)
+    held = registry.alias_holder("best", "loss")
+    assert held is not None
+    assert (held.checkpoint, held.value) == (None, None)
+
+
 def test_note_keeps_the_users_text(uri: str, client: MlflowClient) -> None:
     """What a user wrote into the run's description survives ours."""
     description = example_description()

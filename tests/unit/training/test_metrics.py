@@ -61,31 +61,43 @@ def test_open_values_can_be_forgotten(buffer: MetricBuffer) -> None:
     assert buffer.logged == []
 
 
-def test_the_latest_values_are_those_sent(buffer: MetricBuffer) -> None:
-    """Each key's last value, as records can hold it."""
-    for step, value in enumerate([1.0, math.inf, -math.inf, math.nan], start=1):
-        buffer.log({f"loss{step}": value, "last": step})
-        buffer.close_step(step)
-    assert buffer.latest == {}
-    buffer.drain()
-    assert buffer.latest == {
-        "loss1": 1.0,
-        "loss2": "inf",
-        "loss3": "-inf",
-        "loss4": "nan",
-        "last": 4.0,
-    }
-
-
-def test_the_latest_values_are_limited(buffer: MetricBuffer) -> None:
-    """A commit record is small: known keys go on being updated, further ones are not added."""
-    buffer.log({f"key-{number:03d}": 1 for number in range(500)})
+def test_a_record_has_the_values_of_its_own_step(buffer: MetricBuffer) -> None:
+    """What was logged for the step that was closed last, as records can hold it, and no older
+    value, whenever rows are sent.
+    """
+    buffer.log({"val_loss": 3.0, "old": 1.0})
     buffer.close_step(1)
-    buffer.log({"key-000": 2, "one too many": 2})
+    buffer.drain()
+    assert buffer.of_step == {"val_loss": 3.0, "old": 1.0}
+    buffer.log({"val_loss": 2.0})
     buffer.close_step(2)
-    assert len(_sent(buffer)) == 502
-    assert len(buffer.latest) == 500
-    assert buffer.latest["key-000"] == 2.0
+    buffer.log({"a": 1.0, "b": math.inf, "c": -math.inf, "d": math.nan})
+    buffer.close_step(3)
+    assert buffer.of_step == {}
+    buffer.drain()
+    assert buffer.of_step == {"a": 1.0, "b": "inf", "c": "-inf", "d": "nan"}
+    buffer.close_step(4)
+    buffer.drain()
+    assert buffer.of_step == {}
+
+
+def test_a_record_has_what_was_logged_behind_its_step(buffer: MetricBuffer) -> None:
+    """An epoch's last code logs for the step before it: its save holds both."""
+    buffer.log({"loss": 2.0})
+    buffer.close_step(20)
+    buffer.drain()
+    buffer.log({"val_loss": 3.0})
+    buffer.close_step(20)
+    buffer.drain()
+    assert buffer.of_step == {"loss": 2.0, "val_loss": 3.0}
+
+
+def test_the_values_of_a_record_are_limited(buffer: MetricBuffer) -> None:
+    """A commit record is small: further keys are sent, and not recorded."""
+    buffer.log({f"key-{number:03d}": 1 for number in range(501)})
+    buffer.close_step(1)
+    assert len(_sent(buffer)) == 501
+    assert len(buffer.of_step) == 500
 
 
 def test_the_journal_holds_what_no_checkpoint_holds(buffer: MetricBuffer) -> None:
@@ -99,12 +111,16 @@ def test_the_journal_holds_what_no_checkpoint_holds(buffer: MetricBuffer) -> Non
 
 
 def test_a_restored_buffer_knows_what_was_logged(buffer: MetricBuffer) -> None:
-    """A value for the checkpoint's own step is not logged again; latest values go on."""
+    """A value for the checkpoint's own step is not logged again; its record had them all."""
     buffer.restore({"loss": 2.0, "lr": 0.1}, 7, ["loss"])
     buffer.log({"loss": 9.0, "late": 1.0})
     assert buffer.close_step(7) == ["loss"]
     assert _sent(buffer) == [("late", 1.0, 7)]
-    assert buffer.latest == {"loss": 2.0, "lr": 0.1, "late": 1.0}
+    assert buffer.of_step == {"loss": 2.0, "lr": 0.1, "late": 1.0}
+    buffer.log({"loss": 1.0})
+    assert buffer.close_step(8) == []
+    buffer.drain()
+    assert buffer.of_step == {"loss": 1.0}
 
 
 @pytest.mark.parametrize(

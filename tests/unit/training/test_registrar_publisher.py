@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 from support.made_runs import MadeRun
 
+from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import RegistryError, RegistryRefusedError, StaleAttemptError
 from ckpt_tasks.events import CheckpointRegistered, Event, MetricsReplayed, Warned
@@ -15,7 +16,7 @@ from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.registry.base import Registration, Registry, RunDescription
 from ckpt_tasks.testing import FakeClock, MemoryRegistry, RegistryMemory
 from ckpt_tasks.training.publisher import Publisher
-from ckpt_tasks.types import CheckpointId, MetricRow
+from ckpt_tasks.types import CheckpointId, MetricRow, Number
 
 
 @pytest.fixture
@@ -298,6 +299,89 @@ def test_a_lost_best_alias_is_caught_up(run: MadeRun, memory: RegistryMemory) ->
     del memory.aliases["best"]
     _publisher(run, memory, attempt.number, best="loss:min").publish()
     assert _aliased(memory, "best") == str(best)
+
+
+def _publish(run: MadeRun, memory: RegistryMemory, *losses: float, mode: str = "min") -> list[str]:
+    """An attempt of `run` that saves these, published; ids of its checkpoints."""
+    attempt = run.begin()
+    start = 10 * attempt.number
+    saved = [attempt.save(start + n, metrics={"loss": loss}) for n, loss in enumerate(losses)]
+    publisher = _publisher(run, memory, attempt.number, best=f"loss:{mode}")
+    publisher.publish()
+    publisher.end("finished")
+    return _texts(*saved)
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_a_later_run_never_takes_best_for_a_worse_value(
+    memory: RegistryMemory, mode: str, sign: int
+) -> None:
+    """The alias is one for all runs of a registered model; a better value of any run takes it."""
+    first, second = MadeRun(name="b1"), MadeRun(name="b2")
+    best, _ = _publish(first, memory, sign * 1.0, sign * 2.0, mode=mode)
+    _publish(second, memory, sign * 9.0, sign * 1.0, mode=mode)
+    (holder,) = [v for v in memory.versions if v.version == memory.aliases["best"]]
+    assert (holder.checkpoint, holder.run_id) == (best, "run-1")
+    better, _ = _publish(second, memory, sign * 0.5, sign * 0.8, mode=mode)
+    (holder,) = [v for v in memory.versions if v.version == memory.aliases["best"]]
+    assert (holder.checkpoint, holder.run_id) == (better, "run-2")
+
+
+def test_best_stays_after_a_resume(run: MadeRun, memory: RegistryMemory) -> None:
+    """Later attempts move it neither for worse nor for equal values."""
+    best = _publish(run, memory, 1.0, 3.0)[0]
+    _publish(run, memory, 1.0, 2.0)
+    assert _aliased(memory, "best") == best
+
+
+def test_best_whose_version_was_deleted(run: MadeRun, memory: RegistryMemory) -> None:
+    """The best of the checkpoints that are still registered takes its place."""
+    attempt = run.begin()
+    saved = [attempt.save(step, metrics={"loss": float(step)}) for step in (1, 2, 3)]
+    publisher = _publisher(run, memory, attempt.number, best="loss:min")
+    publisher.publish()
+    for step, deleted in enumerate(saved[:2], start=1):
+        memory.versions[:] = [v for v in memory.versions if v.checkpoint != str(deleted)]
+        if step == 1:
+            del memory.aliases["best"]  # it goes with its version
+        publisher.add_commit(str(attempt.save(10 + step, metrics={"loss": 9.0})))
+        publisher.publish()
+        assert _aliased(memory, "best") == str(saved[step])
+
+
+def test_best_leaves_a_damaged_checkpoint(run: MadeRun, memory: RegistryMemory) -> None:
+    """Weights that cannot be loaded are no longer the best ones."""
+    best, second = _publish(run, memory, 1.0, 2.0)
+    mark(run.store, run.layout, "quarantined", CheckpointId.parse(best), why="bits", by="a test")
+    _publish(run, memory, 5.0)
+    assert _aliased(memory, "best") == second
+
+
+@pytest.mark.parametrize(
+    ("recorded", "logged", "told"),
+    [({}, "val_loss", True), ({"val_loss": 1.0}, "val_loss", False), ({}, "loss", False)],
+)
+def test_a_best_that_no_checkpoint_can_be_is_told(
+    run: MadeRun,
+    memory: RegistryMemory,
+    recorded: dict[str, Number],
+    logged: str,
+    *,
+    told: bool,
+) -> None:
+    """Where its metric was logged, but never for a step that was saved, the end of the attempt
+    says so once, and what to set.
+    """
+    attempt = run.begin()
+    events: list[Event] = []
+    publisher = _publisher(run, memory, attempt.number, events, best="val_loss:min")
+    publisher.add_rows([(logged, 1.0, 20, 1000)])
+    publisher.add_commit(str(attempt.save(21, metrics=recorded)))
+    publisher.publish()
+    publisher.end("finished")
+    warnings = [event.message for event in events if isinstance(event, Warned)]
+    assert len(warnings) == told
+    assert all("every_epochs = 1" in warning for warning in warnings)
 
 
 def test_replayed_rows_are_compared_not_sent(run: MadeRun, memory: RegistryMemory) -> None:
