@@ -6,7 +6,7 @@ This is the trainer's body; `ckpt_tasks.training.trainer` runs it as a process o
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,10 @@ from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.schedule.policy import policy_from_config
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
-from ckpt_tasks.training.hyperparameters import recorded_hyperparameters
+from ckpt_tasks.training.hyperparameters import (
+    changed_hyperparameters,
+    recorded_hyperparameters,
+)
 from ckpt_tasks.training.run import TrainingRun
 from ckpt_tasks.training.saver import TrainingStopped
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
@@ -172,6 +175,13 @@ class AttemptRunner:
                 lost_steps=self._lost_steps(store, attempt, recovered),
             )
         )
+        if record is not None:
+            self._warn_of_changes(record.hyperparameters)
+
+    def _warn_of_changes(self, before: Mapping[str, Scalar]) -> None:
+        changes = changed_hyperparameters(before, self._hyperparameters)
+        if changes is not None:
+            self._on_event(Warned(message=changes))
 
     def _lost_steps(self, store: Store, attempt: Attempt, recovered: Recovered) -> int:
         """Steps that the attempt before this one is known to have done in vain."""

@@ -10,8 +10,9 @@ from typing import Any
 from ckpt_tasks.masking import flatten_hyperparameters
 from ckpt_tasks.types import Scalar
 
-__all__ = ["recorded_hyperparameters"]
+__all__ = ["changed_hyperparameters", "recorded_hyperparameters"]
 
+_MAX_SHOWN = 80  # characters of a value, in a sentence about it
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -26,6 +27,44 @@ def recorded_hyperparameters(
     _, *parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return flatten_hyperparameters(_stable({**defaults, **params}))
+
+
+def changed_hyperparameters(
+    before: Mapping[str, Scalar], today: Mapping[str, Scalar]
+) -> str | None:
+    """Which hyperparameters differ from the checkpoint's, and what that means for people.
+
+    Parameters
+    ----------
+    before, today
+        As `recorded_hyperparameters` gives them: masked.
+
+    Returns
+    -------
+    str or None
+        A sentence for each that differs, and one about what was restored; ``None`` where nothing
+        differs.
+    """
+    changes = [
+        *(
+            f"{name} was {_shown(before[name])} and is {_shown(value)} now"
+            for name, value in today.items()
+            if name in before and before[name] != value
+        ),
+        *(f"{name} is new: {_shown(today[name])}" for name in today if name not in before),
+        *(f"{name} was {_shown(before[name])} and is gone" for name in before if name not in today),
+    ]
+    if not changes:
+        return None
+    return (
+        f"hyperparameters differ from the checkpoint's: {'; '.join(changes)}. What was restored "
+        "(optimizer, schedules) keeps the old value: set it after track() if the new one is meant"
+    )
+
+
+def _shown(value: Scalar) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _stable(value: Any) -> Any:

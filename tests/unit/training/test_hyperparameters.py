@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import os
@@ -11,9 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from ckpt_tasks.training.hyperparameters import recorded_hyperparameters
+from ckpt_tasks.config import CheckpointConfig, ScheduleConfig, StoreConfig
+from ckpt_tasks.events import Event, Warned
+from ckpt_tasks.training.attempt import AttemptRunner
+from ckpt_tasks.training.hyperparameters import changed_hyperparameters, recorded_hyperparameters
+from ckpt_tasks.training.run import TrainingRun
+from ckpt_tasks.training.spec import TrainSpec
 
 
 class Augmentation:
@@ -117,3 +124,60 @@ def test_another_process_records_the_same() -> None:
     }
     assert len(told) == 1
     assert "0x" not in told.pop()
+
+
+def test_changes_are_told_by_name_with_both_values() -> None:
+    """Changed, new and missing ones; a long value is cut, and equal ones are not named."""
+    before = {"lr": 0.003, "name": "a" * 200, "key": "***", "old": None, "epochs": 3}
+    today = {"lr": 0.01, "name": "b", "key": "***", "epochs": 3, "width": 8}
+
+    told = changed_hyperparameters(before, today)
+
+    assert told is not None
+    said, _, advice = told.partition(". What was restored ")
+    assert said.removeprefix("hyperparameters differ from the checkpoint's: ").split("; ") == [
+        "lr was 0.003 and is 0.01 now",
+        f"name was '{'a' * 79}... and is 'b' now",
+        "width is new: 8",
+        "old was None and is gone",
+    ]
+    assert "keeps the old value: set it after track()" in advice
+
+
+def test_what_has_not_changed_is_not_told() -> None:
+    """A type that means the same number is no change."""
+    assert changed_hyperparameters({"lr": 1}, {"lr": 1.0}) is None
+
+
+def test_a_resume_with_another_learning_rate_is_warned_of_once() -> None:
+    """The restored optimizer keeps the old rate; the attempt after that is not warned again."""
+    rates: list[float] = []
+
+    def train(run: TrainingRun, lr: float) -> None:
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=lr)
+        run.track(optimizer=optimizer)
+        rates.append(optimizer.param_groups[0]["lr"])
+        for _ in run.epochs(3):
+            if run.epoch == run.attempt:
+                raise RuntimeError("dies")
+
+    def attempt(lr: float) -> list[str]:
+        events: list[Event] = []
+        spec = TrainSpec(
+            entrypoint="tests:train",
+            run="changed",
+            params={"lr": lr},
+            invocation="one",
+            config=CheckpointConfig(
+                store=StoreConfig(url="memory://changed"), schedule=ScheduleConfig(every_epochs=1)
+            ),
+        )
+        with contextlib.suppress(RuntimeError):
+            AttemptRunner(spec, events.append).execute(train)
+        return [event.message for event in events if isinstance(event, Warned)]
+
+    assert attempt(0.003) == []
+    (told,) = attempt(0.01)
+    assert "lr was 0.003 and is 0.01 now" in told
+    assert attempt(0.01) == []
+    assert rates == [0.003, 0.003, 0.003]
