@@ -15,6 +15,7 @@ import click
 from ckpt_tasks import __version__
 from ckpt_tasks.errors import CkptTasksError
 from ckpt_tasks.masking import mask_text
+from ckpt_tasks.stdio import open_standard_streams
 from ckpt_tasks.suggest import did_you_mean
 from ckpt_tasks.types import EXIT_FAILED, EXIT_USAGE
 
@@ -91,6 +92,7 @@ def _cli(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with a code of `ckpt_tasks.types`."""
+    open_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(_run(given))
 

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import click
+import msgspec
 
 from ckpt_tasks.checkpointer.catalog import (
     CheckpointView,
@@ -14,6 +15,7 @@ from ckpt_tasks.checkpointer.catalog import (
     list_runs,
     view_run,
 )
+from ckpt_tasks.checkpointer.files import TensorFile, list_files
 from ckpt_tasks.cli.options import (
     as_json,
     configure,
@@ -21,9 +23,11 @@ from ckpt_tasks.cli.options import (
     split_checkpoint,
     store_options,
 )
-from ckpt_tasks.cli.tables import age_or_dash, mebibytes, table
-from ckpt_tasks.errors import CheckpointNotFoundError
+from ckpt_tasks.cli.tables import age_or_dash, table
+from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError
+from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.suggest import did_you_mean
 
@@ -104,7 +108,7 @@ def _checkpoint_row(checkpoint: CheckpointView, newest: CheckpointView | None) -
         checkpoint.id,
         str(record.position.epoch),
         str(record.position.step),
-        mebibytes(record.size),
+        readable_size(record.size),
         record.trigger,
         standing,
         age_or_dash(record.created_at),
@@ -116,15 +120,30 @@ def _checkpoint_row(checkpoint: CheckpointView, newest: CheckpointView | None) -
 @store_options
 @json_option
 def show(run: str, store: str | None, config_file: Path | None, json_output: bool) -> None:
-    """Show a run with its attempts, or one of its checkpoints."""
+    """Show a run with its attempts, or one of its checkpoints with its files."""
     name, checkpoint_id = split_checkpoint(run)
     with closing(open_store(configure(store, config_file).store)) as opened:
         view = find_run(opened, name)
-    if checkpoint_id is None:
-        click.echo(as_json(view)) if json_output else _echo_run(view)
-        return
-    checkpoint = find_checkpoint(view, checkpoint_id)
-    click.echo(as_json(checkpoint)) if json_output else _echo_checkpoint(checkpoint)
+        if checkpoint_id is None:
+            click.echo(as_json(view)) if json_output else _echo_run(view)
+            return
+        checkpoint = find_checkpoint(view, checkpoint_id)
+        files = _files(opened, name, checkpoint)
+    if json_output:
+        click.echo(as_json({**msgspec.to_builtins(checkpoint), "files": files}))
+    else:
+        _echo_checkpoint(checkpoint, files)
+
+
+def _files(store: Store, run: str, checkpoint: CheckpointView) -> list[TensorFile]:
+    """The checkpoint's tensor files; none where what names them is damaged, which is told."""
+    if checkpoint.record is None:
+        return []
+    try:
+        return list_files(store, RunLayout(run), checkpoint.record)
+    except CorruptCheckpointError as error:
+        click.echo(f"its files cannot be told: {error}", err=True)
+        return []
 
 
 def find_run(store: Store, name: str) -> RunView:
@@ -186,7 +205,7 @@ def _newest_text(newest: CheckpointView | None) -> str:
 
 
 def _total_size(view: RunView) -> str:
-    return mebibytes(sum(c.record.size for c in view.checkpoints if c.record is not None))
+    return readable_size(sum(c.record.size for c in view.checkpoints if c.record is not None))
 
 
 def _attempts_text(view: RunView) -> str:
@@ -194,13 +213,17 @@ def _attempts_text(view: RunView) -> str:
     return f"{count} attempt{'' if count == 1 else 's'}"
 
 
-def _echo_checkpoint(checkpoint: CheckpointView) -> None:
+def _echo_checkpoint(checkpoint: CheckpointView, files: list[TensorFile]) -> None:
     standing = checkpoint.standing + (f": {checkpoint.why}" if checkpoint.why else "")
     _echo_fields({"checkpoint": checkpoint.id, "standing": standing})
     if checkpoint.record is not None:
         _echo_fields(_record_fields(checkpoint.record))
     if checkpoint.pin is not None:
         _echo_fields({"pinned": checkpoint.pin})
+    if files:
+        click.echo()
+        rows = [[file.name, readable_size(file.size), file.url] for file in files]
+        _echo_lines(table(["tracked", "size", "file"], rows, right="size"))
 
 
 def _record_fields(record: CommitRecord) -> dict[str, str]:
@@ -211,7 +234,7 @@ def _record_fields(record: CommitRecord) -> dict[str, str]:
     fields = {
         "position": str(record.position),
         "saved": f"{record.created_at} ({record.trigger}: {record.reason})",
-        "size": f"{mebibytes(record.size)} on {record.world_size} rank(s)",
+        "size": f"{readable_size(record.size)} on {record.world_size} rank(s)",
         "took": ", ".join(f"{name} {value:.3f} s" for name, value in record.timings.items()),
         "metrics": ", ".join(f"{name}={value}" for name, value in record.metrics.items()),
         "hyperparams": ", ".join(f"{k}={v}" for k, v in record.hyperparameters.items()),

@@ -1,20 +1,13 @@
-"""Tables, sizes and ages for people."""
+"""Tables and ages for people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-__all__ = ["age", "age_or_dash", "mebibytes", "table"]
+__all__ = ["age", "age_or_dash", "table"]
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-
-
-def mebibytes(size: int) -> str:
-    """Bytes as MiB, with as many digits as tell something."""
-    value = size / 2**20
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{digits}f} MiB"
 
 
 def age(seconds: float) -> str:

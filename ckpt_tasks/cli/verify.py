@@ -17,8 +17,8 @@ from ckpt_tasks.cli.options import (
     split_checkpoint,
     store_options,
 )
-from ckpt_tasks.cli.tables import mebibytes
 from ckpt_tasks.errors import CheckpointNotFoundError, UnsupportedFormatError
+from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import open_store
 from ckpt_tasks.types import EXIT_FAILED
 
@@ -81,9 +81,9 @@ def _choose(view: RunView, checkpoint_id: str | None, *, every: bool) -> list[st
 
 
 def _echo_report(report: VerifyReport) -> None:
-    speed = report.size / 2**20 / report.seconds if report.seconds > 0 else 0.0
-    read = f"{report.files} files, {mebibytes(report.size)} in {report.seconds:.2f} s"
+    speed = round(report.size / report.seconds) if report.seconds > 0 else 0
+    read = f"{report.files} files, {readable_size(report.size)} in {report.seconds:.2f} s"
     if report.ok:
-        click.echo(f"ok       {report.checkpoint}  {read}, {speed:.0f} MiB/s")
+        click.echo(f"ok       {report.checkpoint}  {read}, {readable_size(speed)}/s")
     else:
         click.echo(f"DAMAGED  {report.checkpoint}  {report.problem}")

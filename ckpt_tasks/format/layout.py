@@ -150,6 +150,15 @@ class RunLayout:
     def tensors_name(name: str, rank: int) -> str:
         return f"{encode_name(name, what='tracked name')}.rank{rank:04d}.safetensors"
 
+    @staticmethod
+    def tracked_name(path: str, rank: int) -> str:
+        """Inverse of `tensors_name`; a file name that it never makes is returned as it is."""
+        name = path.rpartition("/")[2]
+        try:
+            return decode_name(name.removesuffix(f".rank{rank:04d}.safetensors"))
+        except ValueError:
+            return name
+
     def in_run(self, path: str) -> str:
         """Path from the store's root of a `path` relative to the run's folder, checked."""
         return f"{self.root}/{check_relative(path)}"

@@ -3,7 +3,7 @@
 from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.promote import Promotion, promote
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
-from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, human_size, report
+from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, report
 from ckpt_tasks.tasks.resolve import resolve, signature_of_entrypoint
 from ckpt_tasks.tasks.train import is_worth_retrying, train
 from ckpt_tasks.tasks.verify import verify
@@ -14,7 +14,6 @@ __all__ = [
     "Row",
     "RunReport",
     "checkpoint_row",
-    "human_size",
     "is_worth_retrying",
     "narrate",
     "promote",

@@ -20,7 +20,7 @@ from ckpt_tasks.events import (
     Warned,
 )
 from ckpt_tasks.masking import mask_text
-from ckpt_tasks.tasks.report import human_size
+from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
 
 __all__ = ["narrate"]
@@ -47,7 +47,7 @@ def _describe(event: Event) -> tuple[int, str] | None:
             return logging.INFO, _resumed(event)
         case CheckpointCommitted():
             return logging.INFO, (
-                f"saved {event.checkpoint}, {human_size(event.size)}, waited "
+                f"saved {event.checkpoint}, {readable_size(event.size)}, waited "
                 f"{event.seconds:.2f} s ({event.trigger}: {event.reason})"
             )
         case CheckpointRegistered():

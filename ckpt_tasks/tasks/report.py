@@ -9,10 +9,11 @@ import msgspec
 from ckpt_tasks.checkpointer.catalog import CheckpointView, RunView, view_run
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.fencing.attempts import AttemptView
+from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import open_store
 from ckpt_tasks.types import CheckpointId, Number
 
-__all__ = ["Row", "RunReport", "checkpoint_row", "human_size", "markdown_table", "report"]
+__all__ = ["Row", "RunReport", "checkpoint_row", "markdown_table", "report"]
 
 Row = dict[str, str | int | None]
 """One line of a table: column -> value."""
@@ -84,19 +85,9 @@ def checkpoint_row(
         "step": parsed.step,
         "attempt": parsed.attempt,
         "trigger": trigger,
-        "size": None if size is None else human_size(size),
+        "size": None if size is None else readable_size(size),
         "state": state,
     }
-
-
-def human_size(size: int) -> str:
-    """Bytes as people read them: ``1.5 GB``."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.events import Event, EventReader, EventSink, OutputLine, discard_event
+from ckpt_tasks.stdio import open_standard_streams
 from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 
@@ -60,6 +61,7 @@ def launch(
         Whatever is raised in this thread meanwhile (``KeyboardInterrupt``, an orchestrator's
         cancellation), after the trainer has saved and stopped, or its grace period is over.
     """
+    open_standard_streams()  # the children inherit them
     with tempfile.TemporaryDirectory(prefix="ckpt-tasks-", ignore_cleanup_errors=True) as path:
         folder = AttemptFolder(path)
         folder.write_spec(spec)

@@ -8,20 +8,19 @@ from collections.abc import Mapping, Sequence
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
+from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.types import CheckpointId, Number, Scalar
 
 __all__ = [
     "checkpoint_description",
     "logged_model_name",
     "logged_model_params",
-    "readable_size",
     "version_tags",
 ]
 
 _SHOWN_HYPERPARAMETERS = 3
 _SHORT = 40
 _MAX_DESCRIPTION = 5000
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 def logged_model_name(checkpoint: CheckpointId) -> str:
@@ -119,14 +118,6 @@ def _warnings(record: CommitRecord) -> list[str]:
     if not record.exact:
         warnings.append("Restores the order of the data, not the random numbers of its workers.")
     return warnings
-
-
-def readable_size(size: int) -> str:
-    """``3.4 MB``: decimal units, as object stores count."""
-    value, unit = float(size), 0
-    while value >= 999.5 and unit < len(_UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{size} bytes" if unit == 0 else f"{value:.3g} {_UNITS[unit]}"
 
 
 def _joined(parts: Sequence[str]) -> str:

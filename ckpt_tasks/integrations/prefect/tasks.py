@@ -26,6 +26,7 @@ from ckpt_tasks.integrations.prefect.artifacts import ArtifactPublisher, artifac
 from ckpt_tasks.integrations.prefect.events import EventPublisher
 from ckpt_tasks.integrations.prefect.flow_run import adopt_flow_run, current_flow_run, flow_run_tags
 from ckpt_tasks.masking import mask_url
+from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.tasks import Promotion, RecoveryReport, Row, RunReport
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
 
@@ -125,7 +126,7 @@ def train_run(spec: TrainSpec) -> TrainOutcome:
 def verify_checkpoint(spec: TrainSpec) -> VerifyReport:
     """Read every byte of the newest checkpoint and check it."""
     report = tasks.verify(spec.config.store, spec.run)
-    size = tasks.human_size(report.size)
+    size = readable_size(report.size)
     get_run_logger().info("%s verified: %s in %.1f s", report.checkpoint, size, report.seconds)
     return report
 

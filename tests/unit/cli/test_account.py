@@ -57,7 +57,7 @@ def test_progress_overwrites_one_line_on_a_terminal() -> None:
     account.close()
     assert stream.getvalue() == (
         "\r\x1b[K  epoch 2 of 5, step 7\r\x1b[K  epoch 2 of 5, step 8\r\x1b[K"
-        "saved step-00000010-a1-s1, 1.0 MB, waited 0.25 s (steps: every 10 steps)\n"
+        "saved step-00000010-a1-s1, 1.05 MB, waited 0.25 s (steps: every 10 steps)\n"
     )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from support.made_runs import MadeRun
+
+from ckpt_tasks.types import CheckpointId
 
 EXIT_NOT_FOUND = 4
 
@@ -40,7 +43,7 @@ def test_checkpoints_are_listed_newest_first(call, store_path, stored):
     """Position, size and standing of each checkpoint; a zombie's is told apart."""
     lines = call("ls", "digits cnn", "--store", store_path).out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [stored.newest, stored.zombie, stored.first]
-    assert lines[1].split()[1:7] == ["3", "1200", "3.00", "MiB", "epoch", "valid"]
+    assert lines[1].split()[1:7] == ["3", "1200", "3.15", "MB", "epoch", "valid"]
     assert "zombie" in lines[2]
     assert max(map(len, lines)) <= 100
     found = call("ls", "digits cnn", "--store", store_path, "--json").json
@@ -65,6 +68,30 @@ def test_a_checkpoint_is_shown(call, store_path, stored):
         assert text in answer.out
     shown = call("show", f"digits cnn@{stored.newest}", "--store", store_path, "--json").json
     assert shown["record"]["position"]["step"] == 1200
+
+
+def test_the_files_of_a_checkpoint_can_be_opened(call, store_path, stored):
+    """Each tracked name's file is shown, relative to the store and in full, with its size; the
+    library that people know opens it.
+    """
+    answer = call("show", f"digits cnn@{stored.newest}", "--store", store_path)
+    (row,) = [line for line in answer.out.splitlines() if line.endswith(".safetensors")]
+    name, size, unit, path = row.split(maxsplit=3)
+    assert (name, size, unit) == ("model", "3.15", "MB")
+    assert load_file(path)["weight"].numel() == 3 * 2**20
+    shown = call("show", f"digits cnn@{stored.newest}", "--store", store_path, "--json").json
+    (file,) = shown["files"]
+    assert (file["name"], file["url"]) == ("model", path)
+    assert Path(store_path, file["path"]) == Path(path)
+    assert file["size"] == Path(path).stat().st_size
+
+
+def test_files_that_cannot_be_told(call, store_path, stored):
+    """A damaged index is told; the rest of the checkpoint is shown all the same."""
+    stored.run.damage(stored.run.index_path(CheckpointId.parse(stored.newest)))
+    answer = call("show", f"digits cnn@{stored.newest}", "--store", store_path, "--json")
+    assert (answer.code, answer.json["files"]) == (0, [])
+    assert "its files cannot be told" in answer.err
 
 
 @pytest.mark.parametrize(

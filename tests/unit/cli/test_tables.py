@@ -1,4 +1,4 @@
-"""Sizes, ages and columns for people."""
+"""Ages and columns for people."""
 
 from __future__ import annotations
 
@@ -6,21 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ckpt_tasks.cli.tables import age, age_or_dash, mebibytes, table
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0.00 MiB"),
-        (300_000, "0.29 MiB"),
-        (20 * 2**20, "20.0 MiB"),
-        (5 * 2**30, "5,120 MiB"),
-    ],
-)
-def test_sizes_are_in_mebibytes(size, text):
-    """Small sizes keep digits, large ones lose them."""
-    assert mebibytes(size) == text
+from ckpt_tasks.cli.tables import age, age_or_dash, table
 
 
 @pytest.mark.parametrize(
