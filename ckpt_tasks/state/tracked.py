@@ -188,6 +188,8 @@ def _load(name: str, item: Any, state: Any) -> None:
     else:
         try:
             item.load_state_dict(state)
+        except StateError as error:
+            raise StateError(f"{name}: {error}") from error
         except _LOAD_ERRORS as error:
             raise StateError(
                 f"{name}: {type(item).__qualname__}.load_state_dict refuses the saved state: "

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from ckpt_tasks.errors import StateError
+from ckpt_tasks.training.loader_data import check_same_data, describe_data
 from ckpt_tasks.training.seeding import SeededDataset
 
 __all__ = ["LoaderState", "ReplayedLoader", "StatefulLoader", "seeded_dataset"]
@@ -46,6 +47,7 @@ class LoaderState(ABC):
         self.exact = exact
         self.is_open = False
         self._pending: dict[str, Any] | None = None
+        self._saved_data: dict[str, Any] | None = None
 
     @property
     @abstractmethod
@@ -78,6 +80,8 @@ class LoaderState(ABC):
         return {
             "kind": self.kind,
             "open": self.is_open,
+            "data": describe_data(self.loader),
+            "in_midst": self._is_in_midst,
             "generators": _generator_states(self.loader),
             "sampler_epochs": [known_epoch(sampler) for sampler in epoch_samplers(self.loader)],
             "dataset_epoch": None if dataset is None else dataset.epoch,
@@ -85,15 +89,36 @@ class LoaderState(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep `state` until `prepare` or `iterate`."""
+        """Keep `state` until `prepare` or `iterate`.
+
+        Raises `StateError` where it lies in the midst of an epoch of another kind of loader, or
+        of one whose data are cut in another way.
+        """
         if state.get("kind") != self.kind:
             raise StateError(
                 f"the loader was {state.get('kind')} when it was saved and is {self.kind} now: "
                 "'stateful' is torchdata's StatefulDataLoader, 'replayed' a plain DataLoader, or "
                 "any with a random sampler of torch's; make it the same way, or start fresh"
             )
+        if state["in_midst"]:
+            check_same_data(state["data"], self.loader, with_length=False)
+            self._saved_data = state["data"]
         self._pending = state
         self.is_open = state["open"]
+
+    def check_data(self) -> None:
+        """Training goes on with this loader: in an epoch's midst, only on the same data.
+
+        Raises `StateError` where a restored place was one in a data set of another length.
+        """
+        before, self._saved_data = self._saved_data, None
+        if before is not None and self.is_open:
+            check_same_data(before, self.loader, with_length=True)
+
+    @property
+    def _is_in_midst(self) -> bool:
+        """Whether some of an epoch has been seen, and some may be left."""
+        return self.is_open
 
     def _restore_epochs(self, state: dict[str, Any]) -> None:
         for sampler, epoch in zip(
@@ -125,6 +150,7 @@ class StatefulLoader(LoaderState):
         self._materialise()
 
     def iterate(self) -> Iterator[Any]:
+        self.check_data()
         self._materialise()
         self.is_open = True
         return iter(self.loader)
@@ -141,9 +167,8 @@ class StatefulLoader(LoaderState):
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        if pending["state"] is not None:
-            self.loader.load_state_dict(pending["state"])
-            self.loader.state_dict()
+        if pending["state"] is not None and not self._has_shrunk(pending):
+            self._load(pending["state"])
             if not self.is_open and _is_unfinished(self.loader):
                 # torchdata would go on inside the epoch that was left. The iterator that it
                 # hands out once for that is taken and dropped, so that the next starts anew.
@@ -151,10 +176,32 @@ class StatefulLoader(LoaderState):
         # Last, as making an iterator draws from the loader's own generators too.
         _set_generators(self.loader, pending["generators"])
 
+    def _has_shrunk(self, pending: dict[str, Any]) -> bool:
+        """At an epoch's end torchdata would skip to the end of the old data, beyond today's."""
+        before, today = pending["data"]["samples"], describe_data(self.loader)["samples"]
+        return not pending["in_midst"] and (today or 0) < (before or 0)
+
+    def _load(self, state: Any) -> None:
+        try:
+            self.loader.load_state_dict(state)
+            self.loader.state_dict()
+        except Exception:
+            self.check_data()  # whose words say more than a loader that ran out of data
+            raise
+
+    @property
+    def _is_begun(self) -> bool:
+        return getattr(self.loader, "_iterator", self) is not None
+
+    @property
+    def _is_in_midst(self) -> bool:
+        # Iterated by hand, a loader stays open when its epoch has ended.
+        iterator = getattr(self.loader, "_iterator", None)
+        return self.is_open and self._is_begun and not getattr(iterator, "_finished", False)
+
     def _own_state(self) -> dict[str, Any]:
         # Asked before its first iterator, torchdata makes one, which draws a random number.
-        begun = getattr(self.loader, "_iterator", self) is not None
-        return {"state": self.loader.state_dict() if begun else None}
+        return {"state": self.loader.state_dict() if self._is_begun else None}
 
 
 class ReplayedLoader(LoaderState):
@@ -183,6 +230,7 @@ class ReplayedLoader(LoaderState):
         _set_generators(self.loader, pending["generators"])
 
     def iterate(self) -> Iterator[Any]:
+        self.check_data()
         pending, self._pending = self._pending, None
         if pending is not None:
             return self._replay(pending)

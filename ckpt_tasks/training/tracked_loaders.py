@@ -56,8 +56,12 @@ class TrackedLoaders:
                 state.is_open = False
 
     def hold(self) -> None:
-        """The user iterates by hand: whichever loader is in its midst goes on there."""
+        """The user iterates by hand: whichever loader is in its midst goes on there.
+
+        Raises `StateError` where a restored place is one in other data.
+        """
         for state in self._states.values():
+            state.check_data()
             state.is_open = True
 
     @property
