@@ -31,6 +31,7 @@ from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.hyperparameters import (
     changed_hyperparameters,
     recorded_hyperparameters,
+    trained_with_others,
 )
 from ckpt_tasks.training.run import TrainingRun
 from ckpt_tasks.training.saver import TrainingStopped
@@ -115,16 +116,26 @@ class AttemptRunner:
     def _already_complete(self, store: Store, completed: CompletedRecord) -> TrainOutcome:
         """Nothing to train; but what was never registered can be, now."""
         newest = max(list_attempts(store, self._layout))
+        message = f"was complete already: {completed.position}, at {completed.completed_at}"
+        others = trained_with_others(
+            self._completed_with(store, completed), self._hyperparameters, completed.checkpoint
+        )
         self._on_event(RunFoundComplete(run=self._spec.run, uid=completed.uid, attempt=newest))
         return TrainOutcome(
             code=EXIT_DONE,
-            message=f"was complete already: {completed.position}, at {completed.completed_at}",
+            message=f"{message}; {others}" if others else message,
             run=self._spec.run,
             uid=completed.uid,
             attempt=completed.attempt,
             position=completed.position,
             checkpoint=completed.checkpoint,
         )
+
+    def _completed_with(self, store: Store, completed: CompletedRecord) -> dict[str, Scalar]:
+        """Hyperparameters of the attempt that completed the run; today's where that is damaged."""
+        attempts = read_attempts(store, self._layout)
+        claims = [a.claim for a in attempts if a.number == completed.attempt and a.claim]
+        return claims[0].hyperparameters if claims else self._hyperparameters
 
     def _check_resume(self, store: Store) -> None:
         """Refuse a checkpoint that is not there while nothing has been claimed.

@@ -10,7 +10,7 @@ from typing import Any
 from ckpt_tasks.masking import flatten_hyperparameters
 from ckpt_tasks.types import Scalar
 
-__all__ = ["changed_hyperparameters", "recorded_hyperparameters"]
+__all__ = ["changed_hyperparameters", "recorded_hyperparameters", "trained_with_others"]
 
 _MAX_SHOWN = 80  # characters of a value, in a sentence about it
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -45,7 +45,40 @@ def changed_hyperparameters(
         A sentence for each that differs, and one about what was restored; ``None`` where nothing
         differs.
     """
-    changes = [
+    changes = _changes(before, today)
+    if not changes:
+        return None
+    return (
+        f"hyperparameters differ from the checkpoint's: {'; '.join(changes)}. What was restored "
+        "(optimizer, schedules) keeps the old value: set it after track() if the new one is meant"
+    )
+
+
+def trained_with_others(
+    before: Mapping[str, Scalar], today: Mapping[str, Scalar], checkpoint: str | None
+) -> str | None:
+    """Which hyperparameters of a complete run differ from those asked for today, and what to do.
+
+    Parameters
+    ----------
+    before, today
+        As `recorded_hyperparameters` gives them: masked.
+    checkpoint
+        The run's last one.
+    """
+    changes = _changes(before, today)
+    if not changes:
+        return None
+    train_on = f"--resume {checkpoint} trains on from its end, " if checkpoint else ""
+    return (
+        f"it was trained with other hyperparameters: {'; '.join(changes)}. To train with today's: "
+        f"{train_on}--resume fresh from the beginning"
+    )
+
+
+def _changes(before: Mapping[str, Scalar], today: Mapping[str, Scalar]) -> list[str]:
+    """A sentence for each that differs."""
+    return [
         *(
             f"{name} was {_shown(before[name])} and is {_shown(value)} now"
             for name, value in today.items()
@@ -54,12 +87,6 @@ def changed_hyperparameters(
         *(f"{name} is new: {_shown(today[name])}" for name in today if name not in before),
         *(f"{name} was {_shown(before[name])} and is gone" for name in before if name not in today),
     ]
-    if not changes:
-        return None
-    return (
-        f"hyperparameters differ from the checkpoint's: {'; '.join(changes)}. What was restored "
-        "(optimizer, schedules) keeps the old value: set it after track() if the new one is meant"
-    )
 
 
 def _shown(value: Scalar) -> str:

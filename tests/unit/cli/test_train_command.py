@@ -33,9 +33,27 @@ def test_a_run_is_trained_then_found_complete(train, call, store_path):
     shown = call("show", "toy", "--store", store_path, "--json").json
     assert shown["attempts"][0]["claim"]["hyperparameters"]["lr"] == 3e-3
     assert shown["completed"]["position"]["step"] == 16
-    again = train("-p", "epochs=2")
+    again = train("-p", "epochs=2", "-p", "lr=3e-3")
     assert again.code == 0
     assert "complete" in again.err
+    assert "hyperparameters" not in again.err
+
+
+def test_a_complete_run_asked_with_others_says_how_to_train_on(train, call, store_path):
+    """Asked for with other hyperparameters, a complete run names those that differ and how to
+    train on; doing so trains what is left.
+    """
+    assert train("-p", "epochs=1").code == 0
+    again = train("-p", "epochs=2", "-p", "lr=0.01")
+    assert again.code == 0
+    assert "epochs was 1 and is 2 now" in again.err
+    assert "lr" not in again.err.rpartition("hyperparameters")[2]
+    (newest, *_) = call("ls", "toy", "--store", store_path, "--json").json
+    assert f"--resume {newest['id']} trains on" in again.err
+    assert "--resume fresh" in again.err
+    assert train("-p", "epochs=2", "--resume", newest["id"]).code == 0
+    shown = call("show", "toy", "--store", store_path, "--json").json
+    assert shown["completed"]["position"]["step"] == 16
 
 
 @pytest.mark.parametrize(
