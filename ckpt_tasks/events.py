@@ -145,10 +145,16 @@ class RegistryLinked(Event, frozen=True, kw_only=True, tag=True):
 
 
 class RegistryUnavailable(Event, frozen=True, kw_only=True, tag=True):
-    """The registry did not answer; `queued` requests wait for it, training goes on."""
+    """The registry did not answer; `queued` requests wait for it.
+
+    `again` where that was told before. `left` is for how many seconds more the end of the attempt
+    waits; ``None`` while training goes on.
+    """
 
     why: str
     queued: int
+    again: bool = False
+    left: float | None = None
 
 
 class MetricsReplayed(Event, frozen=True, kw_only=True, tag=True):

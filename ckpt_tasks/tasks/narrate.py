@@ -82,9 +82,7 @@ def _trouble(event: Event) -> tuple[int, str] | None:
                 f"checkpoint; training goes on: {event.why}"
             )
         case RegistryUnavailable():
-            return logging.WARNING, (
-                f"the registry has not taken all, {event.queued} requests wait: {event.why}"
-            )
+            return logging.WARNING, _unavailable(event)
         case MetricsReplayed(diverged=diverged) if diverged:
             return logging.WARNING, (
                 f"{diverged} of {event.compared} replayed metric values differ from the first "
@@ -97,3 +95,10 @@ def _trouble(event: Event) -> tuple[int, str] | None:
             return (logging.INFO if fine else logging.ERROR), event.message
         case _:
             return None
+
+
+def _unavailable(event: RegistryUnavailable) -> str:
+    if event.again and event.left is not None:
+        return f"still waiting for the registry, {event.left:.0f} s left"
+    still = "still " if event.again else ""
+    return f"the registry has {still}not taken all, {event.queued} requests wait: {event.why}"

@@ -52,6 +52,7 @@ __all__ = ["main"]
 _POLL_SECONDS = 0.2
 _STATUS_OF: dict[int, RunStatus] = {EXIT_DONE: "finished", EXIT_STOPPED: "stopped"}
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 8.0
+_FIRST_SILENCE, _LONGEST_SILENCE = 5.0, 600.0  # between two messages that the registry is away
 
 
 class Registrar:
@@ -76,6 +77,10 @@ class Registrar:
         self._publisher: Publisher | None = None
         self._retry_at = 0.0
         self._backoff = _FIRST_BACKOFF
+        self._told_away = False
+        self._tell_at = 0.0
+        self._silence = _FIRST_SILENCE
+        self._deadline: float | None = None
         threading.Thread(target=self._watch, args=(liveness,), daemon=True).start()
 
     def run(self) -> int:
@@ -214,18 +219,35 @@ class Registrar:
         except ConfigError as error:
             self._give_up(error)
         except (RegistryError, StoreError) as error:
-            self._emit(RegistryUnavailable(why=str(error), queued=self._publisher.queued))
+            self._tell_away(str(error), self._publisher.queued)
             self._retry_at = time.monotonic() + self._backoff
             self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
             return False
         self._backoff = _FIRST_BACKOFF
+        self._told_away = False
+        self._speak_again()
         return True
+
+    def _tell_away(self, why: str, queued: int) -> None:
+        """Say so at growing intervals, however often it is tried."""
+        now = time.monotonic()
+        if now < self._tell_at:
+            return
+        left = max(0.0, self._deadline - now) if self._deadline is not None else None
+        self._emit(RegistryUnavailable(why=why, queued=queued, again=self._told_away, left=left))
+        self._told_away = True
+        self._tell_at = now + self._silence
+        self._silence = min(2 * self._silence, _LONGEST_SILENCE)
+
+    def _speak_again(self) -> None:
+        self._tell_at, self._silence = 0.0, _FIRST_SILENCE
 
     def _drain(self) -> None:
         """Empty the queue and close the run; the supervisor bounds how long this may take."""
-        deadline = time.monotonic() + self._spec.config.attempt.drain
+        self._deadline = time.monotonic() + self._spec.config.attempt.drain
         self._retry_at = 0.0
-        while not self._publish(last=True) and time.monotonic() < deadline:
+        self._speak_again()
+        while not self._publish(last=True) and time.monotonic() < self._deadline:
             time.sleep(_POLL_SECONDS)
 
     def _give_up(self, why: ConfigError) -> None:

@@ -14,7 +14,7 @@ from support.published import check_published, with_registry
 from support.run_checks import check_run
 from support.toy_runs import STEPS, Digest, toy_spec
 
-from ckpt_tasks.config import ScheduleConfig
+from ckpt_tasks.config import AttemptConfig, ScheduleConfig
 from ckpt_tasks.events import (
     AttemptResumed,
     CheckpointCommitted,
@@ -22,8 +22,9 @@ from ckpt_tasks.events import (
     MetricsReplayed,
     Progress,
     RegistryUnavailable,
+    Warned,
 )
-from ckpt_tasks.training.spec import TrainSpec
+from ckpt_tasks.training.spec import NOT_REGISTERED, TrainSpec
 from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED
 
 DRIFTING = TOY.with_name("toy_drifting.py")
@@ -66,6 +67,30 @@ def test_training_goes_on_while_the_registry_is_away(
         outcome = attempt.outcome()
         assert outcome.code == EXIT_DONE, attempt.output
     check_published(spec, server.backend_uri)
+
+
+def test_a_registry_that_stays_away_is_told_shortly(
+    spec: TrainSpec, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host and the cause once, in a few words; then, at growing intervals, how long the end
+    still waits; and at last what is missing.
+    """
+    attempts = AttemptConfig(drain=9.0)
+    short = msgspec.structs.replace(
+        spec, config=msgspec.structs.replace(spec.config, attempt=attempts)
+    )
+    with launched(with_registry(short, server.uri)) as attempt:
+        assert attempt.outcome().code == EXIT_DONE, attempt.output
+    first, *later = attempt.of(RegistryUnavailable)
+    assert not first.again
+    assert first.why.startswith(f"MLflow at {server.uri} did not ")
+    assert first.why.endswith(": Connection refused")
+    assert len(first.why) < 150
+    draining = [event for event in later if event.left is not None]
+    assert 1 <= len(draining) <= 3
+    assert all(event.again for event in later)
+    (closing,) = [event.message for event in attempt.of(Warned) if NOT_REGISTERED in event.message]
+    assert "within 9 s" in closing
 
 
 def _lines(trace: Path) -> int:

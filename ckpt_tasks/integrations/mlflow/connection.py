@@ -88,12 +88,12 @@ class Connection:
         except CkptTasksError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split())
-            masked = mask_text(text)[:_MAX_MESSAGE]
-            message = f"MLflow at {self.shown_uri} did not {what}: {type(error).__name__}: {masked}"
+            whole = " ".join(str(error).split())
+            text = _unreachable(error) or f"{type(error).__name__}: {whole}"
+            message = f"MLflow at {self.shown_uri} did not {what}: {mask_text(text)[:_MAX_MESSAGE]}"
             # A cause with credentials in its message must not reach a traceback.
             kind = RegistryRefusedError if _is_refusal(error) else RegistryError
-            raise kind(message) from (error if mask_text(text) == text else None)
+            raise kind(message) from (error if mask_text(whole) == whole else None)
 
     @contextmanager
     def as_default(self) -> Iterator[None]:
@@ -128,6 +128,22 @@ class Connection:
 def error_code(error: MlflowException) -> str:
     """MLflow's name of the error: ``RESOURCE_ALREADY_EXISTS``, ..."""
     return str(error.error_code)
+
+
+def _unreachable(error: Exception) -> str | None:
+    """Why nobody answered, as the system says it: the innermost cause, for `requests` wraps it
+    in five more, each of which repeats the others.
+    """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    if not any(isinstance(link, requests.ConnectionError | requests.Timeout) for link in chain):
+        return None
+    last = chain[-1]
+    if isinstance(last, TimeoutError):
+        return "it did not answer in time"
+    said = last.strerror if isinstance(last, OSError) and last.strerror else str(last)
+    return " ".join(said.split())
 
 
 def _is_refusal(error: Exception) -> bool:

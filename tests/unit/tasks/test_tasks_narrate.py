@@ -63,6 +63,14 @@ TOLD = [
         (logging.WARNING, "the registry has not taken all, 4 requests wait: no route"),
     ),
     (
+        events.RegistryUnavailable(why="no route", queued=4, again=True),
+        (logging.WARNING, "the registry has still not taken all, 4 requests wait: no route"),
+    ),
+    (
+        events.RegistryUnavailable(why="no route", queued=4, again=True, left=54.6),
+        (logging.WARNING, "still waiting for the registry, 55 s left"),
+    ),
+    (
         events.SaveFailed(checkpoint=CHECKPOINT, why="s3://a:hunter2@b is full", unprotected=61),
         (
             logging.WARNING,
