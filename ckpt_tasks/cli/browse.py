@@ -174,6 +174,7 @@ def _echo_run(view: RunView) -> None:
             "run": view.run.run,
             "uid": view.run.uid,
             "created": f"{view.run.created_at} by {view.run.created_by}",
+            "entry point": _entrypoint(view),
             "state": state,
             "newest": _newest_text(newest),
             "checkpoints": f"{len(view.checkpoints)} ({_total_size(view)})",
@@ -196,6 +197,11 @@ def _echo_run(view: RunView) -> None:
         )
     headers = ["attempt", "started from", "invocation", "process", "age"]
     _echo_lines(table(headers, rows, right="attempt"))
+
+
+def _entrypoint(view: RunView) -> str:
+    claims = [attempt.claim for attempt in view.attempts if attempt.claim is not None]
+    return claims[-1].entrypoint if claims else "unknown"
 
 
 def _newest_text(newest: CheckpointView | None) -> str:

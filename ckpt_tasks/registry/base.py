@@ -39,6 +39,8 @@ class RunDescription(msgspec.Struct, frozen=True, kw_only=True):
         Root of the store, userinfo masked.
     hyperparameters
         Flattened and masked.
+    entrypoint
+        The training function, as it was named; ``None`` where nothing is trained.
     tags
         Ids of the orchestrator that triggered the run (``prefect.flow_run_id``, ...).
     """
@@ -47,6 +49,7 @@ class RunDescription(msgspec.Struct, frozen=True, kw_only=True):
     uid: str
     store_url: str
     hyperparameters: Mapping[str, Scalar]
+    entrypoint: str | None = None
     tags: Mapping[str, str] = {}
 
 

@@ -52,6 +52,7 @@ def example_description(**changes: Any) -> RunDescription:
         "uid": uid,
         "store_url": "s3://bucket/checkpoints",
         "hyperparameters": {"lr": 0.001, "epochs": 20, "optimizer.name": "adamw"},
+        "entrypoint": "toy.training:train",
         "tags": {"prefect.flow_run_id": "0b2d4a0e-1111-2222-3333-444455556666"},
     }
     return RunDescription(**{**values, **changes})

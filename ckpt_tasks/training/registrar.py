@@ -190,6 +190,7 @@ class Registrar:
             uid=claimed.uid,
             store_url=store.url,
             hyperparameters=self._hyperparameters(claimed.attempt, store),
+            entrypoint=self._spec.entrypoint,
             tags=self._spec.tags,
         )
 

@@ -8,8 +8,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LifecycleStage, Param, Run, RunTag, ViewType
+from mlflow.entities import (
+    Experiment,
+    LifecycleStage,
+    Param,
+    Run,
+    RunTag,
+    SourceType,
+    ViewType,
+)
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 
 from ckpt_tasks.errors import RegistryError
 from ckpt_tasks.integrations.mlflow import names
@@ -200,11 +209,20 @@ def _tags(description: RunDescription) -> dict[str, str]:
         UID_TAG: description.uid,
         "ckpt.run": names.text_value(description.run, names.MAX_TAG),
         "ckpt.store": names.text_value(description.store_url, names.MAX_TAG),
+        **_source_tags(description.entrypoint),
         **user_tags(),
     }
     for name, value in description.tags.items():
         tags[names.key(name)] = names.text_value(value, names.MAX_TAG)
     return tags
+
+
+def _source_tags(entrypoint: str | None) -> dict[str, str]:
+    """The tags that MLflow shows as *Source*."""
+    if entrypoint is None:
+        return {}
+    name = names.text_value(entrypoint, names.MAX_TAG)
+    return {MLFLOW_SOURCE_NAME: name, MLFLOW_SOURCE_TYPE: SourceType.to_string(SourceType.LOCAL)}
 
 
 def user_tags() -> dict[str, str]:

@@ -155,6 +155,8 @@ def test_run_shows_params_and_ids(uri: str, client: MlflowClient) -> None:
     assert run.data.params == {"lr": "0.001", "epochs": "20", "optimizer.name": "adamw"}
     assert run.data.tags["prefect.flow_run_id"] == description.tags["prefect.flow_run_id"]
     assert run.data.tags["ckpt.store"] == description.store_url
+    assert run.data.tags["mlflow.source.name"] == "toy.training:train"
+    assert run.data.tags["mlflow.source.type"] == "LOCAL"
 
 
 def test_changed_hyperparameters_are_kept_in_order(uri: str, client: MlflowClient) -> None:

@@ -51,8 +51,9 @@ def test_checkpoints_are_listed_newest_first(call, store_path, stored):
 
 
 def test_a_run_is_shown_with_its_attempts(call, store_path, stored):
-    """Identity, newest checkpoint, and what each attempt started from."""
+    """Identity, entry point, newest checkpoint, and what each attempt started from."""
     answer = call("show", "digits cnn", "--store", store_path)
+    assert "entry point   toy:train\n" in answer.out
     assert stored.run.identity.uid in answer.out
     rows = [line for line in answer.out.splitlines() if "flow-run-" in line]
     assert "the beginning" in rows[0]
