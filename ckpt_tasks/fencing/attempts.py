@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import msgspec
 
 from ckpt_tasks.errors import CorruptCheckpointError
@@ -13,6 +15,8 @@ from ckpt_tasks.store.base import Store
 __all__ = ["MAX_RECORD_BYTES", "AttemptView", "list_attempts", "next_attempt", "read_attempts"]
 
 MAX_RECORD_BYTES = 1024 * 1024
+_PARALLEL_READS = 16
+_FEW = 4  # read one after the other: threads would gain nothing
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,11 +60,15 @@ def read_attempts(
     """
     paths = {info.path for info in store.list_objects(layout.attempts)}
     numbers = sorted(n for n in map(layout.attempt_number, paths) if n is not None)
-    return [
-        _view(store, layout, number, has_resumed=layout.resumed(number) in paths)
-        for number in numbers
-        if before is None or number < before
-    ]
+    wanted = [number for number in numbers if before is None or number < before]
+
+    def read(number: int) -> AttemptView:
+        return _view(store, layout, number, has_resumed=layout.resumed(number) in paths)
+
+    if len(wanted) <= _FEW:
+        return [read(number) for number in wanted]
+    with ThreadPoolExecutor(min(len(wanted), _PARALLEL_READS)) as pool:
+        return list(pool.map(read, wanted))
 
 
 def _view(store: Store, layout: RunLayout, number: int, *, has_resumed: bool) -> AttemptView:

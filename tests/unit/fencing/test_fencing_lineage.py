@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import msgspec
 import pytest
-from support.made_runs import MadeRun
+from support.made_runs import HookedStore, MadeRun
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints
 from ckpt_tasks.fencing.attempts import read_attempts
@@ -169,3 +171,19 @@ def test_damaged_claim_keeps_its_resumed_record(run: MadeRun) -> None:
     assert view.claim is None
     assert view.resumed is not None
     assert valid(run) == [one]
+
+
+def test_many_attempts_are_read_at_once() -> None:
+    """A run that was preempted often is not read record after record; the order stays."""
+    run = MadeRun()
+    for number in range(1, 9):
+        run.put_claim(number)
+    both = threading.Barrier(2, timeout=60)
+
+    def wait_for_another(operation: str, path: str) -> None:
+        if operation == "read":
+            both.wait()
+
+    views = read_attempts(HookedStore(run.store, wait_for_another), run.layout)
+    assert [view.number for view in views] == list(range(1, 9))
+    assert all(view.claim is not None for view in views)
