@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,8 +34,13 @@ _IN_ORDER = (SequentialSampler, DistributedSampler)
 """Their order depends on nothing, or on an epoch that they are told."""
 
 
-def loader_state(name: str, loader: Any) -> LoaderState | None:
+def loader_state(name: str, loader: Any, warn: Callable[[str], None]) -> LoaderState | None:
     """The state for a tracked object that is a loader; ``None`` if it is none.
+
+    Parameters
+    ----------
+    warn
+        Tells people what takes long.
 
     Raises
     ------
@@ -42,14 +48,14 @@ def loader_state(name: str, loader: Any) -> LoaderState | None:
         Its order cannot be reproduced; says why, and what to use.
     """
     if isinstance(loader, DataLoader):
-        return _data_loader(name, loader)
+        return _data_loader(name, loader, warn)
     is_loader = is_stateful(loader) and hasattr(loader, "__iter__")
     if not is_loader or isinstance(loader, torch.nn.Module | dict | list | tuple):
         return None
     return StatefulLoader(loader, exact=_is_exact(loader))
 
 
-def _data_loader(name: str, loader: DataLoader[Any]) -> LoaderState:
+def _data_loader(name: str, loader: DataLoader[Any], warn: Callable[[str], None]) -> LoaderState:
     if loader.num_workers and not getattr(loader, "in_order", True):
         raise StateError(
             f"tracked {name!r}: batches come in the order in which the workers finish them, which "
@@ -62,12 +68,12 @@ def _data_loader(name: str, loader: DataLoader[Any]) -> LoaderState:
                 f"tracked {name!r}: the order of this DataLoader cannot be reproduced, as {why}; "
                 "use torchdata.stateful_dataloader.StatefulDataLoader, a drop-in replacement"
             )
-        return ReplayedLoader(loader, exact=_replays_exactly(loader))
+        return ReplayedLoader(loader, exact=_replays_exactly(loader), warn=warn)
     sampler = _drawing_sampler(loader)
     if isinstance(loader.dataset, IterableDataset) or _keeps_position(loader, sampler):
         return StatefulLoader(loader, exact=_is_exact(loader))
     if type(sampler) in _RANDOM or _is_torchdata(sampler):
-        return ReplayedLoader(loader, exact=_replays_exactly(loader))
+        return ReplayedLoader(loader, exact=_replays_exactly(loader), warn=warn)
     raise StateError(
         f"tracked {name!r}: its {type(sampler).__name__} has neither state_dict() and "
         "load_state_dict() nor set_epoch(), so its order cannot be reproduced; give it the former"

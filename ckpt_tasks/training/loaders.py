@@ -10,8 +10,9 @@ Creating an iterator draws from torch's global generator, so when it is done mat
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,7 @@ from ckpt_tasks.training.seeding import SeededDataset
 
 __all__ = ["LoaderState", "ReplayedLoader", "StatefulLoader", "seeded_dataset"]
 
+_SILENT_SECONDS = 1.0  # for drawing again, before it is told
 _END = object()
 
 
@@ -208,13 +210,29 @@ class ReplayedLoader(LoaderState):
     """A ``DataLoader`` whose order depends on generators only.
 
     They are set back, the same batches are drawn again, and the next one is the next unseen.
+
+    Parameters
+    ----------
+    warn
+        Told once that drawing again takes long.
+    clock
+        Seconds, monotonic.
     """
 
     kind = "replayed"
     goes_on_by_hand = False
 
-    def __init__(self, loader: DataLoader[Any], *, exact: bool) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        *,
+        exact: bool,
+        warn: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__(loader, exact=exact)
+        self._warn = warn
+        self._clock = clock
         self._drawn = 0
         self._start = self._moment()
 
@@ -246,13 +264,25 @@ class ReplayedLoader(LoaderState):
         torch.set_rng_state(self._start["rng"])
         _set_generators(self.loader, self._start["generators"])
         iterator = self._count(iter(self.loader))
-        for drawn in range(pending["drawn"]):
+        self._draw_again(iterator, pending["drawn"])
+        return iterator
+
+    def _draw_again(self, iterator: Iterator[Any], seen: int) -> None:
+        silent_until: float | None = self._clock() + _SILENT_SECONDS
+        for drawn in range(seen):
+            if drawn and silent_until is not None and self._clock() >= silent_until:
+                silent_until = None
+                self._warn(
+                    f"drawing the {seen} batches again that were seen in this epoch, {drawn} so "
+                    "far: a DataLoader that keeps no position finds its place in no other way. "
+                    "torchdata's StatefulDataLoader, in order or with shuffle=True, goes there "
+                    "without making the samples"
+                )
             if next(iterator, _END) is _END:
                 raise StateError(
-                    f"the loader ended after {drawn} of the {pending['drawn']} batches that were "
-                    "seen before; its data or batch size has changed"
+                    f"the loader ended after {drawn} of the {seen} batches that were seen before; "
+                    "its data or batch size has changed"
                 )
-        return iterator
 
     def _make_workers(self, then: dict[str, Any]) -> None:
         """Have what persistent workers keep between epochs: the first iterator is made once.

@@ -44,7 +44,7 @@ class Loops:
         self._check_use_of_epochs()
         return self._iterate_epochs(total)
 
-    def steps(self, state: LoaderState, accumulate: int, last: int) -> Iterator[Any]:
+    def steps(self, state: LoaderState, accumulate: int) -> Iterator[Any]:
         """The batches of this epoch that have not been seen yet.
 
         Parameters
@@ -53,15 +53,15 @@ class Loops:
             Of the tracked loader.
         accumulate
             Micro-batches per step.
-        last
-            Number of the epoch's last micro-batch; 0 where it does not matter.
 
         Raises
         ------
         ConfigError
-            At once: outside `epochs`, nested, or twice in one epoch.
+            At once: outside `epochs`, nested, or twice in one epoch; or the epoch's last
+            micro-batch matters and cannot be known.
         """
         self._check_use_of_steps()
+        last = _length(state.loader, accumulate) if accumulate > 1 else 0
         return self._iterate_steps(state, accumulate, last)
 
     def _iterate_epochs(self, total: int) -> Iterator[int]:
@@ -134,3 +134,13 @@ class Loops:
                 f"run.steps() was used twice in epoch {self._counters.epoch}; a position in the "
                 "data is one number, so iterate one loader once an epoch"
             )
+
+
+def _length(loader: Any, accumulate: int) -> int:
+    try:
+        return len(loader)
+    except TypeError as error:
+        raise ConfigError(
+            f"accumulate={accumulate} needs a loader with a length, or its last micro-batch "
+            f"cannot be known: {error}"
+        ) from error

@@ -54,6 +54,15 @@ class TrainingRun:
     midway, also what stands between the head of the epoch loop and the inner loop. What it logs
     is not logged again. Code behind the loops runs when they are over.
 
+    **Variables of the loop.** Local variables start anew in each attempt; what lives in `state`
+    is saved and restored. Early stopping, with ``run.state.update(best=math.inf, bad=0)`` before
+    `track`, at the end of each epoch::
+
+        run.state["bad"] = 0 if loss < run.state["best"] else run.state["bad"] + 1
+        run.state["best"] = min(loss, run.state["best"])
+        if run.state["bad"] >= patience:
+            run.stop()
+
     **Iterators.** `steps` takes the tracked loader itself and is the outermost iterator:
     ``tqdm(run.steps(loader))``, not the reverse. Nested, repeated or untracked use raises.
 
@@ -92,16 +101,14 @@ class TrainingRun:
         grace: float = 30.0,
         on_event: EventSink = discard_event,
     ) -> None:
-        self.name = name
-        self.attempt = attempt
-        self.hyperparameters = dict(hyperparameters or {})
-        self.state: dict[str, Any] = {}
-        """The loop's own variables (best, patience, ...): tracked, and restored in place."""
-        self.resumed_from = start.record.id if start else None
-        """Id of the checkpoint that this attempt started from."""
+        self._name = name
+        self._attempt = attempt
+        self._hyperparameters = dict(hyperparameters or {})
+        self._state: dict[str, Any] = {}
+        self._resumed_from = start.record.id if start else None
         self._start = start
         self._items = TrackedItems()
-        self._loaders = TrackedLoaders()
+        self._loaders = TrackedLoaders(lambda message: self._saver.warn_once(message))
         self._tracked = False
         self._counters = Counters()
         if start is not None:
@@ -114,7 +121,7 @@ class TrainingRun:
             checkpointer=checkpointer,
             schedule=schedule,
             capture=self._capture,
-            exact=self._is_exact,
+            exact=self._loaders.is_exact,
             on_event=on_event,
             start=start.record if start else None,
             max_unprotected=max_unprotected,
@@ -124,6 +131,37 @@ class TrainingRun:
         self._loops = Loops(self._counters, self._loaders, self._saver, self._rewind)
         if start is not None:
             self._saver.metrics.restore(start.record.metrics, self.step, self._counters.logged)
+
+    @property
+    def name(self) -> str:
+        """The run's name, the same in every attempt."""
+        return self._name
+
+    @property
+    def attempt(self) -> int:
+        """Which execution of the run this is, from 1. Not for seeds: it differs after a crash."""
+        return self._attempt
+
+    @property
+    def hyperparameters(self) -> dict[str, Scalar]:
+        """What this attempt was called with, as it is recorded: flat, and secrets masked."""
+        return self._hyperparameters
+
+    @property
+    def resumed_from(self) -> str | None:
+        """Id of the checkpoint that this attempt started from; ``None`` at the beginning."""
+        return self._resumed_from
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The loop's own variables (best value, patience, running means): saved and restored.
+
+        A dict, empty at first. Give it its initial values before `track`, which replaces them by
+        the saved ones; read and change it anywhere. Values are what needs no pickle: numbers,
+        texts, booleans, ``None``, tensors, and lists, tuples and dicts of these; anything else is
+        a `StateError` that names the key. See the class for an example.
+        """
+        return self._state
 
     @property
     def step(self) -> int:
@@ -235,8 +273,7 @@ class TrainingRun:
             )
         if accumulate < 1:
             raise ConfigError(f"accumulate={accumulate}: must be at least 1")
-        last = _length(loader, accumulate) if accumulate > 1 else 0
-        return self._loops.steps(state, accumulate, last)
+        return self._loops.steps(state, accumulate)
 
     def step_done(self) -> None:
         """For loops kept whole: say that a step is done. Saves if one is due.
@@ -308,8 +345,24 @@ class TrainingRun:
         self._saver.request_stop(reason)
 
     def finish(self) -> None:
-        """The training function has returned: save its end, unless that is saved already."""
+        """The training function has returned: save its end, unless that is saved already.
+
+        Raises `ConfigError` if it has never called `track`: nothing was restored, and nothing
+        can be saved.
+        """
         counters = self._counters
+        if not self._tracked and not counters.finished:
+            raise ConfigError(
+                "the training function returned without run.track(...): nothing was restored or "
+                "saved, so the run is not complete; track its model, optimizer and loader before "
+                "the loops"
+            )
+        if self.step == 0 and self.checkpoint is None:
+            self._saver.warn_once(
+                "the training function returned without a step done, and the run counts as "
+                "complete; if that is not meant: is there data, are there epochs, and do loops "
+                "kept whole call run.step_done()?"
+            )
         saved = counters.finished or (self._loops.epochs_ended and self.checkpoint is not None)
         if self._tracked and not saved:
             # The loops were left by `break`, or kept by hand: a resume must not train further.
@@ -339,26 +392,6 @@ class TrainingRun:
         self._loops.epochs_ended = self._counters.finished = False
         self._loaders.hold()
 
-    def _is_exact(self) -> bool:
-        exact = self._loaders.exact
-        if not exact:
-            self._saver.warn_once(
-                "the loader's workers may draw random numbers that no checkpoint holds, so only "
-                "the order of the data is restored exactly; wrap the data set in SeededDataset, "
-                "or give it state_dict/load_state_dict"
-            )
-        return exact
-
     def _need_tracked(self, what: str) -> None:
         if not self._tracked:
             raise ConfigError(f"run.{what}() was called before run.track(...)")
-
-
-def _length(loader: Any, accumulate: int) -> int:
-    try:
-        return len(loader)
-    except TypeError as error:
-        raise ConfigError(
-            f"accumulate={accumulate} needs a loader with a length, or its last micro-batch "
-            f"cannot be known: {error}"
-        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ckpt_tasks.errors import StateError
@@ -12,9 +13,16 @@ __all__ = ["TrackedLoaders"]
 
 
 class TrackedLoaders:
-    """The states of tracked loaders, by loader."""
+    """The states of tracked loaders, by loader.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    warn
+        Tells people, once, what the loaders cannot do or take long for.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
         self._states: dict[int, LoaderState] = {}
         self._names: dict[int, str] = {}
 
@@ -23,7 +31,7 @@ class TrackedLoaders:
 
         Raises `StateError` for a loader whose order cannot be reproduced, or with two names.
         """
-        state = loader_state(name, item)
+        state = loader_state(name, item, self._warn)
         if state is None:
             return None
         if id(item) in self._states:
@@ -71,7 +79,13 @@ class TrackedLoaders:
             self._names[key] for key, state in self._states.items() if not state.goes_on_by_hand
         ]
 
-    @property
-    def exact(self) -> bool:
-        """Whether random numbers drawn while samples are made are restored, too."""
-        return all(state.exact for state in self._states.values())
+    def is_exact(self) -> bool:
+        """Whether random numbers drawn while samples are made are restored, too; warns if not."""
+        exact = all(state.exact for state in self._states.values())
+        if not exact:
+            self._warn(
+                "the loader's workers may draw random numbers that no checkpoint holds, so only "
+                "the order of the data is restored exactly; wrap the data set in SeededDataset, "
+                "or give it state_dict/load_state_dict"
+            )
+        return exact

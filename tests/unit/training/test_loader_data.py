@@ -16,6 +16,7 @@ from ckpt_tasks.config import CheckpointConfig, ScheduleConfig, StoreConfig
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.training.attempt import AttemptRunner
 from ckpt_tasks.training.loader_data import describe_data
+from ckpt_tasks.training.loaders import ReplayedLoader
 from ckpt_tasks.training.spec import TrainSpec
 
 SAMPLES, BATCH, EPOCHS = 24, 4, 2
@@ -189,3 +190,35 @@ def test_a_length_that_is_set_in_the_loop_is_no_change() -> None:
 def test_what_is_kept_of_a_loader(data: Any, expected: tuple[Any, ...]) -> None:
     """What it shows; an iterable data set's length is an estimate, and others have no data set."""
     assert tuple(describe_data(data).values()) == expected
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.01, 0), (0.4, 1)])
+def test_drawing_again_is_told_once_where_it_takes_long(seconds: float, told: int) -> None:
+    """Each batch takes `seconds` by the clock; only what goes on after a second is worth words."""
+    warnings: list[str] = []
+    now = 0.0
+
+    class Slow(Samples):
+        def __getitem__(self, index: int) -> int:
+            nonlocal now
+            now += seconds
+            return super().__getitem__(index)
+
+    def state() -> ReplayedLoader:
+        data = DataLoader(Slow(SAMPLES), 1, shuffle=True)
+        return ReplayedLoader(data, exact=True, warn=warnings.append, clock=lambda: now)
+
+    first = state()
+    torch.manual_seed(1)
+    batches = first.iterate()
+    seen = [int(next(batches)) for _ in range(10)]
+    saved = first.state_dict()
+    left = [int(batch) for batch in batches]
+
+    second = state()
+    second.load_state_dict(saved)
+    assert [int(batch) for batch in second.iterate()] == left
+    assert sorted(seen + left) == list(range(SAMPLES))
+    assert len(warnings) == told
+    assert all("drawing the 10 batches again" in warning for warning in warnings)
+    assert all("3 so far" in warning for warning in warnings)

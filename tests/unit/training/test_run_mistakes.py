@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from ckpt_tasks import TrainingRun
 from ckpt_tasks.config import CheckpointConfig, ScheduleConfig, StoreConfig
 from ckpt_tasks.errors import ConfigError, StateError
+from ckpt_tasks.events import Event, Warned
 from ckpt_tasks.training.attempt import AttemptRunner
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
 
@@ -124,6 +127,11 @@ def irreproducible(run: TrainingRun) -> None:
     run.track(loader=DataLoader(Endless(), batch_size=2))
 
 
+def without_track(run: TrainingRun) -> None:
+    for batch in loader():
+        assert batch is not None
+
+
 def by_hand_without_a_position(run: TrainingRun) -> None:
     run.track(loader=DataLoader(TensorDataset(torch.arange(6.0)), batch_size=2))
     run.step_done()
@@ -138,6 +146,7 @@ def by_hand_without_a_position(run: TrainingRun) -> None:
         (wrapped, ConfigError, r"tqdm\(run.steps\(loader\)\)"),
         (before_track, ConfigError, "before run.track"),
         (late_track, StateError, "track"),
+        (without_track, ConfigError, r"returned without run.track\(...\)"),
         (double_track, StateError, "called twice"),
         (step_done_inside, ConfigError, "inside run.steps"),
         (negative, ConfigError, "negative"),
@@ -190,3 +199,64 @@ def test_names_that_differ_from_the_checkpoints_are_told_on_both_sides() -> None
         execute(lambda run: run.track(network=nn.Linear(1, 1)))
     outcome = execute(lambda run: run.track(network=nn.Linear(1, 1), rename={"model": "network"}))
     assert outcome.done
+
+
+def test_a_run_without_track_is_not_complete() -> None:
+    """Once it tracks, the same run trains."""
+    spec = msgspec.structs.replace(SPEC, run="untracked")
+    with pytest.raises(ConfigError, match=r"run\.track"):
+        AttemptRunner(spec, lambda event: None).execute(without_track)
+
+    outcome = AttemptRunner(spec, lambda event: None).execute(tracks_only)
+
+    assert outcome.message.startswith("trained to its end")
+
+
+def test_a_run_without_a_step_is_complete_and_told() -> None:
+    """No epochs were asked for, perhaps; or there were no data, which people want to know."""
+    events: list[Event] = []
+    spec = msgspec.structs.replace(SPEC, run="stepless")
+
+    outcome = AttemptRunner(spec, events.append).execute(tracks_only)
+
+    assert outcome.done
+    (told,) = [event.message for event in events if isinstance(event, Warned)]
+    assert "without a step done" in told
+
+
+def tracks_only(run: TrainingRun) -> None:
+    run.track(model=nn.Linear(1, 1))
+
+
+def test_early_stopping_as_documented_counts_on_in_the_next_attempt() -> None:
+    """`TrainingRun.state` holds the best value and the epochs without a better one."""
+    losses = [3.0, 2.0, 2.5, 2.5, 2.5, 1.0]
+    seen: list[tuple[int, int]] = []
+
+    def train(run: TrainingRun) -> None:
+        run.state.update(best=math.inf, bad=0)
+        run.track(model=nn.Linear(1, 1))
+        for epoch in run.epochs(6):
+            if (run.attempt, epoch) == (1, 3):
+                raise RuntimeError("dies")
+            loss = losses[epoch]
+            run.state["bad"] = 0 if loss < run.state["best"] else run.state["bad"] + 1
+            run.state["best"] = min(loss, run.state["best"])
+            seen.append((epoch, run.state["bad"]))
+            if run.state["bad"] >= 3:
+                run.stop()
+
+    config = CheckpointConfig(store=SPEC.config.store, schedule=ScheduleConfig(every_epochs=1))
+    spec = msgspec.structs.replace(SPEC, run="early", config=config)
+    with pytest.raises(RuntimeError, match="dies"):
+        AttemptRunner(spec, lambda event: None).execute(train)
+    AttemptRunner(spec, lambda event: None).execute(train)
+
+    assert seen == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3)]
+
+
+def test_every_public_name_of_a_run_says_what_it_is() -> None:
+    """`help(TrainingRun.state)` is where a newcomer looks."""
+    public = [name for name in dir(TrainingRun) if not name.startswith("_")]
+    assert {"state", "name", "attempt", "hyperparameters", "resumed_from"} <= set(public)
+    assert [name for name in public if not getattr(TrainingRun, name).__doc__] == []

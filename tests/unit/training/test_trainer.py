@@ -26,6 +26,7 @@ def last_words(run):
 
 
 def terminates_a_fork(run):
+    run.track(values={})
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
     child.start()
     child.terminate()
@@ -34,6 +35,7 @@ def terminates_a_fork(run):
 
 
 def leaves_a_thread(run):
+    run.track(values={})
     threading.Thread(target=time.sleep, args=(1000,)).start()
 
 
@@ -46,6 +48,7 @@ def surrogates(run):
 
 
 def shouts(run):
+    run.track(values={})
     os.write(1, b"x" * 1_000_000 + bytes([10]) + bytes([0xFF, 0xFE, 10]))
 """
 
