@@ -1,5 +1,6 @@
 """The steps of a resumable training, as plain functions that no orchestrator has a part in."""
 
+from ckpt_tasks.tasks.locate import LocatedCheckpoint, locate
 from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.promote import Promotion, promote
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
@@ -9,6 +10,7 @@ from ckpt_tasks.tasks.train import is_worth_retrying, train
 from ckpt_tasks.tasks.verify import verify
 
 __all__ = [
+    "LocatedCheckpoint",
     "Promotion",
     "RecoveryReport",
     "Row",
@@ -16,6 +18,7 @@ __all__ = [
     "checkpoint_row",
     "human_size",
     "is_worth_retrying",
+    "locate",
     "narrate",
     "promote",
     "recover",
