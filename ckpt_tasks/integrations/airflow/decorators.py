@@ -44,10 +44,9 @@ class _ResumableTrainingOperator(DecoratedOperator, TrainOperator):
         name = self.python_callable.__name__
         with tempfile.TemporaryDirectory(prefix="ckpt-tasks-") as folder:
             file = Path(folder) / f"{name}.py"
+            source: str = self.get_python_source()  # type: ignore[no-untyped-call]
             # Annotations may name what only the DAG file imports.
-            file.write_text(
-                f"from __future__ import annotations\n\n{self.get_python_source()}", "utf-8"
-            )
+            file.write_text(f"from __future__ import annotations\n\n{source}", "utf-8")
             self.entrypoint = f"{file}:{name}"
             return super()._execute(context, config)
 
