@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.airflow_runs import TESTS, Airflow, running_airflow, uninterrupted_digest
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    """One real Airflow for all tests that need a scheduler: it takes a while to come up."""
+    with running_airflow(tmp_path_factory.mktemp("airflow")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def whole_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of the toy training's final state when nothing is killed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_DIGEST", str(folder / "digest"))
+        patch.setenv("PYTHONPATH", str(TESTS))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return uninterrupted_digest(folder)

@@ -1,0 +1,215 @@
+"""A real Airflow for tests, what they ask it about DAG runs, and ways to kill a run's processes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from mlflow import MlflowClient
+from support.prefect_server import wait_until
+from support.run_checks import check_run
+from support.toy_runs import toy_spec
+
+from ckpt_tasks import tasks
+from ckpt_tasks.checkpointer.catalog import RunView, view_run
+from ckpt_tasks.demo.airflow_api import AirflowApi
+from ckpt_tasks.demo.airflow_server import airflow_server
+from ckpt_tasks.store import open_store
+
+TESTS = Path(__file__).parents[1]
+DAGS = TESTS / "support" / "airflow_dags"
+STEPS = 32  # four epochs of eight steps
+PACE = 0.25
+"""Seconds a step, when a run is to be caught on its way."""
+
+SETTINGS = {
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "1",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(TESTS),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Airflow:
+    """A running Airflow that trains into one store and one MLflow."""
+
+    api: AirflowApi
+    folder: Path
+
+    @property
+    def store(self) -> str:
+        return str(self.folder / "store")
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    def trigger(
+        self, folder: Path, dag_id: str = "toy", *, pace: float = PACE, **conf: Any
+    ) -> DagRun:
+        """Trigger a DAG run of the toy, whose traces go to `folder`."""
+        environment = {
+            "TOY_DIGEST": str(folder / "digest"),
+            "TOY_TRACE": str(folder / "trace"),
+            "TOY_STEP_SECONDS": str(pace),
+        }
+        run_id = self.api.trigger(dag_id, {"environment": environment, **conf})
+        return DagRun(self, folder, dag_id, run_id, conf.get("run_name", f"{dag_id}-{run_id}"))
+
+
+@contextlib.contextmanager
+def running_airflow(folder: Path) -> Iterator[Airflow]:
+    """Start one, its toy DAGs parsed, its MLflow's tables made; end it with all its processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tracking_uri = f"sqlite:///{folder}/mlflow.db"
+    MlflowClient(tracking_uri=tracking_uri).search_experiments()
+    settings = {
+        **SETTINGS,
+        "CKPT_TASKS_STORE_URL": str(folder / "store"),
+        "CKPT_TASKS_REGISTRY_TRACKING_URI": tracking_uri,
+        "CKPT_TASKS_REGISTRY_EXPERIMENT": "toy",
+        "CKPT_TASKS_REGISTRY_BEST": "loss:min",
+    }
+    with airflow_server(folder / "airflow", DAGS, settings) as api:
+        wait_until(lambda: api.has_dag("toy"), timeout=60, what="the toy's DAG is parsed")
+        yield Airflow(api, folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class DagRun:
+    """One DAG run of the toy: the training run `run`, its task, its processes."""
+
+    airflow: Airflow
+    folder: Path
+    dag_id: str
+    run_id: str
+    run: str
+
+    @property
+    def state(self) -> str:
+        return self.airflow.api.state(self.dag_id, self.run_id)
+
+    @property
+    def digest(self) -> str:
+        """Of the final state, as the training itself has written it."""
+        return (self.folder / "digest").read_text("ascii")
+
+    def wait_for_state(self, *states: str, timeout: float = 120) -> str:
+        """Wait until the DAG run is in one of `states`; returns which."""
+        try:
+            return wait_until(
+                lambda: self.state if self.state in states else None,
+                timeout=timeout,
+                what=f"{self.run_id} is {states}",
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.told()}") from error
+
+    def wait_for_task(self, *states: str, task_id: str = "train", timeout: float = 60) -> None:
+        """Wait until a task is in one of `states`."""
+        wait_until(
+            lambda: self.task(task_id)["state"] in states,
+            timeout=timeout,
+            what=f"{task_id} is {states}",
+        )
+
+    def task(self, task_id: str = "train") -> dict[str, Any]:
+        """The newest try of a task, as the API tells it."""
+        found = self.airflow.api.task_instances(self.dag_id, self.run_id)
+        return next(task for task in found if task["task_id"] == task_id)
+
+    def log(self, task_id: str = "train", try_number: int = 1) -> list[str]:
+        """Lines that a try has logged."""
+        entries = self.airflow.api.log(self.dag_id, self.run_id, task_id, try_number)
+        return [str(entry["event"]) for entry in entries]
+
+    def told(self) -> str:
+        """Everything that the tries of the train task have logged, for a failed test."""
+        tries = range(1, self.task()["try_number"] + 1)
+        lines = (f"{number}: {line}" for number in tries for line in self.log(try_number=number))
+        return "\n".join(lines)
+
+    def steps_done(self) -> list[tuple[int, int]]:
+        """``(pid, step)`` of every step that was really executed, in order."""
+        trace = self.folder / "trace"
+        if not trace.exists():
+            return []
+        lines = trace.read_text("ascii").splitlines()
+        return [(int(pid), int(step)) for pid, step in (line.split() for line in lines)]
+
+    def wait_for_step(self, step: int) -> int:
+        """Wait until a trainer has done `step`; returns that trainer's pid."""
+
+        def trainer() -> int | None:
+            return next((pid for pid, done in self.steps_done() if done >= step), None)
+
+        return wait_until(trainer, timeout=60, what=f"step {step}\n{self.state}")
+
+    def view(self) -> RunView:
+        """The training run as its store has it."""
+        with open_store(self.airflow.store) as store:
+            return view_run(store, self.run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes of a training task, found above its trainer."""
+
+    trainer: int
+    task: int
+    """Runs the operator."""
+    supervisor: int
+    """Airflow's: tells the API that the task lives and how it ended."""
+
+    @classmethod
+    def above(cls, trainer: int) -> Processes:
+        """Those of the task that has started `trainer` through the training's supervisor."""
+        _training_supervisor, task, supervisor = psutil.Process(trainer).parents()[:3]
+        return cls(trainer=trainer, task=task.pid, supervisor=supervisor.pid)
+
+
+def kill(*pids: int) -> None:
+    """SIGKILL, all at once."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def uninterrupted_digest(folder: Path) -> str:
+    """Digest of the toy's final state when it is trained here, plainly, and nothing is killed.
+
+    Its variables must be in the environment: ``TOY_DIGEST``, and ``PYTHONPATH`` of the tests.
+    """
+    tasks.train(toy_spec(folder / "store", params={}))
+    return Path(os.environ["TOY_DIGEST"]).read_text("ascii")
+
+
+def assert_one_whole_run(run: DagRun, digest: str, *, attempts: int) -> None:
+    """One training run, resumed as expected, its state and metrics those of a run never killed."""
+    view = run.view()
+    assert len(view.attempts) == attempts
+    valid = {str(c) for c in check_run(toy_spec(run.airflow.store, run=run.run), steps=STEPS)}
+    for attempt in view.attempts[1:]:
+        assert attempt.resumed is not None
+        assert attempt.resumed.checkpoint in valid
+    assert run.digest == digest
+    assert_one_mlflow_run(run.airflow.tracking_uri, view.run.uid)
+
+
+def assert_one_mlflow_run(tracking_uri: str, uid: str) -> None:
+    """MLflow holds one run of this training run, finished, with every step's loss once."""
+    mlflow = MlflowClient(tracking_uri=tracking_uri)
+    experiments = [e.experiment_id for e in mlflow.search_experiments()]
+    found = mlflow.search_runs(experiments, f"tags.`ckpt.uid` = '{uid}'")
+    assert [run.info.status for run in found] == ["FINISHED"]
+    history = mlflow.get_metric_history(found[0].info.run_id, "loss")
+    assert Counter(metric.step for metric in history) == Counter(range(1, STEPS + 1))
