@@ -12,14 +12,24 @@ __all__ = ["environment"]
 
 @contextmanager
 def environment(credentials: Mapping[str, Any]) -> Iterator[None]:
-    """Set environment variables within the block, and put back what they replaced."""
+    """Set environment variables within the block, and put back what they replaced.
+
+    Parameters
+    ----------
+    credentials
+        Values by name; ``None`` for a variable that must not be set within the block.
+    """
     before = {name: os.environ.get(name) for name in credentials}
-    os.environ.update({name: str(value) for name, value in credentials.items()})
+    _set(credentials)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(variables: Mapping[str, Any]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = str(value)

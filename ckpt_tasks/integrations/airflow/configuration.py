@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from msgspec.structs import replace
 
@@ -13,14 +13,15 @@ from ckpt_tasks.config import (
     CheckpointConfig,
     RegistryConfig,
     ScheduleConfig,
+    StoreConfig,
     load_config,
 )
-from ckpt_tasks.integrations.airflow.hooks import (
-    CheckpointHook,
-    MlflowHook,
+from ckpt_tasks.integrations.airflow.connections import (
+    Credentials,
     split_connection,
     storage_credentials,
 )
+from ckpt_tasks.integrations.airflow.hooks import CheckpointHook, MlflowHook
 
 __all__ = ["Settings"]
 
@@ -36,38 +37,50 @@ class Settings:
     schedule: ScheduleConfig | None = None
     attempt: AttemptConfig | None = None
 
+    def resolve(self) -> tuple[CheckpointConfig, Credentials]:
+        """The configuration, and the credentials that whoever works with it needs.
+
+        Raises
+        ------
+        ConfigError
+            A connection is missing or cannot work, or the environment's configuration is wrong.
+        """
+        config = load_config()
+        store, for_store = self._store(config.store)
+        registry, for_registry = self._registry(config.registry)
+        config = replace(
+            config,
+            store=store,
+            registry=registry,
+            schedule=self.schedule or config.schedule,
+            attempt=self.attempt or config.attempt,
+        )
+        return config, for_store | for_registry
+
     @contextmanager
     def applied(self) -> Iterator[CheckpointConfig]:
         """The configuration, its credentials in the environment within the block.
 
-        Raises `ConfigError` for connections that are missing or cannot work.
+        Raises `ConfigError` as `resolve` does.
         """
-        config = load_config()
-        with ExitStack() as stack:
-            config = self._with_store(config, stack)
-            config = self._with_registry(config, stack)
-            yield replace(
-                config,
-                schedule=self.schedule or config.schedule,
-                attempt=self.attempt or config.attempt,
-            )
+        config, credentials = self.resolve()
+        with credentials.applied():
+            yield config
 
-    def _with_store(self, config: CheckpointConfig, stack: ExitStack) -> CheckpointConfig:
-        store = config.store
+    def _store(self, store: StoreConfig) -> tuple[StoreConfig, Credentials]:
+        credentials = Credentials()
         if self.ckpt_conn_id is not None:
             hook = CheckpointHook(self.ckpt_conn_id)
-            store = hook.store()
-            stack.enter_context(hook.credentials())
+            store, credentials = hook.store(), hook.credentials()
         if self.store is not None:
             url, conn_id = split_connection(self.store)
             store = replace(store, url=url)
-            stack.enter_context(storage_credentials(conn_id))
-        return replace(config, store=store)
+            credentials |= storage_credentials(conn_id)
+        return store, credentials
 
-    def _with_registry(self, config: CheckpointConfig, stack: ExitStack) -> CheckpointConfig:
-        registry = self.registry or config.registry
-        if self.mlflow_conn_id is not None:
-            hook = MlflowHook(self.mlflow_conn_id)
-            registry = hook.registry(registry)
-            stack.enter_context(hook.credentials())
-        return replace(config, registry=registry)
+    def _registry(self, registry: RegistryConfig) -> tuple[RegistryConfig, Credentials]:
+        registry = self.registry or registry
+        if self.mlflow_conn_id is None:
+            return registry, Credentials()
+        hook = MlflowHook(self.mlflow_conn_id)
+        return hook.registry(registry), hook.credentials()

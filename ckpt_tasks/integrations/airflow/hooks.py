@@ -6,36 +6,32 @@ them, and of the trainer, which inherits them. They appear in no command line, l
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
-from airflow.sdk import BaseHook, Connection
+import msgspec
+from airflow.sdk import BaseHook
 
 from ckpt_tasks.config import RegistryConfig, StoreConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError
+from ckpt_tasks.integrations.airflow.connections import (
+    Credentials,
+    address_of,
+    extra_of,
+    find_connection,
+    split_connection,
+    storage_credentials,
+)
+from ckpt_tasks.masking import mask_text
 from ckpt_tasks.tasks.credentials import environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["CheckpointHook", "MlflowHook", "split_connection"]
+__all__ = ["CheckpointHook", "MlflowHook"]
 
-
-def split_connection(url: str) -> tuple[str, str | None]:
-    """Take the connection's id out of a URL that names one, as Airflow's object storage does.
-
-    ``s3://aws_default@bucket/prefix`` is ``s3://bucket/prefix`` with the connection
-    ``aws_default``.
-    """
-    parts = urlsplit(url)
-    conn_id, separator, host = parts.netloc.rpartition("@")
-    if not separator or ":" in conn_id:
-        return url, None
-    return urlunsplit(parts._replace(netloc=host)), conn_id
+_STORE_EXTRAS = ("options", "single_writer", "storage_conn_id")
+# MLflow's client asks again for minutes; somebody waits for the button's answer.
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class CheckpointHook(BaseHook):
@@ -83,47 +79,48 @@ class CheckpointHook(BaseHook):
         """
         return self._resolve()[0]
 
-    @contextmanager
-    def credentials(self) -> Iterator[None]:
-        """Have the storage's credentials in the environment within the block.
-
-        Raises `ConfigError`.
-        """
-        with storage_credentials(self._resolve()[1]):
-            yield
+    def credentials(self) -> Credentials:
+        """The storage's credentials. Raises `ConfigError`."""
+        return storage_credentials(self._resolve()[1])
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the store can be opened for writing; for the button in Airflow's UI."""
         from ckpt_tasks.store import open_store
 
         try:
-            with self.credentials():
+            with self.credentials().applied():
                 open_store(self.store(), for_writing=True).close()
         except CkptTasksError as error:
             return False, str(error)
         return True, "the store can be written to"
 
     def _resolve(self) -> tuple[StoreConfig, str | None]:
+        """The store, and the id of the connection that has its credentials."""
         connection = find_connection(self.ckpt_conn_id)
-        extra = _extra(connection)
-        if not connection.host:
+        extra = extra_of(connection)
+        address = address_of(connection)
+        if not address:
             raise ConfigError(
                 f"connection {self.ckpt_conn_id!r} names no store: put its root, a path or a URL, "
                 "in the field 'host'"
             )
-        unknown = set(extra) - {"options", "single_writer", "storage_conn_id"}
+        unknown = set(extra) - set(_STORE_EXTRAS)
         if unknown:
             raise ConfigError(
                 f"connection {self.ckpt_conn_id!r}: unknown extra {sorted(unknown)}; it may hold "
-                "options, single_writer and storage_conn_id"
+                f"{', '.join(_STORE_EXTRAS)}"
             )
-        url, conn_id = split_connection(connection.host)
-        config = StoreConfig(
-            url=url,
-            options=extra.get("options", {}),
-            single_writer=extra.get("single_writer", False),
-        )
-        return config, extra.get("storage_conn_id", conn_id)
+        url, conn_id = split_connection(address)
+        # The URI form of a connection has s3://aws_default@bucket's first part as its login.
+        return self._config(url, extra), extra.get("storage_conn_id", conn_id or connection.login)
+
+    def _config(self, url: str, extra: dict[str, Any]) -> StoreConfig:
+        fields = {name: extra[name] for name in ("options", "single_writer") if name in extra}
+        try:
+            # Not strict: in the URI form every value is text.
+            return msgspec.convert({"url": url, **fields}, StoreConfig, strict=False)
+        except (msgspec.ValidationError, ConfigError) as error:
+            raise ConfigError(f"connection {self.ckpt_conn_id!r}: {error}") from error
 
 
 class MlflowHook(BaseHook):
@@ -160,146 +157,50 @@ class MlflowHook(BaseHook):
     def tracking_uri(self) -> str:
         """The server's address. Raises `ConfigError` where the connection has none."""
         connection = find_connection(self.mlflow_conn_id)
-        host = connection.host
-        if not host:
+        address = address_of(connection)
+        if not address or not connection.host:
             raise ConfigError(
-                f"connection {self.mlflow_conn_id!r} names no MLflow server: put its address in "
-                "the field 'host'"
+                f"connection {self.mlflow_conn_id!r} names no MLflow server: put its address, such "
+                "as https://mlflow.example.org or sqlite:////path/mlflow.db, in the field 'host'"
             )
-        uri = host if ":/" in host else f"http://{host}"
-        return f"{uri.rstrip('/')}:{connection.port}" if connection.port else uri
+        return address if ":/" in address else f"http://{address}"
 
     def registry(self, base: RegistryConfig) -> RegistryConfig:
         """`base` with this connection's server. Raises `ConfigError`."""
-        from msgspec.structs import replace
+        return msgspec.structs.replace(base, tracking_uri=self.tracking_uri())
 
-        return replace(base, tracking_uri=self.tracking_uri())
-
-    @contextmanager
-    def credentials(self) -> Iterator[None]:
-        """Have the credentials in the environment within the block, as MLflow's client reads them.
+    def credentials(self) -> Credentials:
+        """Name and password, or a token, as MLflow's client reads them. Raises `ConfigError`.
 
         Source: https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth/
         """
         connection = find_connection(self.mlflow_conn_id)
-        extra = _extra(connection)
-        variables = {
+        extra = extra_of(connection)
+        identity = {
             "MLFLOW_TRACKING_USERNAME": connection.login,
             "MLFLOW_TRACKING_PASSWORD": connection.password,
             "MLFLOW_TRACKING_TOKEN": extra.get("token"),
-            "MLFLOW_TRACKING_INSECURE_TLS": "true" if extra.get("insecure_tls") else None,
         }
-        with environment(_given(variables)):
-            yield
+        # An identity is taken as a whole: MLflow prefers a name in the environment to a token.
+        variables = {n: v or None for n, v in identity.items()} if any(identity.values()) else {}
+        if extra.get("insecure_tls") in (True, "true", "True"):
+            variables["MLFLOW_TRACKING_INSECURE_TLS"] = "true"
+        return Credentials(variables=variables)
 
     def get_conn(self) -> MlflowClient:
-        """A client of MLflow's own; use it within `credentials`."""
+        """A client of MLflow's own; use it within ``credentials().applied()``."""
         from mlflow import MlflowClient
 
-        return MlflowClient(tracking_uri=self.tracking_uri())
+        uri = self.tracking_uri()
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the server answers; for the button in Airflow's UI."""
         from mlflow.exceptions import MlflowException
 
         try:
-            with self.credentials():
+            with self.credentials().applied(), environment(_IMPATIENT):
                 self.get_conn().search_experiments(max_results=1)
         except (CkptTasksError, MlflowException) as error:
-            return False, str(error)
+            return False, mask_text(str(error))
         return True, "the MLflow server answers"
-
-
-def find_connection(conn_id: str) -> Connection:
-    """The connection. Raises `ConfigError` where there is none of this id."""
-    from airflow.sdk.exceptions import AirflowNotFoundException
-
-    try:
-        return BaseHook.get_connection(conn_id)
-    except AirflowNotFoundException as error:
-        raise ConfigError(
-            f"there is no Airflow connection {conn_id!r}; create it, or name another one"
-        ) from error
-
-
-@contextmanager
-def storage_credentials(conn_id: str | None) -> Iterator[None]:
-    """Credentials of an Amazon or Google connection as the environment variables of their SDKs.
-
-    Parameters
-    ----------
-    conn_id
-        Of the type ``aws`` or ``google_cloud_platform``; ``None``: those that the environment
-        has already.
-
-    Raises
-    ------
-    ConfigError
-        There is no such connection, or it asks for what this cannot do.
-    """
-    if conn_id is None:
-        yield
-        return
-    connection = find_connection(conn_id)
-    with ExitStack() as stack:
-        if connection.conn_type == "aws":
-            stack.enter_context(environment(_aws_variables(connection)))
-        elif connection.conn_type == "google_cloud_platform":
-            stack.enter_context(_google_key(connection))
-        else:
-            raise ConfigError(
-                f"connection {conn_id!r} is of the type {connection.conn_type!r}; credentials of "
-                "a store come from 'aws' or 'google_cloud_platform', or from the environment"
-            )
-        yield
-
-
-def _aws_variables(connection: Connection) -> dict[str, str]:
-    extra = _extra(connection)
-    if extra.get("role_arn"):
-        raise ConfigError(
-            f"connection {connection.conn_id!r} assumes the role {extra['role_arn']!r}, and its "
-            "short-lived keys would expire while training; give the worker the role, or name a "
-            "'profile_name' that assumes it"
-        )
-    return _given(
-        {
-            "AWS_ACCESS_KEY_ID": connection.login,
-            "AWS_SECRET_ACCESS_KEY": connection.password,
-            "AWS_SESSION_TOKEN": extra.get("aws_session_token"),
-            "AWS_DEFAULT_REGION": extra.get("region_name"),
-            "AWS_ENDPOINT_URL": extra.get("endpoint_url"),
-            "AWS_PROFILE": extra.get("profile_name"),
-        }
-    )
-
-
-@contextmanager
-def _google_key(connection: Connection) -> Iterator[None]:
-    extra = _extra(connection)
-    key = extra.get("keyfile_dict")
-    with ExitStack() as stack:
-        path = extra.get("key_path")
-        if key:
-            # Google's SDKs take a file's path only; this one is readable by nobody else.
-            file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
-            file.write(key if isinstance(key, str) else json.dumps(key))
-            file.flush()
-            path = file.name
-        variables = {
-            "GOOGLE_APPLICATION_CREDENTIALS": path,
-            "GOOGLE_CLOUD_PROJECT": extra.get("project"),
-        }
-        stack.enter_context(environment(_given(variables)))
-        yield
-
-
-def _extra(connection: Connection) -> dict[str, Any]:
-    extra: dict[str, Any] = connection.extra_dejson
-    if connection.extra and not extra and connection.extra.strip() != "{}":
-        raise ConfigError(f"connection {connection.conn_id!r}: its field 'extra' is no JSON")
-    return extra
-
-
-def _given(variables: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in variables.items() if value}
