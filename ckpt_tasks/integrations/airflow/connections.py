@@ -27,6 +27,7 @@ __all__ = [
     "find_connection",
     "split_connection",
     "storage_credentials",
+    "whole_identity",
 ]
 
 _GOOGLE_PREFIX = "extra__google_cloud_platform__"
@@ -155,6 +156,17 @@ def storage_credentials(conn_id: str | None) -> Credentials:
     )
 
 
+def whole_identity(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Variables that replace the process' own identity, all of them or none.
+
+    A session token of the worker's would spoil a connection's keys, and MLflow prefers a user
+    name to a token.
+    """
+    if not any(variables.values()):
+        return {}
+    return {name: value or None for name, value in variables.items()}
+
+
 def _of_aws(connection: Connection) -> Credentials:
     """https://airflow.apache.org/docs/apache-airflow-providers-amazon/stable/connections/aws.html"""
     extra = extra_of(connection)
@@ -170,17 +182,13 @@ def _of_aws(connection: Connection) -> Credentials:
         "AWS_SESSION_TOKEN": extra.get("aws_session_token"),
         "AWS_PROFILE": extra.get("profile_name"),
     }
-    # An identity is taken as a whole: the worker's own session token would spoil these keys.
-    kept = (
-        {name: value or None for name, value in identity.items()} if any(identity.values()) else {}
-    )
     service = extra.get("service_config", {}).get("s3", {})
     places = {
         "AWS_DEFAULT_REGION": extra.get("region_name"),
         "AWS_ENDPOINT_URL": extra.get("endpoint_url"),
         "AWS_ENDPOINT_URL_S3": service.get("endpoint_url"),
     }
-    return Credentials(variables={**kept, **_given(places)})
+    return Credentials(variables={**whole_identity(identity), **_given(places)})
 
 
 def _of_google(connection: Connection) -> Credentials:

@@ -20,6 +20,7 @@ from ckpt_tasks.integrations.airflow.connections import (
     find_connection,
     split_connection,
     storage_credentials,
+    whole_identity,
 )
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.tasks.credentials import environment
@@ -115,10 +116,11 @@ class CheckpointHook(BaseHook):
         return self._config(url, extra), extra.get("storage_conn_id", conn_id or connection.login)
 
     def _config(self, url: str, extra: dict[str, Any]) -> StoreConfig:
-        fields = {name: extra[name] for name in ("options", "single_writer") if name in extra}
+        fields = {"url": url}
+        fields.update((name, extra[name]) for name in _STORE_EXTRAS[:2] if name in extra)
         try:
             # Not strict: in the URI form every value is text.
-            return msgspec.convert({"url": url, **fields}, StoreConfig, strict=False)
+            return msgspec.convert(fields, StoreConfig, strict=False)
         except (msgspec.ValidationError, ConfigError) as error:
             raise ConfigError(f"connection {self.ckpt_conn_id!r}: {error}") from error
 
@@ -176,13 +178,13 @@ class MlflowHook(BaseHook):
         """
         connection = find_connection(self.mlflow_conn_id)
         extra = extra_of(connection)
-        identity = {
-            "MLFLOW_TRACKING_USERNAME": connection.login,
-            "MLFLOW_TRACKING_PASSWORD": connection.password,
-            "MLFLOW_TRACKING_TOKEN": extra.get("token"),
-        }
-        # An identity is taken as a whole: MLflow prefers a name in the environment to a token.
-        variables = {n: v or None for n, v in identity.items()} if any(identity.values()) else {}
+        variables = whole_identity(
+            {
+                "MLFLOW_TRACKING_USERNAME": connection.login,
+                "MLFLOW_TRACKING_PASSWORD": connection.password,
+                "MLFLOW_TRACKING_TOKEN": extra.get("token"),
+            }
+        )
         if extra.get("insecure_tls") in (True, "true", "True"):
             variables["MLFLOW_TRACKING_INSECURE_TLS"] = "true"
         return Credentials(variables=variables)

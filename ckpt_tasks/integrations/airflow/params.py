@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from ckpt_tasks.tasks.form import (
 from ckpt_tasks.training.entrypoint import EntrypointSignature, Hyperparameter
 
 __all__ = ["form_params", "hyperparameters_of"]
+
+_NULL = {"type": "null"}
 
 
 def form_params(signature: EntrypointSignature) -> dict[str, Param]:
@@ -75,24 +78,44 @@ def _param(hyperparameter: Hyperparameter) -> Param:
         return Param(**about, **schema)
     if not hyperparameter.default_known:
         schema = _or_null(schema)
-    # A tuple is no JSON.
-    return Param(msgspec.to_builtins(hyperparameter.default), **about, **schema)
+    # A tuple is a list in JSON, and an array's schema refuses it.
+    return Param(json.loads(json.dumps(hyperparameter.default)), **about, **schema)
 
 
 def _schema(annotation: Any) -> dict[str, Any]:
+    """One ``type`` wherever that is possible: the form chooses its widget by it."""
     schema = msgspec.json.schema(annotation)
-    options = schema.get("anyOf")
-    if options is None:
-        return {name: schema[name] for name in ("type", "enum", "items") if name in schema}
-    if all(set(option) == {"type"} for option in options):
-        return {"type": [option["type"] for option in options]}
-    return {"anyOf": options}
+    options = schema.get("anyOf", [schema])
+    others = [_typed(option) for option in options if option != _NULL]
+    if not others:
+        return dict(_NULL)
+    if len(others) == 1:
+        merged = others[0]
+    elif all(set(option) == {"type"} for option in others):
+        merged = {"type": [option["type"] for option in others]}
+    else:
+        merged = {"anyOf": others}
+    return _or_null(merged) if _NULL in options else merged
+
+
+def _typed(option: dict[str, Any]) -> dict[str, Any]:
+    """An enum says its type, without which the form has no list to choose from."""
+    if "enum" not in option:
+        return option
+    names = {int: "integer", str: "string", type(None): "null"}
+    # The values in an order of their own, None at the end.
+    values = sorted(option["enum"], key=lambda value: value is None)
+    types = list(dict.fromkeys(names[type(value)] for value in values))
+    return {"type": types if len(types) > 1 else types[0], "enum": values}
 
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    if "anyOf" in schema:
+        return {"anyOf": [*schema["anyOf"], _NULL]}
+    if "type" not in schema:
+        return schema
+    types = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    nullable = {**schema, "type": list(dict.fromkeys([*types, "null"]))}
     if "enum" in schema:
-        return {**schema, "enum": [*schema["enum"], None]}
-    types = schema.get("type")
-    if types is None:
-        return schema if "anyOf" not in schema else {"anyOf": [*schema["anyOf"], {"type": "null"}]}
-    return {**schema, "type": [*([types] if isinstance(types, str) else types), "null"]}
+        nullable["enum"] = list(dict.fromkeys([*schema["enum"], None]))
+    return nullable
