@@ -1,5 +1,6 @@
 """The steps of a resumable training, as plain functions that no orchestrator has a part in."""
 
+from ckpt_tasks.tasks.find import FoundCheckpoint, WantedCheckpoint, find, parse_wanted
 from ckpt_tasks.tasks.locate import LocatedCheckpoint, locate
 from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.promote import Promotion, promote
@@ -10,16 +11,20 @@ from ckpt_tasks.tasks.train import is_worth_retrying, train
 from ckpt_tasks.tasks.verify import verify
 
 __all__ = [
+    "FoundCheckpoint",
     "LocatedCheckpoint",
     "Promotion",
     "RecoveryReport",
     "Row",
     "RunReport",
+    "WantedCheckpoint",
     "checkpoint_row",
+    "find",
     "human_size",
     "is_worth_retrying",
     "locate",
     "narrate",
+    "parse_wanted",
     "promote",
     "recover",
     "report",

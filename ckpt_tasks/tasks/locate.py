@@ -15,7 +15,7 @@ from ckpt_tasks.masking import mask_url
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.types import Number
 
-__all__ = ["LocatedCheckpoint", "locate"]
+__all__ = ["LocatedCheckpoint", "describe", "locate"]
 
 
 class LocatedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ def locate(store: StoreConfig, run: str, checkpoint: str | None = None) -> Locat
     opened = open_store(store)
     try:
         view = view_run(opened, run)
-        return _locate(opened, view, _record(view, checkpoint))
+        return describe(opened, view, _record(view, checkpoint))
     finally:
         opened.close()
 
@@ -72,7 +72,8 @@ def _record(view: RunView, checkpoint: str | None) -> CommitRecord:
     return found.record
 
 
-def _locate(store: Store, view: RunView, record: CommitRecord) -> LocatedCheckpoint:
+def describe(store: Store, view: RunView, record: CommitRecord) -> LocatedCheckpoint:
+    """What a commit record says, and where it lies. Raises `StoreError`."""
     path = RunLayout(view.run.run).commit(record.checkpoint)
     return LocatedCheckpoint(
         run=view.run.run,
