@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from ckpt_tasks.errors import CkptTasksError
 
-__all__ = ["AirflowApi"]
+__all__ = ["AirflowApi", "LogLine"]
 
 _TIMEOUT = 60.0
+
+
+class LogLine(NamedTuple):
+    """A line of a task's log."""
+
+    level: str
+    """``info``, ``warning``, ``error``; of an exception, ``exception``."""
+    text: str
 
 
 class AirflowApi:
@@ -85,12 +94,18 @@ class AirflowApi:
         found: list[dict[str, Any]] = self.call("GET", path)["task_instances"]
         return found
 
-    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> list[dict[str, Any]]:
-        """What a try of a task has logged so far: ``event`` is the text, ``level`` its level."""
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> list[LogLine]:
+        """What a try of a task has logged so far."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
-        found: list[dict[str, Any]] = self.call("GET", path, full_content="true")["content"]
-        return found
+        entries = self.call("GET", path, full_content="true")["content"]
+        return [line for entry in entries for line in _lines(entry)]
 
     def run_page(self, dag_id: str, run_id: str) -> str:
         """Address of a DAG run's page."""
         return f"{self.url}/dags/{quote(dag_id)}/runs/{quote(run_id)}"
+
+
+def _lines(entry: dict[str, Any]) -> Iterator[LogLine]:
+    yield LogLine(str(entry.get("level") or "info"), str(entry["event"]))
+    for error in entry.get("error_detail") or ():
+        yield LogLine("exception", f"{error['exc_type']}: {error['exc_value']}")

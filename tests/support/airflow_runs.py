@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,12 @@ import psutil
 from mlflow import MlflowClient
 from support.prefect_server import wait_until
 from support.run_checks import check_run
+from support.shell import COMMAND
 from support.toy_runs import toy_spec
 
 from ckpt_tasks import tasks
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
-from ckpt_tasks.demo.airflow_api import AirflowApi
+from ckpt_tasks.demo.airflow_api import AirflowApi, LogLine
 from ckpt_tasks.demo.airflow_server import airflow_server
 from ckpt_tasks.store import open_store
 
@@ -31,7 +33,7 @@ PACE = 0.25
 
 SETTINGS = {
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "1",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
     "OMP_NUM_THREADS": "1",
@@ -44,45 +46,32 @@ class Airflow:
     """A running Airflow that trains into one store and one MLflow."""
 
     api: AirflowApi
-    folder: Path
-
-    @property
-    def store(self) -> str:
-        return str(self.folder / "store")
-
-    @property
-    def tracking_uri(self) -> str:
-        return f"sqlite:///{self.folder}/mlflow.db"
+    store: str
+    tracking_uri: str
 
     def trigger(
-        self, folder: Path, dag_id: str = "toy", *, pace: float = PACE, **conf: Any
+        self, folder: Path, dag_id: str = "quick", *, pace: float = PACE, **conf: Any
     ) -> DagRun:
         """Trigger a DAG run of the toy, whose traces go to `folder`."""
-        environment = {
-            "TOY_DIGEST": str(folder / "digest"),
-            "TOY_TRACE": str(folder / "trace"),
-            "TOY_STEP_SECONDS": str(pace),
-        }
+        environment = toy_environment(folder, pace)
         run_id = self.api.trigger(dag_id, {"environment": environment, **conf})
         return DagRun(self, folder, dag_id, run_id, conf.get("run_name", f"{dag_id}-{run_id}"))
 
 
 @contextlib.contextmanager
-def running_airflow(folder: Path) -> Iterator[Airflow]:
-    """Start one, its toy DAGs parsed, its MLflow's tables made; end it with all its processes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tracking_uri = f"sqlite:///{folder}/mlflow.db"
-    MlflowClient(tracking_uri=tracking_uri).search_experiments()
+def running_airflow(folder: Path, tracking_uri: str) -> Iterator[Airflow]:
+    """Start one, its toy DAGs parsed; end it with all its processes."""
+    store = str(folder / "store")
     settings = {
         **SETTINGS,
-        "CKPT_TASKS_STORE_URL": str(folder / "store"),
+        "CKPT_TASKS_STORE_URL": store,
         "CKPT_TASKS_REGISTRY_TRACKING_URI": tracking_uri,
         "CKPT_TASKS_REGISTRY_EXPERIMENT": "toy",
         "CKPT_TASKS_REGISTRY_BEST": "loss:min",
     }
     with airflow_server(folder / "airflow", DAGS, settings) as api:
-        wait_until(lambda: api.has_dag("toy"), timeout=60, what="the toy's DAG is parsed")
-        yield Airflow(api, folder)
+        wait_until(lambda: api.has_dag("wrong"), timeout=60, what="the DAGs are parsed")
+        yield Airflow(api, store, tracking_uri)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +87,10 @@ class DagRun:
     @property
     def state(self) -> str:
         return self.airflow.api.state(self.dag_id, self.run_id)
+
+    @property
+    def _path(self) -> str:
+        return f"dags/{self.dag_id}/dagRuns/{self.run_id}"
 
     @property
     def digest(self) -> str:
@@ -128,32 +121,45 @@ class DagRun:
         found = self.airflow.api.task_instances(self.dag_id, self.run_id)
         return next(task for task in found if task["task_id"] == task_id)
 
+    def set_state(self, state: str, task_id: str = "train") -> None:
+        """Mark a task as the UI's button does."""
+        path = f"{self._path}/taskInstances/{task_id}"
+        self.airflow.api.call("PATCH", path, {"new_state": state})
+
+    def clear(self, task_id: str = "train") -> None:
+        """Clear a task, and what comes after it, as the UI's button does."""
+        which = {"dag_run_id": self.run_id, "task_ids": [task_id], "include_downstream": True}
+        options = {"dry_run": False, "only_failed": False, "reset_dag_runs": True}
+        path = f"dags/{self.dag_id}/clearTaskInstances"
+        self.airflow.api.call("POST", path, {**which, **options})
+
+    def links(self, task_id: str = "train") -> dict[str, str | None]:
+        """Address behind each of a task's buttons."""
+        answer = self.airflow.api.call("GET", f"{self._path}/taskInstances/{task_id}/links")
+        links: dict[str, str | None] = answer["extra_links"]
+        return links
+
+    def asset_event(self, name: str) -> dict[str, Any]:
+        """What the only event of this DAG run on an asset says."""
+        found = self.airflow.api.call("GET", "assets/events", source_run_id=self.run_id)
+        events = [event for event in found["asset_events"] if event["name"] == name]
+        (event,) = events
+        extra: dict[str, Any] = event["extra"]
+        return extra
+
     def log(self, task_id: str = "train", try_number: int = 1) -> list[str]:
-        """Lines that a try has logged."""
-        entries = self.airflow.api.log(self.dag_id, self.run_id, task_id, try_number)
-        return [str(entry["event"]) for entry in entries]
+        """Lines that a try has logged, those of exceptions among them."""
+        return [line.text for line in self.log_lines(task_id, try_number)]
+
+    def log_lines(self, task_id: str = "train", try_number: int = 1) -> list[LogLine]:
+        """As `log`, with the lines' levels."""
+        return self.airflow.api.log(self.dag_id, self.run_id, task_id, try_number)
 
     def told(self) -> str:
         """Everything that the tries of the train task have logged, for a failed test."""
         tries = range(1, self.task()["try_number"] + 1)
         lines = (f"{number}: {line}" for number in tries for line in self.log(try_number=number))
         return "\n".join(lines)
-
-    def steps_done(self) -> list[tuple[int, int]]:
-        """``(pid, step)`` of every step that was really executed, in order."""
-        trace = self.folder / "trace"
-        if not trace.exists():
-            return []
-        lines = trace.read_text("ascii").splitlines()
-        return [(int(pid), int(step)) for pid, step in (line.split() for line in lines)]
-
-    def wait_for_step(self, step: int) -> int:
-        """Wait until a trainer has done `step`; returns that trainer's pid."""
-
-        def trainer() -> int | None:
-            return next((pid for pid, done in self.steps_done() if done >= step), None)
-
-        return wait_until(trainer, timeout=60, what=f"step {step}\n{self.state}")
 
     def view(self) -> RunView:
         """The training run as its store has it."""
@@ -184,6 +190,49 @@ def kill(*pids: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def train_in_shell(
+    airflow: Airflow, folder: Path, run: str, *, pace: float, invocation: str = "shell"
+) -> subprocess.Popen[bytes]:
+    """Start ``ckpt-tasks train`` on a run of Airflow's, its traces in the same `folder`."""
+    return subprocess.Popen(
+        [
+            *(COMMAND, "train", "support.toy_training:train", "--run", run),
+            *("--store", airflow.store, "--tracking-uri", airflow.tracking_uri),
+            *("--experiment", "toy", "--every-steps", "3", "--invocation", invocation),
+        ],
+        env={**os.environ, **SETTINGS, **toy_environment(folder, pace)},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def toy_environment(folder: Path, pace: float) -> dict[str, str]:
+    """What the toy is told: where its traces go, and how long a step takes, in seconds."""
+    return {
+        "TOY_DIGEST": str(folder / "digest"),
+        "TOY_TRACE": str(folder / "trace"),
+        "TOY_STEP_SECONDS": str(pace),
+    }
+
+
+def steps_done(folder: Path) -> list[tuple[int, int]]:
+    """``(pid, step)`` of every step that the toy has really executed, in order."""
+    trace = folder / "trace"
+    if not trace.exists():
+        return []
+    lines = trace.read_text("ascii").splitlines()
+    return [(int(pid), int(step)) for pid, step in (line.split() for line in lines)]
+
+
+def wait_for_step(folder: Path, step: int) -> int:
+    """Wait until a trainer has done `step`; returns that trainer's pid."""
+
+    def trainer() -> int | None:
+        return next((pid for pid, done in steps_done(folder) if done >= step), None)
+
+    return wait_until(trainer, timeout=60, what=f"step {step}")
+
+
 def uninterrupted_digest(folder: Path) -> str:
     """Digest of the toy's final state when it is trained here, plainly, and nothing is killed.
 
@@ -205,11 +254,24 @@ def assert_one_whole_run(run: DagRun, digest: str, *, attempts: int) -> None:
     assert_one_mlflow_run(run.airflow.tracking_uri, view.run.uid)
 
 
-def assert_one_mlflow_run(tracking_uri: str, uid: str) -> None:
-    """MLflow holds one run of this training run, finished, with every step's loss once."""
+def assert_one_mlflow_run(tracking_uri: str, uid: str) -> str:
+    """MLflow holds one run of this training run, finished, with every step's loss once.
+
+    Returns its id.
+    """
     mlflow = MlflowClient(tracking_uri=tracking_uri)
     experiments = [e.experiment_id for e in mlflow.search_experiments()]
     found = mlflow.search_runs(experiments, f"tags.`ckpt.uid` = '{uid}'")
     assert [run.info.status for run in found] == ["FINISHED"]
     history = mlflow.get_metric_history(found[0].info.run_id, "loss")
     assert Counter(metric.step for metric in history) == Counter(range(1, STEPS + 1))
+    return str(found[0].info.run_id)
+
+
+def registered_checkpoints(tracking_uri: str, mlflow_run: str) -> Counter[str]:
+    """Ids of the checkpoints that a run has as versions in MLflow, and how often each."""
+    mlflow = MlflowClient(tracking_uri=tracking_uri)
+    versions = mlflow.search_model_versions(f"run_id = '{mlflow_run}'")
+    ids = (str(version.source).removeprefix("models:/") for version in versions)
+    models = (mlflow.get_logged_model(model_id) for model_id in ids)
+    return Counter(str(model.tags["ckpt.checkpoint"]) for model in models)

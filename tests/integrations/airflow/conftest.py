@@ -4,12 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 from support.airflow_runs import TESTS, Airflow, running_airflow, uninterrupted_digest
+from support.mlflow_server import MlflowServer
 
 
 @pytest.fixture(scope="session")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+def airflow(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer
+) -> Iterator[Airflow]:
     """One real Airflow for all tests that need a scheduler: it takes a while to come up."""
-    with running_airflow(tmp_path_factory.mktemp("airflow")) as started:
+    with running_airflow(tmp_path_factory.mktemp("airflow"), mlflow_server.uri) as started:
         yield started
 
 
