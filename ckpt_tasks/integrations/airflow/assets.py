@@ -11,7 +11,7 @@ from ckpt_tasks import tasks
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.format.layout import encode_name
 
-__all__ = ["run_asset", "tell_outlets"]
+__all__ = ["checkpoint_extra", "run_asset", "tell_outlets"]
 
 
 def run_asset(run: str) -> Asset:
@@ -23,6 +23,20 @@ def run_asset(run: str) -> Asset:
         The run's name; or, where each triggered execution is a run of its own, the DAG's.
     """
     return Asset(name=run, uri=f"x-ckpt-tasks://{encode_name(run)}", group="ckpt_tasks")
+
+
+def checkpoint_extra(found: tasks.FoundCheckpoint) -> dict[str, Any]:
+    """A checkpoint as events and XComs tell it: where it lies, and what the registry calls it."""
+    extra: dict[str, Any] = msgspec.to_builtins(found.checkpoint)
+    registration = found.registration
+    if registration is not None:
+        extra.update(
+            mlflow_run_id=registration.run_id,
+            model_id=registration.model_id,
+            registered_model=registration.registered_model,
+            version=registration.version,
+        )
+    return extra
 
 
 def tell_outlets(

@@ -37,15 +37,20 @@ class Settings:
     schedule: ScheduleConfig | None = None
     attempt: AttemptConfig | None = None
 
-    def resolve(self) -> tuple[CheckpointConfig, Credentials]:
+    def resolve(self, base: CheckpointConfig | None = None) -> tuple[CheckpointConfig, Credentials]:
         """The configuration, and the credentials that whoever works with it needs.
+
+        Parameters
+        ----------
+        base
+            What the settings leave open; default: the environment's configuration.
 
         Raises
         ------
         ConfigError
             A connection is missing or cannot work, or the environment's configuration is wrong.
         """
-        config = load_config()
+        config = base or load_config()
         store, for_store = self._store(config.store)
         registry, for_registry = self._registry(config.registry)
         config = replace(

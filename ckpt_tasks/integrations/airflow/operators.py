@@ -36,7 +36,7 @@ _OWN_RUN_NAME = (
 )
 
 
-class _RunOperator(BaseOperator):
+class RunOperator(BaseOperator):
     """Base of all: which run, in which store, with which registry.
 
     Parameters
@@ -103,7 +103,7 @@ class _RunOperator(BaseOperator):
             raise AirflowFailException(str(error)) from None
 
 
-class _AttemptOperator(_RunOperator):
+class _AttemptOperator(RunOperator):
     """Base of the steps that need to know what is trained.
 
     Parameters
@@ -125,7 +125,7 @@ class _AttemptOperator(_RunOperator):
     """
 
     template_fields: Sequence[str] = (
-        *_RunOperator.template_fields,
+        *RunOperator.template_fields,
         "entrypoint",
         "python",
         "resume",
@@ -264,7 +264,7 @@ class TrainOperator(_AttemptOperator):
         self._stopping = True
 
 
-class VerifyOperator(_RunOperator):
+class VerifyOperator(RunOperator):
     """Read every byte of the run's newest checkpoint and check it."""
 
     def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
@@ -281,7 +281,7 @@ class VerifyOperator(_RunOperator):
         return result
 
 
-class PromoteOperator(_RunOperator):
+class PromoteOperator(RunOperator):
     """Point an alias of the registered model at a checkpoint.
 
     Parameters
@@ -292,7 +292,7 @@ class PromoteOperator(_RunOperator):
         Name of the alias.
     """
 
-    template_fields: Sequence[str] = (*_RunOperator.template_fields, "checkpoint", "alias")
+    template_fields: Sequence[str] = (*RunOperator.template_fields, "checkpoint", "alias")
 
     def __init__(
         self, *, checkpoint: str | None = None, alias: str = "verified", **kwargs: Any
@@ -330,7 +330,7 @@ class PromoteOperator(_RunOperator):
         return result
 
 
-class ReportOperator(_RunOperator):
+class ReportOperator(RunOperator):
     """Say what happened: attempts, what each resumed from, checkpoints."""
 
     def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import stat
@@ -12,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support import dag_home  # noqa: F401 - before Airflow is imported
+
+# isort: split
+import pytest
 from support.mlflow_server import MlflowServer
 from support.s3_servers import ACCESS_KEY, SECRET_KEY, S3Server
 
@@ -209,17 +210,16 @@ def test_google_key_is_a_file_of_its_owner_only_and_goes_away(
 
 
 def test_credentials_and_settings_show_no_secret(
-    connect: Any, caplog: pytest.LogCaptureFixture
+    connect: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Neither their repr, nor the configuration, nor a log has what the connections hide."""
     connect("keys", conn_type="aws", login="k", password=SECRET)
     connect("tracking", conn_type="mlflow", host="http://m", extra={"token": SECRET})
     connect("google", conn_type="google_cloud_platform", extra={"keyfile_dict": {"k": SECRET}})
-    caplog.set_level(logging.DEBUG)
 
     config, credentials = Settings(store="s3://keys@bucket/p", mlflow_conn_id="tracking").resolve()
 
-    shown = f"{config!r} {credentials!r} {storage_credentials('google')!r} {caplog.text}"
+    shown = f"{config!r} {credentials!r} {storage_credentials('google')!r} {capfd.readouterr()!r}"
     assert SECRET not in shown
     assert credentials.variables["AWS_SECRET_ACCESS_KEY"] == SECRET
     assert credentials.variables["MLFLOW_TRACKING_TOKEN"] == SECRET

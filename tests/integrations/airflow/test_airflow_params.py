@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from support import dag_home  # noqa: F401 - before Airflow is imported
+
+# isort: split
 import pytest
 from airflow.sdk import DAG, Param
 from airflow.sdk.definitions.param import process_params
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
-from support import dag_home  # noqa: F401 - before Airflow is imported
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.integrations.airflow import TrainOperator, resumable_dag
