@@ -7,6 +7,7 @@ from ckpt_tasks.tasks.promote import Promotion, promote
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
 from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, human_size, report
 from ckpt_tasks.tasks.resolve import resolve, signature_of_entrypoint
+from ckpt_tasks.tasks.sweep import Ranking, Trial, combinations, rank
 from ckpt_tasks.tasks.train import is_worth_retrying, train
 from ckpt_tasks.tasks.verify import verify
 
@@ -14,11 +15,14 @@ __all__ = [
     "FoundCheckpoint",
     "LocatedCheckpoint",
     "Promotion",
+    "Ranking",
     "RecoveryReport",
     "Row",
     "RunReport",
+    "Trial",
     "WantedCheckpoint",
     "checkpoint_row",
+    "combinations",
     "find",
     "human_size",
     "is_worth_retrying",
@@ -26,6 +30,7 @@ __all__ = [
     "narrate",
     "parse_wanted",
     "promote",
+    "rank",
     "recover",
     "report",
     "resolve",

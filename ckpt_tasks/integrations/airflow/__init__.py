@@ -21,18 +21,22 @@ if TYPE_CHECKING:
         VerifyOperator,
     )
     from ckpt_tasks.integrations.airflow.sensors import CheckpointSensor
+    from ckpt_tasks.integrations.airflow.sweep import PlanOperator, RankOperator, resumable_sweep
 
 __all__ = [
     "CheckpointHook",
     "CheckpointSensor",
     "MlflowHook",
+    "PlanOperator",
     "PromoteOperator",
+    "RankOperator",
     "RecoverOperator",
     "ReportOperator",
     "ResolveOperator",
     "TrainOperator",
     "VerifyOperator",
     "resumable_dag",
+    "resumable_sweep",
     "resumable_training_task",
 ]
 
@@ -40,7 +44,10 @@ _MODULES = {
     "CheckpointHook": "hooks",
     "CheckpointSensor": "sensors",
     "MlflowHook": "hooks",
+    "PlanOperator": "sweep",
+    "RankOperator": "sweep",
     "resumable_dag": "dag",
+    "resumable_sweep": "sweep",
     "resumable_training_task": "decorators",
 }
 
