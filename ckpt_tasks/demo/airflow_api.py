@@ -20,8 +20,10 @@ class LogLine(NamedTuple):
     """A line of a task's log."""
 
     level: str
-    """``info``, ``warning``, ``error``; of an exception, ``exception``."""
+    logger: str
     text: str
+    is_exception: bool = False
+    """An exception's class and message, below the line that it was logged with."""
 
 
 class AirflowApi:
@@ -106,6 +108,7 @@ class AirflowApi:
 
 
 def _lines(entry: dict[str, Any]) -> Iterator[LogLine]:
-    yield LogLine(str(entry.get("level") or "info"), str(entry["event"]))
+    logger = str(entry.get("logger") or "")
+    yield LogLine(str(entry.get("level") or "info"), logger, str(entry["event"]))
     for error in entry.get("error_detail") or ():
-        yield LogLine("exception", f"{error['exc_type']}: {error['exc_value']}")
+        yield LogLine("error", logger, f"{error['exc_type']}: {error['exc_value']}", True)

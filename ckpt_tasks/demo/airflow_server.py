@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ckpt_tasks.demo.airflow_api import AirflowApi
-from ckpt_tasks.demo.processes import Server, free_port, is_up, wait_until
+from ckpt_tasks.demo.processes import Server, end_servers, free_port, is_up, wait_until
 from ckpt_tasks.errors import CkptTasksError
 
 __all__ = ["airflow_environment", "airflow_server"]
 
 _START_SECONDS = 300.0
 _END_SECONDS = 15.0
-# The scheduler first, while there is still an API that its tasks can tell how they ended.
 _COMPONENTS = {
     "scheduler": ("scheduler", "--skip-serve-logs"),
     "triggerer": ("triggerer", "--skip-serve-logs"),
@@ -92,16 +91,19 @@ def airflow_server(
     environment = {**airflow_environment(home, dags, port), **(settings or {})}
     api = AirflowApi(environment["AIRFLOW__API__BASE_URL"])
     _migrate(home, environment)
-    with contextlib.ExitStack() as stack:
-        servers = []
-        for name, arguments in reversed(_COMPONENTS.items()):
-            server = Server(
-                "airflow", *arguments, environment=environment, log=home / f"{name}.log"
-            )
-            stack.callback(server.end, _END_SECONDS)
-            servers.append(server)
-        wait_until(lambda: _is_healthy(api), servers, within=_START_SECONDS, what="Airflow is up")
+    servers = {
+        name: Server("airflow", *arguments, environment=environment, log=home / f"{name}.log")
+        for name, arguments in _COMPONENTS.items()
+    }
+    try:
+        wait_until(
+            lambda: _is_healthy(api), servers.values(), within=_START_SECONDS, what="Airflow is up"
+        )
         yield api
+    finally:
+        # First, while there is still an API that its tasks can tell how they ended.
+        end_servers(servers.pop("scheduler"), grace=_END_SECONDS)
+        end_servers(*servers.values(), grace=_END_SECONDS)
 
 
 def _migrate(home: Path, environment: Mapping[str, str]) -> None:
@@ -111,7 +113,7 @@ def _migrate(home: Path, environment: Mapping[str, str]) -> None:
     try:
         code = migration.process.wait(_START_SECONDS)
     finally:
-        migration.end(_END_SECONDS)
+        end_servers(migration, grace=_END_SECONDS)
     if code != 0:
         raise CkptTasksError(f"airflow db migrate ended with {code}; see {migration.log}")
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckpt_tasks.demo.processes import Server, free_port, is_up, wait_until
+from ckpt_tasks.demo.processes import Server, end_servers, free_port, is_up, wait_until
 
 __all__ = ["prefect_environment", "prefect_server"]
 
@@ -47,4 +47,4 @@ def prefect_server(home: Path) -> Iterator[str]:
         )
         yield api
     finally:
-        server.end(_END_SECONDS)
+        end_servers(server, grace=_END_SECONDS)

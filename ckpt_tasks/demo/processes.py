@@ -11,12 +11,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ckpt_tasks.errors import CkptTasksError
+from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
 
-__all__ = ["Server", "free_port", "is_up", "wait_until"]
+__all__ = ["Server", "end_servers", "free_port", "is_up", "wait_until"]
 
 _POLL_SECONDS = 0.2
 
@@ -52,22 +53,47 @@ class Server:
     def running(self) -> bool:
         return self.process.poll() is None
 
-    def end(self, grace: float) -> None:
-        """SIGTERM to its process group; after `grace` seconds SIGKILL to its whole session.
 
-        A session, as a server's children may have left its process group.
+def end_servers(*servers: Server, grace: float) -> None:
+    """SIGTERM to the servers' process groups; then SIGKILL to whatever is left of them.
 
-        Parameters
-        ----------
-        grace
-            Seconds.
-        """
-        _signal(os.killpg, self.process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(grace)
-        for pid in _session(self.process.pid):
-            _signal(os.kill, pid, signal.SIGKILL)
-        self.process.wait()
+    Processes that they have started in sessions of their own (trainers that save before they
+    stop, say) have `grace` as well. Nothing disturbs this: a second Ctrl-C would leave servers
+    behind that hold their ports.
+
+    Parameters
+    ----------
+    grace
+        Seconds for the servers, and as much again for what they have started.
+    """
+    with _undisturbed():
+        family = [this_process(pid) for server in servers for pid in _descendants(server)]
+        for server in servers:
+            _signal(os.killpg, server.process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        for server in servers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.process.wait(max(0.0, deadline - time.monotonic()))
+            for pid in _session(server.process.pid):
+                _signal(os.kill, pid, signal.SIGKILL)
+            server.process.wait()
+        deadline = time.monotonic() + grace
+        while any(map(process_is_alive, family)) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        for process in family:
+            end_process(process)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Have signals that would end this process wait."""
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
+    )
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def free_port() -> int:
@@ -117,15 +143,34 @@ def wait_until(
         time.sleep(_POLL_SECONDS)
 
 
+def _descendants(server: Server) -> set[int]:
+    """Processes that descend from the server, whatever their sessions."""
+    parents: dict[int, int] = {}
+    for pid in _processes():
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+            # The command's name, in parentheses, may hold spaces (proc(5)).
+            parents[pid] = int(stat.rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    level = {server.process.pid}
+    while level:
+        level = {pid for pid, parent in parents.items() if parent in level}
+        found |= level
+    return found
+
+
 def _session(leader: int) -> list[int]:
-    """Processes of a session that are still there, its leader among them."""
+    """Processes of a session that are still there."""
     members = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getsid(int(entry.name)) == leader:
-                    members.append(int(entry.name))
+    for pid in _processes():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == leader:
+                members.append(pid)
     return members
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def _signal(send: Callable[[int, int], None], target: int, number: signal.Signals) -> None:

@@ -229,7 +229,7 @@ def test_mistakes_fail_once_with_one_line(airflow: Airflow, tmp_path: Path) -> N
         task = run.task(task_id)
         assert (task["state"], task["try_number"]) == ("failed", 1)
         lines = run.log_lines(task_id)
-        (error,) = [line.text for line in lines if line.level == "exception"]
+        (error,) = [line.text for line in lines if line.is_exception]
         assert error.startswith("AirflowFailException: ")
         assert said in error
         assert len(error.splitlines()) == 1
