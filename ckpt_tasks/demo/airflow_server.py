@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ckpt_tasks.demo.airflow_api import AirflowApi
-from ckpt_tasks.demo.processes import Server, end_servers, free_port, is_up, wait_until
+from ckpt_tasks.demo.processes import Server, end_servers, free_port, is_up, undisturbed, wait_until
 from ckpt_tasks.errors import CkptTasksError
 
 __all__ = ["airflow_environment", "airflow_server"]
@@ -101,9 +101,10 @@ def airflow_server(
         )
         yield api
     finally:
-        # First, while there is still an API that its tasks can tell how they ended.
-        end_servers(servers.pop("scheduler"), grace=_END_SECONDS)
-        end_servers(*servers.values(), grace=_END_SECONDS)
+        with undisturbed():
+            # First, while there is still an API that its tasks can tell how they ended.
+            end_servers(servers.pop("scheduler"), grace=_END_SECONDS)
+            end_servers(*servers.values(), grace=_END_SECONDS)
 
 
 def _migrate(home: Path, environment: Mapping[str, str]) -> None:

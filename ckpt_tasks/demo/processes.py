@@ -17,7 +17,7 @@ from pathlib import Path
 from ckpt_tasks.errors import CkptTasksError
 from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
 
-__all__ = ["Server", "end_servers", "free_port", "is_up", "wait_until"]
+__all__ = ["Server", "end_servers", "free_port", "is_up", "undisturbed", "wait_until"]
 
 _POLL_SECONDS = 0.2
 
@@ -58,15 +58,14 @@ def end_servers(*servers: Server, grace: float) -> None:
     """SIGTERM to the servers' process groups; then SIGKILL to whatever is left of them.
 
     Processes that they have started in sessions of their own (trainers that save before they
-    stop, say) have `grace` as well. Nothing disturbs this: a second Ctrl-C would leave servers
-    behind that hold their ports.
+    stop, say) have `grace` as well.
 
     Parameters
     ----------
     grace
         Seconds for the servers, and as much again for what they have started.
     """
-    with _undisturbed():
+    with undisturbed():
         family = [this_process(pid) for server in servers for pid in _descendants(server)]
         for server in servers:
             _signal(os.killpg, server.process.pid, signal.SIGTERM)
@@ -85,8 +84,11 @@ def end_servers(*servers: Server, grace: float) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Have signals that would end this process wait."""
+def undisturbed() -> Iterator[None]:
+    """Have signals that would end this process wait until the block is left.
+
+    A second Ctrl-C would leave servers behind that hold their ports.
+    """
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
     )
