@@ -68,7 +68,7 @@ class DagRun:
         self._tasks = {
             (task, index): (state, tries) for task, index, state, tries in answer["tasks"]
         }
-        self._xcoms: dict[str, Any] = answer["xcoms"]
+        self.xcoms: dict[str, Any] = answer["xcoms"]
 
     def state_of(self, task: str, index: int = -1) -> str:
         """The state in which the task instance ended."""
@@ -80,7 +80,7 @@ class DagRun:
 
     def xcom(self, task: str, index: int = -1, key: str = "return_value") -> Any:
         """What the task returned or pushed."""
-        return self._xcoms[f"{task}[{index}].{key}"]
+        return self.xcoms[f"{task}[{index}].{key}"]
 
     def indexes(self, task: str) -> list[int]:
         """Map indexes of a mapped task."""

@@ -90,15 +90,18 @@ def find_connection(conn_id: str) -> Connection:
 
 
 def extra_of(connection: Connection) -> dict[str, Any]:
-    """The field *extra*. Raises `ConfigError` where it is no JSON object."""
+    """What is given in the field *extra*; a form leaves what is not as null or empty text.
+
+    Raises `ConfigError` where it is no JSON object.
+    """
     try:
         extra = json.loads(connection.extra or "{}")
     except ValueError:
         extra = None
     if not isinstance(extra, dict):
         raise ConfigError(f"connection {connection.conn_id!r}: its field 'extra' is no JSON object")
-    # Read once through Airflow too, which then masks the values in logs.
-    return connection.extra_dejson
+    # Read through Airflow too, which then masks the values in logs.
+    return {n: v for n, v in connection.extra_dejson.items() if v is not None and v != ""}
 
 
 def address_of(connection: Connection) -> str | None:

@@ -106,10 +106,12 @@ def resumable_dag(
         train = TrainOperator(task_id="train", retries=retries, retry_delay=retry_delay, **training)
         verify = VerifyOperator(task_id="verify", **run)
         steps: list[Any] = [resolve, recover, train, verify]
-        if alias is not None and (registry is not None or mlflow_conn_id is not None):
+        if alias is not None and (mlflow_conn_id or (registry and registry.tracking_uri)):
             newest = f"{{{{ ti.xcom_pull(task_ids='{verify.task_id}')['checkpoint'] }}}}"
             steps.append(PromoteOperator(task_id="promote", checkpoint=newest, alias=alias, **run))
         steps[-1].add_outlets([run_asset(name)])
-        report = ReportOperator(task_id="report", trigger_rule="all_done", **run)
+        report = ReportOperator(task_id="report", **run)
         chain(*steps, report)
+        # As a teardown: it reports a failure too, and does not make a success of it.
+        report.as_teardown(setups=resolve)
     return dag

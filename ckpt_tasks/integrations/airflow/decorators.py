@@ -51,9 +51,16 @@ class _ResumableTrainingOperator(DecoratedOperator, TrainOperator):
             return super()._execute(context, config)
 
     def _hyperparameters(self, signature: EntrypointSignature, context: Context) -> dict[str, Any]:
-        bound = inspect.signature(self.python_callable).bind(*self.op_args, **self.op_kwargs)
+        called = inspect.signature(self.python_callable)
+        bound = called.bind(*self.op_args, **self.op_kwargs)
         bound.apply_defaults()
-        return dict(bound.arguments)
+        hyperparameters: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            if called.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                hyperparameters.update(value)
+            else:
+                hyperparameters[name] = value
+        return hyperparameters
 
 
 def resumable_training_task(

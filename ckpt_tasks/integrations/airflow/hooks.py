@@ -58,18 +58,6 @@ class CheckpointHook(BaseHook):
         super().__init__()
         self.ckpt_conn_id = ckpt_conn_id
 
-    @classmethod
-    def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """The connection's form."""
-        return {
-            "hidden_fields": ["schema", "login", "password", "port"],
-            "relabeling": {"host": "Root of the store"},
-            "placeholders": {
-                "host": "s3://bucket/checkpoints",
-                "extra": '{"storage_conn_id": "aws_default"}',
-            },
-        }
-
     def store(self) -> StoreConfig:
         """The store as configuration, without credentials.
 
@@ -146,15 +134,6 @@ class MlflowHook(BaseHook):
     def __init__(self, mlflow_conn_id: str = default_conn_name) -> None:
         super().__init__()
         self.mlflow_conn_id = mlflow_conn_id
-
-    @classmethod
-    def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """The connection's form."""
-        return {
-            "hidden_fields": ["schema"],
-            "relabeling": {"host": "Tracking URI"},
-            "placeholders": {"host": "https://mlflow.example.org", "extra": '{"token": "..."}'},
-        }
 
     def tracking_uri(self) -> str:
         """The server's address. Raises `ConfigError` where the connection has none."""
