@@ -7,14 +7,14 @@ import dataclasses
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from mlflow import MlflowClient
-from support.prefect_server import wait_until
 from support.run_checks import check_run
 from support.shell import COMMAND
 from support.toy_runs import toy_spec
@@ -24,6 +24,8 @@ from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.demo.airflow_api import AirflowApi, LogLine
 from ckpt_tasks.demo.airflow_server import airflow_server
 from ckpt_tasks.store import open_store
+
+T = TypeVar("T")
 
 TESTS = Path(__file__).parents[1]
 DAGS = TESTS / "support" / "airflow_dags"
@@ -182,6 +184,19 @@ class Processes:
         """Those of the task that has started `trainer` through the training's supervisor."""
         _training_supervisor, task, supervisor = psutil.Process(trainer).parents()[:3]
         return cls(trainer=trainer, task=task.pid, supervisor=supervisor.pid)
+
+
+def wait_until(condition: Callable[[], T | None], *, timeout: float, what: str) -> T:
+    """Poll `condition` until it returns something true, and return that.
+
+    Not often: what answers shares its processors with the training that is waited for.
+    """
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout:g} s")
+        time.sleep(0.4)
+    return found
 
 
 def kill(*pids: int) -> None:

@@ -3,7 +3,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.airflow_runs import TESTS, Airflow, running_airflow, uninterrupted_digest
+from support.airflow_runs import (
+    TESTS,
+    Airflow,
+    DagRun,
+    kill,
+    running_airflow,
+    uninterrupted_digest,
+    wait_for_step,
+)
 from support.mlflow_server import MlflowServer
 
 
@@ -25,3 +33,12 @@ def whole_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.setenv("PYTHONPATH", str(TESTS))
         patch.setenv("OMP_NUM_THREADS", "1")
         return uninterrupted_digest(folder)
+
+
+@pytest.fixture(scope="session")
+def killed(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> DagRun:
+    """A run of the whole DAG whose trainer was killed by SIGKILL, retried, at its end."""
+    run = airflow.trigger(tmp_path_factory.mktemp("killed"), "toy")
+    kill(wait_for_step(run.folder, 12))
+    assert run.wait_for_state("success", "failed") == "success", run.told()
+    return run

@@ -19,23 +19,14 @@ from support.airflow_runs import (
     steps_done,
     train_in_shell,
     wait_for_step,
+    wait_until,
 )
 from support.claims import move_claim_elsewhere
-from support.prefect_server import wait_until
 
 from ckpt_tasks.errors import CkptTasksError
 from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def killed(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> DagRun:
-    """A run of the whole DAG whose trainer was killed by SIGKILL, retried, at its end."""
-    run = airflow.trigger(tmp_path_factory.mktemp("killed"), "toy")
-    kill(wait_for_step(run.folder, 12))
-    assert run.wait_for_state("success", "failed") == "success", run.told()
-    return run
 
 
 def test_killed_trainer_is_retried_by_its_task(killed: DagRun, whole_digest: str) -> None:
