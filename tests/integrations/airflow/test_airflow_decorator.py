@@ -37,18 +37,19 @@ with DAG("decorated", schedule=None):
         from pathlib import Path
 
         import torch
+        from torchdata.stateful_dataloader import StatefulDataLoader
 
-        model = torch.nn.Linear(1, 1)
-        run.track(model=model)
+        loader = StatefulDataLoader(range(steps))
+        run.track(model=torch.nn.Linear(1, 1), loader=loader)
         try:
             import airflow
         except ImportError:
             airflow = None
         for _ in run.epochs(1):
-            for step in run.steps(range(steps)):
+            for _ in run.steps(loader):
                 with Path(trace).open("a") as file:
                     file.write(f"{run.step + 1} {lr} {more} {airflow is not None}\\n")
-                if step == 2 and not Path(trace + ".failed").exists():
+                if run.step == 2 and not Path(trace + ".failed").exists():
                     Path(trace + ".failed").touch()
                     raise RuntimeError("once")
 
