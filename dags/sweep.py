@@ -4,6 +4,8 @@ Every combination is a training run of its own, which survives being killed like
 triggers the DAG may give another grid.
 """
 
+import os
+
 from ckpt_tasks import load_config
 from ckpt_tasks.config import ScheduleConfig
 from ckpt_tasks.integrations.airflow import resumable_sweep
@@ -15,6 +17,7 @@ sweep_digits = resumable_sweep(
     dag_id="sweep-digits",
     registry=load_config().registry,
     schedule=ScheduleConfig(every_epochs=1, every=600),
+    python=os.environ.get("CKPT_TASKS_DAGS_PYTHON"),
     at_once=2,
     tags=["ckpt-tasks"],
 )
