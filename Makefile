@@ -1,7 +1,8 @@
 # Everything works from a clone with Python 3.11 or later and nothing else installed.
 #
-#   make demo       the main job: train, be killed twice, resume, prove it
-#   make test       the whole test suite
+#   make demo           the main job under Prefect: train, be killed twice, resume, prove it
+#   make demo-airflow   the same under Airflow
+#   make test           the whole test suite
 #
 # PYTHON=... chooses the interpreter, VENV=... where the environment is made.
 
@@ -18,7 +19,7 @@ FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format ui wheel extras constraints clean
+.PHONY: help install demo demo-airflow test lint format ui wheel extras constraints clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,6 +38,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(VENV)/bin/ckpt-tasks demo
+
+demo-airflow: $(STAMP)
+	$(VENV)/bin/ckpt-tasks demo --airflow
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile

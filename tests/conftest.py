@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support import s3_servers
 from support.mlflow_server import MlflowServer
 from support.s3_proxy import Faults, s3_proxy
 from support.s3_servers import CREDENTIALS, S3Server
+from xdist.scheduler import LoadFileScheduling
+
+# Its files go to one worker: a second Airflow is a dozen processes and 2 GB more.
+_ONE_AIRFLOW = "tests/integrations/airflow/"
+
+
+class _FewServers(LoadFileScheduling):
+    """A worker gets all tests of a file, and one worker all that share an Airflow."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _ONE_AIRFLOW if nodeid.startswith(_ONE_AIRFLOW) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FewServers | None:
+    """How ``--dist loadfile`` shares the tests out."""
+    return _FewServers(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

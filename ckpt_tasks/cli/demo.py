@@ -10,7 +10,7 @@ from ckpt_tasks.errors import ConfigError
 
 __all__ = ["demo"]
 
-_NEEDED = ("mlflow", "prefect", "sklearn", "torch", "torchdata")
+_TRAINING = ("mlflow", "sklearn", "torch", "torchdata")
 
 
 @click.command(
@@ -20,12 +20,15 @@ _NEEDED = ("mlflow", "prefect", "sklearn", "torch", "torchdata")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def demo(ctx: click.Context, arguments: tuple[str, ...]) -> None:
-    """Train under Prefect, be killed twice, resume, and prove it."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    """Train under Prefect or Airflow, be killed twice, resume, and prove it."""
+    airflow = "--airflow" in arguments
+    needed = (*_TRAINING, "airflow" if airflow else "prefect")
+    missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
+        extras = "airflow,mlflow,torch]' scikit-learn" if airflow else "demo]'"
         raise ConfigError(
             f"the demo needs {', '.join(missing)}, not installed here: "
-            "pip install 'ckpt-tasks[demo]'"
+            f"pip install 'ckpt-tasks[{extras}"
         )
     from ckpt_tasks.demo import main
 

@@ -1,4 +1,4 @@
-"""The main job, live: a flow is killed twice and ends where an uninterrupted one ends."""
+"""The main job, live: a training is killed twice and ends where an uninterrupted one ends."""
 
 from ckpt_tasks.demo.show import main
 

@@ -1,22 +1,35 @@
 """The steps of a resumable training, as plain functions that no orchestrator has a part in."""
 
+from ckpt_tasks.tasks.find import FoundCheckpoint, WantedCheckpoint, find, parse_wanted
+from ckpt_tasks.tasks.locate import LocatedCheckpoint, locate
 from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.promote import Promotion, promote
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
 from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, report
 from ckpt_tasks.tasks.resolve import resolve, signature_of_entrypoint
+from ckpt_tasks.tasks.sweep import Ranking, Trial, combinations, rank
 from ckpt_tasks.tasks.train import is_worth_retrying, train
 from ckpt_tasks.tasks.verify import verify
 
 __all__ = [
+    "FoundCheckpoint",
+    "LocatedCheckpoint",
     "Promotion",
+    "Ranking",
     "RecoveryReport",
     "Row",
     "RunReport",
+    "Trial",
+    "WantedCheckpoint",
     "checkpoint_row",
+    "combinations",
+    "find",
     "is_worth_retrying",
+    "locate",
     "narrate",
+    "parse_wanted",
     "promote",
+    "rank",
     "recover",
     "report",
     "resolve",

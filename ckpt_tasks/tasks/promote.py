@@ -6,22 +6,13 @@ import msgspec
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.config import CheckpointConfig
-from ckpt_tasks.errors import (
-    CheckpointNotFoundError,
-    ConfigError,
-    CorruptCheckpointError,
-    ObjectNotFoundError,
-    RegistryError,
-)
-from ckpt_tasks.format.codec import decode
-from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import RegistryRunIds
-from ckpt_tasks.registry import Registration, Registry, RunDescription, load_registry
+from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, RegistryError
+from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.registry import Registration, Registry, load_registry
 from ckpt_tasks.store import Store, open_store
+from ckpt_tasks.tasks.registered import attach
 
 __all__ = ["Promotion", "promote"]
-
-_MAX_IDS_BYTES = 64 * 1024
 
 
 class Promotion(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +61,10 @@ def promote(config: CheckpointConfig, run: str, checkpoint: str, alias: str) -> 
 
 def _promote(store: Store, registry: Registry, run: str, checkpoint: str, alias: str) -> Promotion:
     view = view_run(store, run)
-    description = _describe(store, view, checkpoint)
-    registry.attach_run(_find(store, registry, description), description)
+    if not attach(store, registry, view, _record(view, checkpoint)):
+        raise RegistryError(
+            f"{registry.name} does not know run {run!r} yet; try again when it has caught up"
+        )
     registration = registry.registered().get(checkpoint)
     if registration is None:
         raise RegistryError(
@@ -82,28 +75,8 @@ def _promote(store: Store, registry: Registry, run: str, checkpoint: str, alias:
     return Promotion(alias=alias, registration=registration, links=registry.links(registration))
 
 
-def _describe(store: Store, view: RunView, checkpoint: str) -> RunDescription:
+def _record(view: RunView, checkpoint: str) -> CommitRecord:
     records = [c.record for c in view.checkpoints if c.id == checkpoint and c.record]
     if not records:
         raise CheckpointNotFoundError(f"run {view.run.run!r} has no checkpoint {checkpoint}")
-    return RunDescription(
-        run=view.run.run,
-        uid=view.run.uid,
-        store_url=store.url,
-        hyperparameters=records[0].hyperparameters,
-    )
-
-
-def _find(store: Store, registry: Registry, description: RunDescription) -> RegistryRunIds:
-    """The ids that the store keeps, or those that a search for the run's uid finds."""
-    path = RunLayout(description.run).registry_ids(registry.name)
-    try:
-        return decode(store.read(path, limit=_MAX_IDS_BYTES), RegistryRunIds, path=path)
-    except (ObjectNotFoundError, CorruptCheckpointError):
-        found = registry.find_run(description)
-    if found is None:
-        raise RegistryError(
-            f"{registry.name} does not know run {description.run!r} yet; try again when it has "
-            "caught up"
-        )
-    return found
+    return records[0]

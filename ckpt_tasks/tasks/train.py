@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ckpt_tasks.errors import (
     AttemptFailedError,
     AttemptStoppedError,
@@ -31,7 +33,16 @@ _ERRORS: dict[int, type[CkptTasksError]] = {
 }
 
 
-def train(spec: TrainSpec, on_event: EventSink = discard_event) -> TrainOutcome:
+def _never() -> bool:
+    return False
+
+
+def train(
+    spec: TrainSpec,
+    on_event: EventSink = discard_event,
+    *,
+    stop_requested: Callable[[], bool] = _never,
+) -> TrainOutcome:
     """Run one attempt to its end. It claims its number first, then picks its checkpoint.
 
     Parameters
@@ -41,6 +52,8 @@ def train(spec: TrainSpec, on_event: EventSink = discard_event) -> TrainOutcome:
         whether it still binds.
     on_event
         Called in this thread for every event and every line the trainer prints.
+    stop_requested
+        Polled; once true, the trainer saves at its next boundary and stops.
 
     Returns
     -------
@@ -54,7 +67,7 @@ def train(spec: TrainSpec, on_event: EventSink = discard_event) -> TrainOutcome:
     ConfigError, StaleAttemptError, CheckpointNotFoundError
         A retry changes nothing.
     """
-    outcome = launch(spec, on_event)
+    outcome = launch(spec, on_event, stop_requested=stop_requested)
     if outcome.code == EXIT_DONE:
         return outcome
     raise error_of(outcome)

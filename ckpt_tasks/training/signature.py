@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any, Literal, Union
 
@@ -61,7 +62,8 @@ class Hyperparameter:
     default
         Its default where `default_known`.
     default_known
-        False where there is no default, or one that only running the code would tell.
+        False where there is no default, or one that only running the code would tell, or that
+        JSON cannot hold.
     description
         From the docstring, on one line.
     """
@@ -170,6 +172,9 @@ def _hyperparameter(
     annotation = resolve_annotation(argument.annotation)
     if argument.annotation is None and isinstance(value, bool | int | float | str):
         annotation = type(value)
+    if not _is_json(value):
+        # Forms and records hold JSON; a set, say, would come back as something else.
+        known, value = False, None
     return Hyperparameter(
         name=argument.arg,
         annotation=annotation,
@@ -187,6 +192,14 @@ def _literal(node: ast.expr | None) -> tuple[bool, Any]:
         return True, ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return False, None
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def resolve_annotation(node: ast.expr | None) -> Any:

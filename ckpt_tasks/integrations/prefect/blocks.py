@@ -6,18 +6,13 @@ of the trainer, which inherits them. They appear in no parameter, log, artifact 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
-
 from prefect.blocks.core import Block
 from prefect.blocks.fields import SecretDict
 from pydantic import Field
 
 from ckpt_tasks.config import RegistryConfig, StoreConfig
 
-__all__ = ["CheckpointStore", "ModelRegistry", "environment"]
+__all__ = ["CheckpointStore", "ModelRegistry"]
 
 
 class CheckpointStore(Block):
@@ -104,18 +99,3 @@ class ModelRegistry(Block):
             registered_model=self.registered_model,
             best=self.best,
         )
-
-
-@contextmanager
-def environment(credentials: Mapping[str, Any]) -> Iterator[None]:
-    """Set environment variables within the block, and put back what they replaced."""
-    before = {name: os.environ.get(name) for name in credentials}
-    os.environ.update({name: str(value) for name, value in credentials.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -20,14 +20,9 @@ from ckpt_tasks.config import (
     StoreConfig,
 )
 from ckpt_tasks.errors import ConfigError
-from ckpt_tasks.integrations.prefect.blocks import CheckpointStore, ModelRegistry, environment
+from ckpt_tasks.integrations.prefect.blocks import CheckpointStore, ModelRegistry
 from ckpt_tasks.integrations.prefect.flow_run import current_flow_run
-from ckpt_tasks.integrations.prefect.form import (
-    RESUME,
-    flow_docstring,
-    flow_signature,
-    given_parameters,
-)
+from ckpt_tasks.integrations.prefect.form import flow_docstring, flow_signature
 from ckpt_tasks.integrations.prefect.tasks import (
     promote_checkpoint,
     publish_report,
@@ -37,6 +32,8 @@ from ckpt_tasks.integrations.prefect.tasks import (
     verify_checkpoint,
 )
 from ckpt_tasks.tasks import signature_of_entrypoint
+from ckpt_tasks.tasks.credentials import environment
+from ckpt_tasks.tasks.form import RESUME, given_parameters
 from ckpt_tasks.training.entrypoint import EntrypointSignature
 from ckpt_tasks.training.spec import TrainSpec
 

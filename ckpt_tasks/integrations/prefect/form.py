@@ -6,25 +6,18 @@ flow's function, so both are made here, from what `read_signature` found in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from inspect import Parameter, Signature
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.tasks.form import RESUME, RESUME_HELP, RESUME_PATTERN, form_help
 from ckpt_tasks.training.entrypoint import EntrypointSignature, Hyperparameter
-from ckpt_tasks.types import CHECKPOINT_ID
 
-__all__ = ["RESUME", "flow_docstring", "flow_signature", "given_parameters"]
+__all__ = ["flow_docstring", "flow_signature"]
 
-RESUME = "resume"
-
-_RESUME_TYPE = Annotated[str, Field(pattern=rf"^(auto|fresh|{CHECKPOINT_ID.pattern})$")]
-_RESUME_HELP = (
-    "Where the first attempt starts: 'auto' (the newest checkpoint), 'fresh' (the beginning), or "
-    "a checkpoint's id. Retries always go on from the newest."
-)
+_RESUME_TYPE = Annotated[str, Field(pattern=RESUME_PATTERN)]
 _RESERVED = (RESUME, "return_state", "wait_for")
 
 
@@ -53,19 +46,9 @@ def flow_docstring(signature: EntrypointSignature) -> str:
     """Summary and parameters, in the style that Prefect reads."""
     lines = [signature.summary or f"Train {signature.entrypoint}, resumably.", "", "Args:"]
     for hyperparameter in signature.hyperparameters:
-        lines.append(f"    {hyperparameter.name}: {_help(hyperparameter)}")
-    lines.append(f"    {RESUME}: {_RESUME_HELP}")
+        lines.append(f"    {hyperparameter.name}: {form_help(hyperparameter)}")
+    lines.append(f"    {RESUME}: {RESUME_HELP}")
     return "\n".join(lines)
-
-
-def given_parameters(
-    hyperparameters: Iterable[Hyperparameter], values: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The values to pass on: ``None`` for a default that only the code knows is left out."""
-    unknown = {h.name for h in hyperparameters if not h.required and not h.default_known}
-    return {
-        name: value for name, value in values.items() if not (name in unknown and value is None)
-    }
 
 
 def _parameter(hyperparameter: Hyperparameter) -> Parameter:
@@ -78,9 +61,3 @@ def _parameter(hyperparameter: Hyperparameter) -> Parameter:
     return Parameter(
         hyperparameter.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
-
-
-def _help(hyperparameter: Hyperparameter) -> str:
-    if hyperparameter.required or hyperparameter.default_known:
-        return hyperparameter.description
-    return f"{hyperparameter.description} (Left empty: the function's own default.)".strip()

@@ -29,6 +29,15 @@ def test_missing_packages_are_named_with_what_to_install(call, hide):
     assert "ckpt-tasks[demo]" in answer.err
 
 
+def test_demo_under_airflow_needs_no_prefect(call, hide):
+    """What is missing is named for the orchestrator that is asked for."""
+    hide("airflow", "prefect")
+    answer = call("demo", "--airflow")
+    assert answer.code == 2
+    assert "needs airflow," in answer.err
+    assert "ckpt-tasks[airflow,mlflow,torch]" in answer.err
+
+
 def test_a_folder_that_is_something_else_is_left_alone(call, tmp_path):
     """The demo gets its arguments, and refuses a folder that it did not make."""
     (tmp_path / "precious").write_text("data")

@@ -1,0 +1,346 @@
+"""The steps of a resumable training as Airflow operators. What they do is in `ckpt_tasks.tasks`.
+
+Airflow owns the retries. What a retry cannot change fails at once, with one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowFailException
+
+from ckpt_tasks.config import AttemptConfig, CheckpointConfig, RegistryConfig, ScheduleConfig
+from ckpt_tasks.errors import CkptTasksError, ConfigError
+from ckpt_tasks.integrations.airflow.configuration import Settings
+from ckpt_tasks.integrations.airflow.links import MlflowModelVersionLink, MlflowRunLink
+from ckpt_tasks.sizes import readable_size
+
+if TYPE_CHECKING:
+    from ckpt_tasks.training.entrypoint import EntrypointSignature
+    from ckpt_tasks.training.spec import TrainSpec
+
+__all__ = [
+    "PromoteOperator",
+    "RecoverOperator",
+    "ReportOperator",
+    "ResolveOperator",
+    "TrainOperator",
+    "VerifyOperator",
+]
+
+_OWN_RUN_NAME = (
+    "{{ dag.dag_id }}-{{ task.task_id }}-{{ run_id }}"
+    "{% if ti.map_index >= 0 %}-{{ ti.map_index }}{% endif %}"
+)
+
+
+class RunOperator(BaseOperator):
+    """Base of all: which run, in which store, with which registry.
+
+    Parameters
+    ----------
+    run_name
+        Name of the training run.
+    store
+        Root of the store: a path, or a URL, which may name the Airflow connection that has the
+        credentials (``s3://aws_default@bucket/prefix``). Default: that of `ckpt_conn_id`, else
+        the configuration's (``CKPT_TASKS_STORE_URL``, or a file).
+    ckpt_conn_id
+        Connection of the type ``ckpt_tasks``.
+    mlflow_conn_id
+        Connection of the type ``mlflow``. Default: the tracking URI of `registry`, if it has one.
+    registry
+        Experiment, registered model, and what is best.
+    """
+
+    template_fields: Sequence[str] = ("run_name", "store", "ckpt_conn_id", "mlflow_conn_id")
+    ui_color = "#e8f3ff"
+
+    def __init__(
+        self,
+        *,
+        run_name: str,
+        store: str | None = None,
+        ckpt_conn_id: str | None = None,
+        mlflow_conn_id: str | None = None,
+        registry: RegistryConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.run_name = run_name
+        self.store = store
+        self.ckpt_conn_id = ckpt_conn_id
+        self.mlflow_conn_id = mlflow_conn_id
+        self.registry = registry
+
+    def execute(self, context: Context) -> Any:
+        """Do the step; what it returns is kept as an XCom."""
+        with self._only_worthwhile_retries(), self._settings().applied() as config:
+            return self._execute(context, config)
+
+    def _execute(self, context: Context, config: CheckpointConfig) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} does nothing")
+
+    def _settings(self) -> Settings:
+        return Settings(
+            store=self.store,
+            ckpt_conn_id=self.ckpt_conn_id,
+            mlflow_conn_id=self.mlflow_conn_id,
+            registry=self.registry,
+        )
+
+    @contextmanager
+    def _only_worthwhile_retries(self) -> Iterator[None]:
+        from ckpt_tasks.tasks import is_worth_retrying
+
+        try:
+            yield
+        except CkptTasksError as error:
+            if is_worth_retrying(error):
+                raise
+            raise AirflowFailException(str(error)) from None
+
+
+class _AttemptOperator(RunOperator):
+    """Base of the steps that need to know what is trained.
+
+    Parameters
+    ----------
+    entrypoint
+        ``package.module:train`` or ``path/to/file.py:train`` of the training function.
+    params
+        Its hyperparameters, as Airflow Params. Those of the DAG that have the name of a
+        hyperparameter are taken too, and a trigger's configuration overrides both.
+    schedule
+        When checkpoints are saved. Default: each epoch, and at the end.
+    attempt
+        How attempts follow one another and end.
+    python
+        Interpreter of the training process, in an environment without Airflow, say.
+    resume
+        ``auto`` (the newest checkpoint), ``fresh`` (the beginning) or a checkpoint's id: where
+        the first try starts. Retries always go on from the newest.
+    """
+
+    template_fields: Sequence[str] = (
+        *RunOperator.template_fields,
+        "entrypoint",
+        "python",
+        "resume",
+    )
+
+    def __init__(
+        self,
+        *,
+        entrypoint: str,
+        run_name: str = _OWN_RUN_NAME,
+        schedule: ScheduleConfig | None = None,
+        attempt: AttemptConfig | None = None,
+        python: str | None = None,
+        resume: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(run_name=run_name, **kwargs)
+        self.entrypoint = entrypoint
+        self.schedule = schedule
+        self.attempt = attempt
+        self.python = python
+        self.resume = resume
+
+    def _settings(self) -> Settings:
+        return Settings(
+            store=self.store,
+            ckpt_conn_id=self.ckpt_conn_id,
+            mlflow_conn_id=self.mlflow_conn_id,
+            registry=self.registry,
+            schedule=self.schedule or ScheduleConfig(every_epochs=1),
+            attempt=self.attempt,
+        )
+
+    def _spec(
+        self, context: Context, config: CheckpointConfig, *, task_id: str | None = None
+    ) -> TrainSpec:
+        from ckpt_tasks import tasks
+        from ckpt_tasks.integrations.airflow.task_instance import invocation_of, tags_of
+
+        signature = tasks.signature_of_entrypoint(self.entrypoint, self.python)
+        return tasks.resolve(
+            self.entrypoint,
+            run=self.run_name,
+            params=self._hyperparameters(signature, context),
+            config=config,
+            invocation=invocation_of(context, task_id or self.task_id),
+            resume=self.resume,
+            tags=tags_of(context),
+            python=self.python,
+        )
+
+    def _hyperparameters(self, signature: EntrypointSignature, context: Context) -> dict[str, Any]:
+        from ckpt_tasks.integrations.airflow.params import hyperparameters_of
+
+        return hyperparameters_of(signature, self, context["params"])
+
+
+class ResolveOperator(_AttemptOperator):
+    """Check the function, its hyperparameters and the store before anything is started."""
+
+    def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
+        from ckpt_tasks.masking import mask_hyperparameters, mask_url
+
+        spec = self._spec(context, config)
+        store = mask_url(config.store.url)
+        self.log.info("training run %r in store %s", spec.run, store)
+        return {"run": spec.run, "store": store, "params": mask_hyperparameters(spec.params)}
+
+
+class RecoverOperator(_AttemptOperator):
+    """Report what training would start from, verified. The train step picks again by itself.
+
+    Parameters
+    ----------
+    train_task_id
+        The task that will train: where `resume` binds its first try only, whether that has been.
+    """
+
+    def __init__(self, *, train_task_id: str = "train", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.train_task_id = train_task_id
+
+    def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
+        import msgspec
+
+        from ckpt_tasks import tasks
+
+        found = tasks.recover(self._spec(context, config, task_id=self.train_task_id))
+        self.log.info("%s: %s", found, found.why)
+        for passed in found.passed_over:
+            self.log.warning("passed over: %s", passed)
+        report: dict[str, Any] = msgspec.to_builtins(found)
+        return report
+
+
+class TrainOperator(_AttemptOperator):
+    """Train in supervised processes; a retry, and a clear, resume from the newest checkpoint.
+
+    Each try is an attempt: it claims the run's next number and then picks its checkpoint. When
+    the task is stopped (marked as failed or cleared in the UI, or its worker is shut down), the
+    trainer saves at its next boundary and stops. Airflow gives a task 5 seconds for that. Then
+    it kills the task's process, but not the trainer, which goes on saving for `attempt.grace`
+    (30 s by default); where the pod goes away with the task, make
+    ``terminationGracePeriodSeconds`` longer than that.
+
+    `outlets`, if there are any, are told of the run's newest checkpoint by the event's extra:
+    ``run``, ``uri``, ``digest``, ``epoch``, ``step``, ``mlflow_run_id``, ``version``, ... While
+    it runs, the task's state store (Airflow 3.3) has the same of the newest checkpoint, under
+    the key ``ckpt_tasks``.
+    """
+
+    operator_extra_links = (MlflowRunLink(), MlflowModelVersionLink())
+    _stopping = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.registry_links: dict[str, str] = {}
+
+    def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
+        import msgspec
+
+        from ckpt_tasks import tasks
+        from ckpt_tasks.integrations.airflow.assets import tell_outlets
+        from ckpt_tasks.integrations.airflow.relay import Relay
+
+        spec = self._spec(context, config)
+        relay = Relay(self, context, spec, self.registry_links)
+        outcome = tasks.train(spec, relay, stop_requested=lambda: self._stopping)
+        if outcome.checkpoint is not None:
+            tell_outlets(self, context, config, spec.run, outcome.checkpoint, **relay.registered)
+        result: dict[str, Any] = msgspec.to_builtins(outcome)
+        return result
+
+    def on_kill(self) -> None:
+        """Have the trainer save and stop; called in a signal's handler, so it only says so."""
+        self._stopping = True
+
+
+class VerifyOperator(RunOperator):
+    """Read every byte of the run's newest checkpoint and check it."""
+
+    def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
+        import msgspec
+
+        from ckpt_tasks import tasks
+        from ckpt_tasks.integrations.airflow.assets import tell_outlets
+
+        report = tasks.verify(config.store, self.run_name)
+        size = readable_size(report.size)
+        self.log.info("%s verified: %s in %.1f s", report.checkpoint, size, report.seconds)
+        tell_outlets(self, context, config, self.run_name, report.checkpoint)
+        result: dict[str, Any] = msgspec.to_builtins(report)
+        return result
+
+
+class PromoteOperator(RunOperator):
+    """Point an alias of the registered model at a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint
+        Its id, from `VerifyOperator`'s XCom, say. Default: the newest.
+    alias
+        Name of the alias.
+    """
+
+    template_fields: Sequence[str] = (*RunOperator.template_fields, "checkpoint", "alias")
+
+    def __init__(
+        self, *, checkpoint: str | None = None, alias: str = "verified", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.checkpoint = checkpoint
+        self.alias = alias
+
+    def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
+        import msgspec
+
+        from ckpt_tasks import tasks
+        from ckpt_tasks.integrations.airflow.assets import tell_outlets
+
+        if config.registry.tracking_uri is None:
+            raise ConfigError(
+                "nothing to promote in: give mlflow_conn_id, or a registry with a tracking_uri"
+            )
+        checkpoint = self.checkpoint or tasks.locate(config.store, self.run_name).checkpoint
+        promotion = tasks.promote(config, self.run_name, checkpoint, self.alias)
+        self.log.info("%s", promotion)
+        registration = promotion.registration
+        tell_outlets(
+            self,
+            context,
+            config,
+            self.run_name,
+            checkpoint,
+            mlflow_run_id=registration.run_id,
+            model_id=registration.model_id,
+            registered_model=registration.registered_model,
+            version=registration.version,
+        )
+        result: dict[str, Any] = msgspec.to_builtins(promotion)
+        return result
+
+
+class ReportOperator(RunOperator):
+    """Say what happened: attempts, what each resumed from, checkpoints."""
+
+    def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
+        import msgspec
+
+        from ckpt_tasks import tasks
+
+        report = tasks.report(config.store, self.run_name)
+        for line in report.markdown.splitlines():
+            self.log.info("%s", line)
+        result: dict[str, Any] = msgspec.to_builtins(report)
+        return result

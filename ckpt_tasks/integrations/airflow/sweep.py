@@ -1,0 +1,184 @@
+"""`resumable_sweep`: one resumable training run for each combination of hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Context, Param
+
+from ckpt_tasks.config import AttemptConfig, CheckpointConfig, RegistryConfig, ScheduleConfig
+from ckpt_tasks.integrations.airflow.operators import RunOperator, TrainOperator
+from ckpt_tasks.tasks.resolve import signature_of_entrypoint
+
+__all__ = ["PlanOperator", "RankOperator", "resumable_sweep"]
+
+_RUN_NAME = "{{ dag.dag_id }}-{{ run_id }}"
+_LABEL = "{{ ti.xcom_pull(task_ids='plan')[ti.map_index]['params'] }}"
+_GRID = {"type": "array", "minItems": 1}
+
+
+class PlanOperator(RunOperator):
+    """Name a training run for each combination of the grid, all of them checked.
+
+    It returns a list of ``{"run_name": ..., "params": {...}}`` to expand `TrainOperator` with.
+
+    Parameters
+    ----------
+    entrypoint, python
+        As `TrainOperator` takes them.
+    grid
+        Values by hyperparameter, or a template of them.
+    **kwargs
+        As for every operator here; `run_name` is what the runs' names begin with.
+    """
+
+    template_fields: Sequence[str] = (*RunOperator.template_fields, "entrypoint", "python")
+
+    def __init__(
+        self,
+        *,
+        entrypoint: str,
+        grid: Mapping[str, Sequence[Any]] | None = None,
+        python: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.entrypoint = entrypoint
+        self.grid = grid
+        self.python = python
+
+    def _execute(self, context: Context, config: CheckpointConfig) -> list[dict[str, Any]]:
+        from ckpt_tasks import tasks
+
+        signature = signature_of_entrypoint(self.entrypoint, self.python)
+        grid = self.grid if self.grid is not None else context["params"]["grid"]
+        planned = tasks.combinations(signature, grid)
+        self.log.info("%s training runs: %s", len(planned), self.run_name)
+        return [
+            {"run_name": f"{self.run_name}-{number}", "params": params}
+            for number, params in enumerate(planned)
+        ]
+
+
+class RankOperator(RunOperator):
+    """Say which of the planned runs is best, as a table in the log and as an XCom.
+
+    Parameters
+    ----------
+    planned
+        What `PlanOperator` returned.
+    metric
+        ``METRIC:min`` or ``METRIC:max``.
+    """
+
+    template_fields: Sequence[str] = (*RunOperator.template_fields, "planned", "metric")
+
+    def __init__(self, *, planned: Any, metric: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.planned = planned
+        self.metric = metric
+
+    def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
+        import msgspec
+
+        from ckpt_tasks import tasks
+
+        trials = [tasks.Trial(run=each["run_name"], params=each["params"]) for each in self.planned]
+        ranking = tasks.rank(config.store, trials, self.metric)
+        for line in ranking.markdown.splitlines():
+            self.log.info("%s", line)
+        result: dict[str, Any] = msgspec.to_builtins(ranking)
+        result["best"] = msgspec.to_builtins(ranking.best)
+        return result
+
+
+def resumable_sweep(
+    entrypoint: str,
+    *,
+    grid: Mapping[str, Sequence[Any]],
+    metric: str,
+    dag_id: str | None = None,
+    store: str | None = None,
+    ckpt_conn_id: str | None = None,
+    schedule: ScheduleConfig | None = None,
+    registry: RegistryConfig | None = None,
+    mlflow_conn_id: str | None = None,
+    attempt: AttemptConfig | None = None,
+    python: str | None = None,
+    retries: int = 3,
+    retry_delay: timedelta = timedelta(seconds=30),
+    at_once: int = 4,
+    **dag_arguments: Any,
+) -> DAG:
+    """Make a DAG that trains each combination of the grid, resumably, and ranks the runs.
+
+    Parameters
+    ----------
+    entrypoint, store, ckpt_conn_id, schedule, registry, mlflow_conn_id, attempt, python, retries, \
+retry_delay
+        As `resumable_dag` takes them.
+    grid
+        Values by hyperparameter; whoever triggers the DAG may give others.
+    metric
+        What the runs are ranked by: ``METRIC:min`` or ``METRIC:max``.
+    dag_id
+        Default: ``sweep-`` and the function's name.
+    at_once
+        How many of the runs train at the same time.
+    **dag_arguments
+        For Airflow's ``DAG``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such function, or the grid does not fit it.
+    """
+    from ckpt_tasks.tasks.sweep import combinations
+
+    signature = signature_of_entrypoint(entrypoint, python)
+    combinations(signature, grid)
+    run: dict[str, Any] = {
+        "store": store,
+        "ckpt_conn_id": ckpt_conn_id,
+        "mlflow_conn_id": mlflow_conn_id,
+        "registry": registry,
+    }
+    form = Param(
+        {name: list(values) for name, values in grid.items()},
+        type="object",
+        title="grid",
+        description="Values by hyperparameter; each combination is a training run.",
+        additionalProperties=_GRID,
+        minProperties=1,
+    )
+    name = dag_id or f"sweep-{signature.function.replace('_', '-')}"
+    dag_arguments.setdefault("schedule", None)
+    with DAG(name, params={"grid": form}, **dag_arguments) as dag:
+        plan = PlanOperator(
+            task_id="plan", entrypoint=entrypoint, python=python, run_name=_RUN_NAME, **run
+        )
+        train = TrainOperator.partial(
+            task_id="train",
+            entrypoint=entrypoint,
+            schedule=schedule,
+            attempt=attempt,
+            python=python,
+            retries=retries,
+            retry_delay=retry_delay,
+            max_active_tis_per_dagrun=at_once,
+            map_index_template=_LABEL,
+            **run,
+        ).expand_kwargs(plan.output)
+        ranking = RankOperator(
+            task_id="best",
+            planned=plan.output,
+            metric=metric,
+            run_name=_RUN_NAME,
+            **run,
+        )
+        plan >> train >> ranking
+        # As a teardown: it ranks what was trained, and does not make a success of the rest.
+        ranking.as_teardown(setups=plan)
+    return dag
