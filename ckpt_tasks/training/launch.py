@@ -17,8 +17,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ckpt_tasks.errors import ConfigError
-from ckpt_tasks.events import Event, EventReader, EventSink, OutputLine, discard_event
+from ckpt_tasks.events import (
+    AttemptResumed,
+    CheckpointCommitted,
+    Event,
+    EventReader,
+    EventSink,
+    OutputLine,
+    discard_event,
+)
 from ckpt_tasks.stdio import open_standard_streams
+from ckpt_tasks.training.failure import signal_name
 from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 
@@ -84,6 +93,7 @@ class _Supervision:
         self._on_event = on_event
         self._logs = (EventReader(folder.trainer_events), EventReader(folder.registrar_events))
         self._output = _LineReader(folder.output)
+        self._checkpoint: str | None = None
         read, self._liveness = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -116,7 +126,14 @@ class _Supervision:
     def _died(self, stopping: bool) -> TrainOutcome:
         """The outcome of a supervisor that could not say it itself."""
         code = EXIT_FAILED
-        message = f"the supervisor ended with {self._process.returncode} and said nothing"
+        returned = self._process.returncode
+        how = (
+            f"was killed by {signal_name(-returned)}" if returned < 0 else f"exited with {returned}"
+        )
+        message = (
+            f"the process that supervises the training {how}; newest checkpoint: "
+            f"{self._checkpoint or 'none'}; start the run again to go on"
+        )
         has_run = self._folder.output.exists()  # the first thing that it makes
         if stopping and not has_run and self._process.returncode == -signal.SIGTERM:
             code = EXIT_STOPPED
@@ -143,6 +160,8 @@ class _Supervision:
         for text in self._output.read(ended=ended):
             self._on_event(OutputLine(text=text))
         for event in self._events():
+            if isinstance(event, AttemptResumed | CheckpointCommitted):
+                self._checkpoint = event.checkpoint
             self._on_event(event)
 
     def _events(self) -> Iterator[Event]:
