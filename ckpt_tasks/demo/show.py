@@ -35,8 +35,14 @@ _NOISE = ("Created task", "Beginning", "Executing", "Finished in state Completed
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns 0 when the proof holds."""
-    parser = argparse.ArgumentParser(prog="ckpt-tasks demo", description=__doc__)
-    parser.add_argument("--folder", default="demo-run", help="where everything is kept")
+    parser = argparse.ArgumentParser(
+        prog="ckpt-tasks demo",
+        description="Train a digits classifier as a Prefect flow whose process is killed twice; "
+        "then prove that it ended as one that was never killed. Takes a minute or two.",
+    )
+    parser.add_argument(
+        "--folder", default="demo-run", help="where everything is kept; default: demo-run"
+    )
     folder = Path(parser.parse_args(arguments).folder).absolute()
     return Demo(folder).run()
 
