@@ -69,7 +69,8 @@ class _LateGroup(click.Group):
         rows = []
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name) if name in _COMMANDS else None
-            summary = command.get_short_help_str(limit) if command else f"Commands for {name}."
+            plugin = f"Commands for {name.capitalize()}."
+            summary = command.get_short_help_str(limit) if command else plugin
             rows.append((name, summary))
         with formatter.section("Commands"):
             formatter.write_dl(rows)

@@ -28,7 +28,7 @@ from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.sizes import readable_size
-from ckpt_tasks.store import Store, open_store
+from ckpt_tasks.store import Store, open_existing_store
 from ckpt_tasks.suggest import did_you_mean
 
 __all__ = ["find_run", "ls", "runs", "show"]
@@ -41,7 +41,7 @@ _LABEL_WIDTH = 14
 @json_option
 def runs(store: str | None, config_file: Path | None, json_output: bool) -> None:
     """List the runs of a store."""
-    with closing(open_store(configure(store, config_file).store)) as opened:
+    with closing(open_existing_store(configure(store, config_file).store)) as opened:
         found = list_runs(opened)
         if json_output:
             click.echo(as_json(found))
@@ -70,13 +70,13 @@ def _echo_runs(found: list[RunSummary]) -> None:
             click.echo(f"{run.name}: {run.problem}", err=True)
 
 
-@click.command()
+@click.command(short_help="List a run's checkpoints, newest first.")
 @click.argument("run")
 @store_options
 @json_option
 def ls(run: str, store: str | None, config_file: Path | None, json_output: bool) -> None:
     """List a run's checkpoints, newest first, and say which a retry may start from."""
-    with closing(open_store(configure(store, config_file).store)) as opened:
+    with closing(open_existing_store(configure(store, config_file).store)) as opened:
         view = find_run(opened, run)
     if json_output:
         click.echo(as_json(view.checkpoints))
@@ -115,14 +115,14 @@ def _checkpoint_row(checkpoint: CheckpointView, newest: CheckpointView | None) -
     ]
 
 
-@click.command()
+@click.command(short_help="Show a run, or one of its checkpoints.")
 @click.argument("run", metavar="RUN[@ID]")
 @store_options
 @json_option
 def show(run: str, store: str | None, config_file: Path | None, json_output: bool) -> None:
     """Show a run with its attempts, or one of its checkpoints with its files."""
     name, checkpoint_id = split_checkpoint(run)
-    with closing(open_store(configure(store, config_file).store)) as opened:
+    with closing(open_existing_store(configure(store, config_file).store)) as opened:
         view = find_run(opened, name)
         if checkpoint_id is None:
             click.echo(as_json(view)) if json_output else _echo_run(view)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from ckpt_tasks.config import CheckpointConfig, load_config
+from ckpt_tasks.config import CheckpointConfig, StoreConfig, load_config
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.types import CheckpointId
 
@@ -28,7 +28,12 @@ def store_options(command: F) -> F:
             metavar="FILE.toml",
             help="Configuration; default: what CKPT_TASKS_CONFIG names.",
         ),
-        click.option("--store", metavar="URL", help="Root of the store: a path, s3://..., ..."),
+        click.option(
+            "--store",
+            metavar="URL",
+            help="Root of the store: a path, s3://...; default: store.url of the configuration, "
+            f"else ./{StoreConfig().url}.",
+        ),
     ):
         command = option(command)
     return command

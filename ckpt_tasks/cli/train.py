@@ -17,11 +17,12 @@ from ckpt_tasks.cli.options import configure, store_options
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
+from ckpt_tasks.store.open import shown_place
 from ckpt_tasks.training.entrypoint import check_params, read_signature
 from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.source import interpreter_path
-from ckpt_tasks.training.spec import TrainSpec
-from ckpt_tasks.types import CheckpointId
+from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
+from ckpt_tasks.types import EXIT_STOPPED, CheckpointId
 
 __all__ = ["train"]
 
@@ -138,6 +139,7 @@ def _configure(
 
 
 def _launch(spec: TrainSpec) -> int:
+    click.echo(f"run {spec.run!r} in the store {shown_place(spec.config.store.url)}", err=True)
     account = Account()
     stop = _StopOnSignal()
     try:
@@ -145,20 +147,36 @@ def _launch(spec: TrainSpec) -> int:
             outcome = launch(spec, account, stop_requested=stop.requested)
     finally:
         account.close()
-    prefix = "" if outcome.done else "failed: " if outcome.retryable else "error: "
-    click.echo(mask_text(f"{prefix}{outcome.message}"), err=True)
+    click.echo(mask_text(_last_words(outcome, stop.signal)), err=True)
     return outcome.code
+
+
+def _last_words(outcome: TrainOutcome, own_signal: str | None) -> str:
+    """How it ended, in one sentence.
+
+    Parameters
+    ----------
+    own_signal
+        The signal that this process was asked to stop with; it reaches the trainer as another.
+    """
+    if outcome.code == EXIT_STOPPED:
+        newest = f"; newest checkpoint: {outcome.checkpoint}" if outcome.checkpoint else ""
+        said = f"stopped: received {own_signal}{newest}" if own_signal else outcome.message
+        return f"{said}; run the same command again to go on"
+    prefix = "" if outcome.done else "failed: " if outcome.retryable else "error: "
+    return f"{prefix}{outcome.message}"
 
 
 class _StopOnSignal:
     """Lets training save and stop on the first SIGINT or SIGTERM; a second one interrupts."""
 
     def __init__(self) -> None:
-        self._requested = False
+        self.signal: str | None = None
+        """The first one's name."""
         self._earlier: dict[int, Any] = {}
 
     def requested(self) -> bool:
-        return self._requested
+        return self.signal is not None
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -169,7 +187,7 @@ class _StopOnSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
+        if self.signal is not None:
             raise KeyboardInterrupt
-        self._requested = True
+        self.signal = signal.Signals(number).name
         click.echo("stopping: saves at the next boundary; once more to stop waiting", err=True)

@@ -19,13 +19,13 @@ from ckpt_tasks.cli.options import (
 )
 from ckpt_tasks.errors import CheckpointNotFoundError, UnsupportedFormatError
 from ckpt_tasks.sizes import readable_size
-from ckpt_tasks.store import open_store
+from ckpt_tasks.store import open_existing_store
 from ckpt_tasks.types import EXIT_FAILED
 
 __all__ = ["verify"]
 
 
-@click.command()
+@click.command(short_help="Read every byte of a checkpoint, and check it.")
 @click.argument("run", metavar="RUN[@ID]")
 @click.option("--all", "every", is_flag=True, help="Every checkpoint, not only the newest valid.")
 @store_options
@@ -49,7 +49,7 @@ def verify(
         raise click.UsageError("@ID names one checkpoint, --all asks for every one: choose")
     reports = []
     later: UnsupportedFormatError | None = None
-    with closing(open_store(configure(store, config_file).store)) as opened:
+    with closing(open_existing_store(configure(store, config_file).store)) as opened:
         for chosen in _choose(find_run(opened, name), checkpoint_id, every=every):
             try:
                 report = verify_checkpoint(opened, name, chosen)

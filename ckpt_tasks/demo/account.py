@@ -8,7 +8,7 @@ import time
 
 __all__ = ["Account"]
 
-_CHECKPOINT = re.compile(r"^step-\d+-a\d+-s\d+ (committed|registered)")
+_CHECKPOINT = re.compile(r"^(saved|registered) step-\d+-a\d+-s\d+")
 
 
 class Account:
@@ -17,7 +17,7 @@ class Account:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._lock = threading.Lock()
-        self._counts = {"committed": 0, "registered": 0}
+        self._counts = {"saved": 0, "registered": 0}
 
     @property
     def registered(self) -> int:
@@ -39,7 +39,7 @@ class Account:
         if checkpoint:
             self._counts[checkpoint[1]] += 1
         elif text.startswith("epoch") and "accuracy" in text:
-            counts = f"{self._counts['committed']} checkpoints, {self.registered} registered"
+            counts = f"{self._counts['saved']} checkpoints, {self.registered} registered"
             self.say(who, f"{text}   ({counts})")
         else:
             self.say(who, text)

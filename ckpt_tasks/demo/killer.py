@@ -14,6 +14,7 @@ from ckpt_tasks.fencing.process import process_is_alive
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import Process
 from ckpt_tasks.store.base import Store
+from ckpt_tasks.types import CheckpointId
 
 __all__ = ["Killer"]
 
@@ -64,16 +65,22 @@ class Killer:
             if not attempts or attempts[-1].number in self.killed or attempts[-1].claim is None:
                 continue
             number = attempts[-1].number
-            mine = [c for c in list_checkpoints(self._store, self._layout) if c.attempt == number]
-            if len(mine) < wanted:
+            if len(self._committed(number)) < wanted:
                 continue
             self._stopped.wait(self._random.uniform(0.0, 0.4))
-            self._kill(number, attempts[-1].claim.process, str(max(mine)))
+            self._kill(number, attempts[-1].claim.process)
             wanted = self._random.randint(2, 4)
 
-    def _kill(self, attempt: int, process: Process, newest: str) -> None:
+    def _committed(self, attempt: int) -> list[CheckpointId]:
+        found = list_checkpoints(self._store, self._layout)
+        return [checkpoint for checkpoint in found if checkpoint.attempt == attempt]
+
+    def _kill(self, attempt: int, process: Process) -> None:
         if not process_is_alive(process):
             return
         os.kill(process.pid, signal.SIGKILL)
         self.killed.append(attempt)
+        while process_is_alive(process) and not self._stopped.wait(_POLL_SECONDS):
+            pass  # a commit under way may still take effect
+        newest = str(max(self._committed(attempt)))
         self._on_kill(len(self.killed), attempt, process.pid, newest)

@@ -141,9 +141,11 @@ def claim_attempt(
         _check_dense(store, layout, [a.number for a in attempts])
         _check_progress(store, layout, attempts, request)
         if attempts:
-            _take_over(store, layout, attempts[-1], request, sleep=sleep, clock=clock)
+            _check_owner(store, layout, attempts[-1], request, sleep=sleep, clock=clock)
         claim = _claim(next_attempt([a.number for a in attempts]), run, request)
         if create_once(store, layout.attempt(claim.attempt), encode(claim)):
+            if attempts:
+                _end_owner(attempts[-1], request)
             # Read again: an earlier attempt may have resumed since, and its lineage counts.
             earlier = read_attempts(store, layout, before=claim.attempt)
             return Attempt(claim=claim, earlier=tuple(earlier))
@@ -164,7 +166,20 @@ def _claim(number: int, run: RunRecord, request: ClaimRequest) -> AttemptClaim:
     )
 
 
-def _take_over(
+def _may_end(owner: AttemptView, request: ClaimRequest) -> bool:
+    """Whether the owner is replaced even if it lives."""
+    claim = owner.claim
+    return claim is not None and (claim.invocation == request.invocation or request.takeover)
+
+
+def _end_owner(owner: AttemptView, request: ClaimRequest) -> None:
+    """End the process that has been replaced. Whoever looks into its death finds the claim."""
+    claim = owner.claim
+    if claim is not None and claim.process != this_process() and _may_end(owner, request):
+        end_process(claim.process)
+
+
+def _check_owner(
     store: Store,
     layout: RunLayout,
     owner: AttemptView,
@@ -177,8 +192,7 @@ def _take_over(
     claim = owner.claim
     if claim is not None and claim.process == this_process():
         return  # This very process claims once more, as a loop over attempts or a notebook does.
-    if claim is not None and (claim.invocation == request.invocation or request.takeover):
-        end_process(claim.process)
+    if _may_end(owner, request):
         return
     if claim is not None and process_is_alive(claim.process) is False:
         return

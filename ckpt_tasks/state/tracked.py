@@ -156,7 +156,8 @@ class TrackedItems:
             raise StateError(
                 f"the checkpoint holds {sorted(saved_names)} and the run tracks "
                 f"{sorted(self._items)}: without saved state: {missing or 'none'}, "
-                f"without a tracked object: {extra or 'none'}; track the same names, or map them"
+                f"without a tracked object: {extra or 'none'}; track the same names, or say what "
+                "changed: track(rename={'saved name': 'name today'}, fresh=['new name'])"
             )
         return matched
 

@@ -15,7 +15,7 @@ from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.store.object import CONDITIONAL_PROTOCOLS, ObjectStore
 from ckpt_tasks.store.probe import honours_conditions
 
-__all__ = ["open_store"]
+__all__ = ["open_existing_store", "open_store", "shown_place"]
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?(.*)", re.DOTALL)
 _S3 = ("s3", "s3a")
@@ -58,6 +58,24 @@ def open_store(config: StoreConfig | str, *, for_writing: bool = False) -> Store
     if for_writing:
         _check_writing(store, config)
     return store
+
+
+def open_existing_store(config: StoreConfig) -> Store:
+    """Open a store to look at what it holds; errors as `open_store`.
+
+    Raises `ConfigError` where there is no such folder: a mistyped store must not look empty.
+    """
+    store = open_store(config)
+    if isinstance(store, LocalStore) and not os.path.isdir(store.root):
+        raise ConfigError(f"there is no store at {store.root}; correct --store or store.url")
+    return store
+
+
+def shown_place(url: str) -> str:
+    """A store's URL for people, without opening it: absolute, userinfo masked."""
+    if _URL.fullmatch(url):
+        return mask_url(url)
+    return os.path.abspath(os.path.expanduser(url))
 
 
 def _open(config: StoreConfig) -> Store:

@@ -46,6 +46,11 @@ __all__ = [
 
 _MODULE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _NULLS = ("null", "none")
+_MISTAKES: dict[Any, str] = {
+    int: " is no integer",
+    float: " is no number",
+    bool: " is neither true nor false",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -219,8 +224,9 @@ def _convert(
         return msgspec.convert(_read_text(value, kind), kind, strict=False)
     except msgspec.MsgspecError as error:
         shown = MASK if is_secret_name(parameter.name) else repr(value)
+        why = _MISTAKES.get(kind) or f": {error}"
         raise ConfigError(
-            f"{signature.entrypoint}: hyperparameter {parameter.name} = {shown}: {error}"
+            f"{signature.entrypoint}: hyperparameter {parameter.name} = {shown}{why}"
         ) from error
 
 
@@ -313,13 +319,12 @@ def _put_on_path(folder: str) -> None:
 
 def _import_failed(parsed: Entrypoint, error: BaseException) -> ConfigError:
     if isinstance(error, SyntaxError):
-        where = f"{error.filename}:{error.lineno}"
+        where, what = f"{error.filename}:{error.lineno}", error.msg
     else:
         frames = traceback.extract_tb(error.__traceback__)
         outside = [frame for frame in frames if "importlib" not in frame.filename]
         last = (outside or list(frames))[-1]
-        where = f"{last.filename}:{last.lineno} in {last.name}"
+        where, what = f"{last.filename}:{last.lineno} in {last.name}", str(error)
     return ConfigError(
-        f"entry point {parsed.text!r}: importing it raised {type(error).__name__}: {error} "
-        f"({where})"
+        f"entry point {parsed.text!r}: importing it raised {type(error).__name__}: {what} ({where})"
     )

@@ -7,6 +7,7 @@ caller owns it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,10 +17,24 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ckpt_tasks.errors import ConfigError
-from ckpt_tasks.events import Event, EventReader, EventSink, OutputLine, discard_event
+import msgspec
+
+import ckpt_tasks
+from ckpt_tasks.errors import AttemptFailedError, ConfigError
+from ckpt_tasks.events import (
+    AttemptResumed,
+    CheckpointCommitted,
+    Event,
+    EventReader,
+    EventSink,
+    OutputLine,
+    discard_event,
+)
+from ckpt_tasks.fencing.process import this_process
 from ckpt_tasks.stdio import open_standard_streams
-from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
+from ckpt_tasks.training.failure import signal_name
+from ckpt_tasks.training.leftovers import remove_leftovers
+from ckpt_tasks.training.spec import FOLDER_PREFIX, AttemptFolder, TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 
 __all__ = ["launch"]
@@ -56,23 +71,47 @@ def launch(
     Raises
     ------
     ConfigError
-        The interpreter asked for cannot be started.
+        The interpreter asked for cannot be started, or has another version of this package whose
+        reports cannot be read.
+    AttemptFailedError
+        The attempt's files cannot be written.
     BaseException
         Whatever is raised in this thread meanwhile (``KeyboardInterrupt``, an orchestrator's
-        cancellation), after the trainer has saved and stopped, or its grace period is over.
+        cancellation), after the trainer has saved and stopped, or its grace period is over. But
+        a ``KeyboardInterrupt`` where a stop was requested already ends the trainer at once, and
+        the outcome says where it stands.
     """
     open_standard_streams()  # the children inherit them
-    with tempfile.TemporaryDirectory(prefix="ckpt-tasks-", ignore_cleanup_errors=True) as path:
-        folder = AttemptFolder(path)
-        folder.write_spec(spec)
+    with _attempt_folder(spec) as folder:
         supervision = _Supervision(spec, folder, on_event)
         try:
             return supervision.watch(stop_requested)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and stop_requested():
+                return supervision.end_at_once()
             supervision.stop()
             raise
         finally:
             supervision.close()
+
+
+@contextlib.contextmanager
+def _attempt_folder(spec: TrainSpec) -> Iterator[AttemptFolder]:
+    with contextlib.ExitStack() as stack:
+        try:
+            remove_leftovers()
+            path = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True)
+            )
+            folder = AttemptFolder(path)
+            folder.write_process("launcher", this_process())
+            folder.write_spec(spec)
+        except OSError as error:
+            raise AttemptFailedError(
+                f"the attempt's files cannot be written: {error}; free space there, or set TMPDIR "
+                "to another folder"
+            ) from error
+        yield folder
 
 
 class _Supervision:
@@ -84,6 +123,8 @@ class _Supervision:
         self._on_event = on_event
         self._logs = (EventReader(folder.trainer_events), EventReader(folder.registrar_events))
         self._output = _LineReader(folder.output)
+        self._stopping = False
+        self._checkpoint: str | None = None
         read, self._liveness = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -97,28 +138,48 @@ class _Supervision:
             raise ConfigError(f"cannot start {spec.python!r} to train with: {error}") from error
         finally:
             os.close(read)
+        with contextlib.suppress(OSError):  # a full disk must not end a training
+            folder.write_process("supervisor", this_process(self._process.pid))
 
     def watch(self, stop_requested: Callable[[], bool]) -> TrainOutcome:
         """Relay everything until the supervisor ends."""
-        stopping = False
         while self._process.poll() is None:
             self._relay()
-            if not stopping and stop_requested():
+            if not self._stopping and stop_requested():
                 self._process.terminate()
-                stopping = True
+                self._stopping = True
             time.sleep(_POLL_SECONDS)
         self._relay(ended=True)
-        outcome = self._folder.read_outcome(self._folder.outcome)
-        if outcome is not None:
-            return outcome
-        return self._died(stopping)
+        return self._outcome() or self._died()
 
-    def _died(self, stopping: bool) -> TrainOutcome:
+    def _outcome(self) -> TrainOutcome | None:
+        try:
+            return self._folder.read_outcome(self._folder.outcome)
+        except msgspec.DecodeError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ConfigError:
+        theirs = self._folder.read_version() or "another version"
+        return ConfigError(
+            f"{self._spec.python or sys.executable} trains with ckpt_tasks {theirs}, whose reports "
+            f"ckpt_tasks {ckpt_tasks.__version__} here cannot read ({error}); install the same "
+            "version in both"
+        )
+
+    def _died(self) -> TrainOutcome:
         """The outcome of a supervisor that could not say it itself."""
         code = EXIT_FAILED
-        message = f"the supervisor ended with {self._process.returncode} and said nothing"
+        returned = self._process.returncode
+        how = (
+            f"was killed by {signal_name(-returned)}" if returned < 0 else f"exited with {returned}"
+        )
+        message = (
+            f"the process that supervises the training {how}; newest checkpoint: "
+            f"{self._checkpoint or 'none'}; start the run again to go on"
+        )
         has_run = self._folder.output.exists()  # the first thing that it makes
-        if stopping and not has_run and self._process.returncode == -signal.SIGTERM:
+        on_request = self._process.returncode in (-signal.SIGTERM, -signal.SIGQUIT)
+        if self._stopping and not has_run and on_request:
             code = EXIT_STOPPED
             message = "stopped before it began"
         elif self._process.returncode > 0 and not has_run:
@@ -133,7 +194,20 @@ class _Supervision:
         """Have the trainer save and stop; the supervisor bounds how long that takes."""
         if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait()
+            try:
+                self._process.wait()
+            except KeyboardInterrupt:
+                self.end_at_once()
+
+    def end_at_once(self) -> TrainOutcome:
+        """Have the supervisor kill the trainer; interrupts change nothing any more."""
+        self._stopping = True
+        while True:
+            try:
+                self._process.send_signal(signal.SIGQUIT)
+                return self.watch(_never)
+            except KeyboardInterrupt:
+                continue
 
     def close(self) -> None:
         os.close(self._liveness)
@@ -143,11 +217,16 @@ class _Supervision:
         for text in self._output.read(ended=ended):
             self._on_event(OutputLine(text=text))
         for event in self._events():
+            if isinstance(event, AttemptResumed | CheckpointCommitted):
+                self._checkpoint = event.checkpoint
             self._on_event(event)
 
     def _events(self) -> Iterator[Event]:
-        for log in self._logs:
-            yield from log.read()
+        try:
+            for log in self._logs:
+                yield from log.read()
+        except msgspec.DecodeError as error:
+            raise self._unreadable(error) from error
 
 
 class _LineReader:

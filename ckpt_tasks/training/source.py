@@ -56,7 +56,8 @@ def read_source(entrypoint: str, path: Path, module: str) -> Source:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         where = f"{path}:{line}" if line else str(path)
-        raise ConfigError(f"entry point {entrypoint!r}: {where}: {error}") from error
+        what = error.msg if isinstance(error, SyntaxError) else error
+        raise ConfigError(f"entry point {entrypoint!r}: {where}: {what}") from error
     return Source(path, module, path.name == "__init__.py", tree)
 
 

@@ -11,11 +11,21 @@ import msgspec
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.format.layout import encode_name
-from ckpt_tasks.format.records import Failure
+from ckpt_tasks.format.records import Failure, Process
 from ckpt_tasks.training.failure import exception_failure, message_of
 from ckpt_tasks.types import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, CheckpointId, Position
 
-__all__ = ["CATCH_UP", "NOT_REGISTERED", "AttemptFolder", "TrainOutcome", "TrainSpec"]
+__all__ = [
+    "CATCH_UP",
+    "FOLDER_PREFIX",
+    "NOT_REGISTERED",
+    "AttemptFolder",
+    "TrainOutcome",
+    "TrainSpec",
+]
+
+FOLDER_PREFIX = "ckpt-tasks-"
+_PROCESS = ".process"
 
 NOT_REGISTERED = "checkpoints are not registered"
 CATCH_UP = (
@@ -155,6 +165,7 @@ class AttemptFolder:
         self.registrar_events = self.path / "registrar.events"
         self.trainer_outcome = self.path / "trainer-outcome.json"
         self.outcome = self.path / "outcome.json"
+        self.version = self.path / "version"
 
     def write_spec(self, spec: TrainSpec) -> None:
         """Hyperparameters may be confidential: a 0600 file, never a command line."""
@@ -165,14 +176,38 @@ class AttemptFolder:
     def read_spec(self) -> TrainSpec:
         return msgspec.json.decode(self.spec.read_bytes(), type=TrainSpec)
 
+    def write_process(self, name: str, process: Process) -> None:
+        """Say who uses the folder: it is removed for those who all have died."""
+        self._replace(self.path / f"{name}{_PROCESS}", msgspec.json.encode(process))
+
+    def read_processes(self) -> dict[str, Process]:
+        """All that were ever said to use it. Raises `msgspec.DecodeError` for what is no record."""
+        return {
+            path.name.removesuffix(_PROCESS): msgspec.json.decode(path.read_bytes(), type=Process)
+            for path in self.path.glob(f"*{_PROCESS}")
+        }
+
+    def write_version(self, version: str) -> None:
+        """The package's version in the environment that trains."""
+        self._replace(self.version, version.encode())
+
+    def read_version(self) -> str | None:
+        try:
+            return self.version.read_text("utf-8", "replace")
+        except FileNotFoundError:
+            return None
+
     def write_outcome(self, outcome: TrainOutcome, path: Path) -> None:
         """Atomically: a reader finds the whole of it or nothing."""
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(msgspec.json.encode(outcome))
-        temporary.replace(path)
+        self._replace(path, msgspec.json.encode(outcome))
 
     def read_outcome(self, path: Path) -> TrainOutcome | None:
         try:
             return msgspec.json.decode(path.read_bytes(), type=TrainOutcome)
         except FileNotFoundError:
             return None
+
+    def _replace(self, path: Path, content: bytes) -> None:
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(content)
+        temporary.replace(path)

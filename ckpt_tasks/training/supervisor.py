@@ -2,7 +2,8 @@
 
 ``python -m ckpt_tasks.training.supervisor FOLDER LIVENESS_FD``. It lives in a session of its
 own, so that what ends the launcher does not end it, and it ends the trainer when the launcher
-is gone. It imports neither torch nor a registry.
+is gone. It imports neither torch nor a registry. SIGTERM has the trainer save and stop, SIGQUIT
+ends it at once.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import threading
 import time
+from math import inf
 from typing import IO
 
 import msgspec
 
+import ckpt_tasks
 from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptResumed,
@@ -28,6 +31,7 @@ from ckpt_tasks.events import (
     Progress,
     Warned,
 )
+from ckpt_tasks.fencing.process import this_process
 from ckpt_tasks.training.failure import death_failure, signal_name
 from ckpt_tasks.training.spec import (
     CATCH_UP,
@@ -36,12 +40,14 @@ from ckpt_tasks.training.spec import (
     TrainOutcome,
     TrainSpec,
 )
-from ckpt_tasks.types import EXIT_FAILED, EXIT_STOPPED, Position
+from ckpt_tasks.training.takeover import is_overtaken
+from ckpt_tasks.types import EXIT_FAILED, EXIT_STALE, EXIT_STOPPED, Position
 
 __all__ = ["main"]
 
 _POLL_SECONDS = 0.05
 _REGISTRAR_STARTS = 5
+_HURRY_SECONDS = 5.0  # for the registrar, when somebody does not want to wait
 
 
 class Supervisor:
@@ -55,14 +61,17 @@ class Supervisor:
 
     def __init__(self, folder: AttemptFolder, liveness: int) -> None:
         self._folder = folder
+        folder.write_version(ckpt_tasks.__version__)
         self._spec = folder.read_spec()
         self._grace = self._spec.config.attempt.grace
         self._stop = threading.Event()
+        self._at_once = threading.Event()
         self._orphaned = threading.Event()
         self._overdue = False
         self._parent = os.getppid()
         signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
         signal.signal(signal.SIGINT, lambda *_: self._stop.set())
+        signal.signal(signal.SIGQUIT, lambda *_: self._end_at_once())
         threading.Thread(target=self._watch, args=(liveness,), daemon=True).start()
 
     def run(self) -> int:
@@ -79,12 +88,17 @@ class Supervisor:
             shutil.rmtree(self._folder.path, ignore_errors=True)
         return outcome.code
 
+    def _end_at_once(self) -> None:
+        self._stop.set()
+        self._at_once.set()
+
     def _end(self, registrar: _Child) -> None:
         """Bound what the registrar may still take, and tell if it has not done all."""
         config = self._spec.config
-        registrar.end(within=config.attempt.drain)
+        registrar.end(within=config.attempt.drain, hurry=self._at_once)
         if registrar.process.returncode != 0 and config.registry.tracking_uri is not None:
-            late = f"the registry has not taken all of it within {config.attempt.drain:g} s"
+            limit = min(config.attempt.drain, _HURRY_SECONDS if self._at_once.is_set() else inf)
+            late = f"the registry has not taken all of it within {limit:g} s"
             died = f"the registrar ended with {registrar.process.returncode}"
             why = late if registrar.process.returncode == -signal.SIGKILL else died
             tell = EventLog(self._folder.registrar_events)
@@ -115,6 +129,8 @@ class Supervisor:
             if deadline is not None and time.monotonic() > deadline:
                 self._overdue = True
                 trainer.kill()
+            if self._at_once.is_set():
+                trainer.kill()
             if registrar.process.poll() not in (None, 0) and starts < _REGISTRAR_STARTS:
                 starts += 1
                 registrar.restart(output)
@@ -127,17 +143,28 @@ class Supervisor:
             return outcome
         died = _died(self._spec, self._folder, trainer.process.returncode)
         if not self._stop.is_set():
-            return died
-        if died.attempt is None and trainer.process.returncode == -signal.SIGTERM:
+            return self._stale(died) or died
+        early = trainer.process.returncode == -signal.SIGTERM or self._at_once.is_set()
+        if died.attempt is None and early:
             # It was still starting, and did not listen to signals yet.
             return TrainOutcome(
                 code=EXIT_STOPPED, message="stopped before it began", run=self._spec.run
             )
+        if self._at_once.is_set():
+            how = f"ended at once, without another save ({died.message}); run it again to go on"
+            return msgspec.structs.replace(died, message=how, ended_with=None)
         if not self._overdue:
             return died
         late = f"{died.message}; it had not stopped within {self._grace:g} s"
         # This end was made here: the training has no part in it.
         return msgspec.structs.replace(died, message=late, ended_with=None)
+
+    def _stale(self, died: TrainOutcome) -> TrainOutcome | None:
+        """The outcome of a trainer that was ended by a later attempt."""
+        if died.attempt is None or not is_overtaken(self._spec, died.attempt):
+            return None
+        message = f"attempt {died.attempt + 1} has taken the run over: {died.message}"
+        return msgspec.structs.replace(died, code=EXIT_STALE, message=message, ended_with=None)
 
 
 class _Child:
@@ -159,6 +186,9 @@ class _Child:
             process_group=0,
         )
         os.close(read)
+        with contextlib.suppress(OSError):  # a full disk must not end a training
+            name = self._module.rpartition(".")[2]
+            self._folder.write_process(name, this_process(self.process.pid))
 
     def restart(self, output: IO[bytes]) -> None:
         os.close(self._liveness)
@@ -168,12 +198,17 @@ class _Child:
         """Close the liveness pipe: the child learns that nothing more will come."""
         os.close(self._liveness)
 
-    def end(self, *, within: float) -> None:
-        """Wait for the child, for `within` seconds at most."""
-        try:
-            self.process.wait(within)
-        except subprocess.TimeoutExpired:
-            self.kill()
+    def end(self, *, within: float, hurry: threading.Event) -> None:
+        """Wait for the child, for `within` seconds at most, and a few once there is a `hurry`."""
+        started = time.monotonic()
+        hurried: float | None = None
+        while self.process.poll() is None:
+            now = time.monotonic()
+            if hurry.is_set() and hurried is None:
+                hurried = now
+            if now - started > within or (hurried is not None and now - hurried > _HURRY_SECONDS):
+                self.kill()
+            time.sleep(_POLL_SECONDS)
 
     def kill(self) -> None:
         """End the whole group at once."""

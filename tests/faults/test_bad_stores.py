@@ -36,7 +36,7 @@ def test_a_store_that_cannot_be_is_refused(tmp_path: Path, store: str, expected:
     answer = _train(store, tmp_path)
     assert answer.code == EXIT_USAGE
     assert expected in answer.error
-    assert answer.err.count("\n") == 1
+    assert answer.said == [answer.error]
     assert contents(tmp_path) == {"in_the_way": b"not a folder"}
 
 
@@ -76,7 +76,7 @@ def test_missing_credentials_are_asked_for(tmp_path: Path) -> None:
     assert answer.code == EXIT_USAGE
     assert "no credentials for s3://bucket/runs" in answer.error
     assert "Set AWS_ACCESS_KEY_ID" in answer.error
-    assert answer.err.count("\n") == 1
+    assert answer.said == [answer.error]
 
 
 def test_a_bucket_that_is_not_there_is_named(tmp_path: Path, moto_server: S3Server) -> None:

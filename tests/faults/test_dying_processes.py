@@ -121,6 +121,9 @@ def test_supervisor_killed(spec: TrainSpec, finish: Finish) -> None:
         attempt.supervisor.kill()
         outcome = attempt.outcome()
         assert outcome.code == EXIT_FAILED
+        assert "supervises the training was killed by SIGKILL" in outcome.message
+        assert attempt.of(CheckpointCommitted)[-1].checkpoint in outcome.message
+        assert "start the run again" in outcome.message
         wait_gone(members)
     assert _saved_on_signal(spec)
     _finish_quickly(finish, spec)

@@ -207,7 +207,9 @@ def test_takeover_on_request(
     monkeypatch: pytest.MonkeyPatch,
     finish: Callable[[TrainSpec], None],
 ) -> None:
-    """With ``takeover`` another invocation ends the owner's process and goes on from its last."""
+    """With ``takeover`` another invocation ends the owner's process and goes on from its last; the
+    owner's launcher knows why.
+    """
     monkeypatch.setenv("TOY_STEP_SECONDS", STEP_PACE)
     with launched(spec) as owner:
         owner.wait_for(CheckpointCommitted)
@@ -217,5 +219,6 @@ def test_takeover_on_request(
         assert claimed.pid == trainer.pid
         wait_gone([trainer])
         outcome = owner.outcome()
-    assert "SIGKILL" in outcome.message
+    assert outcome.code == EXIT_STALE, outcome
+    assert outcome.message.startswith("attempt 2 has taken the run over")
     check_run(spec, steps=STEPS)

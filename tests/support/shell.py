@@ -40,6 +40,11 @@ class Answer:
         return said
 
     @property
+    def said(self) -> list[str]:
+        """What it said on standard error, but for the line of `train` that names the store."""
+        return [line for line in self.err.splitlines() if not line.startswith("run 'toy' in the ")]
+
+    @property
     def error_after_traceback(self) -> str:
         """The last line of a failure of the user's code, whose traceback was shown once."""
         assert (self.out + self.err).count("Traceback (most recent call last)") == 1, self

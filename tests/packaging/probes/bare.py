@@ -27,10 +27,10 @@ store = open_store("store", for_writing=True)
 store.create("probe", b"x")
 assert store.read("probe") == b"x"
 
-answer = call("runs", "--store", "empty")
+answer = call("runs", "--store", "store")
 assert answer.returncode == 0, answer
 assert "no runs" in answer.stdout, answer
-answer = call("ls", "none", "--store", "empty")
+answer = call("ls", "none", "--store", "store")
 assert answer.returncode == 4, answer
 assert call("--help").returncode == 0
 answer = call("demo")

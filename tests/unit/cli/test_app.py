@@ -20,6 +20,12 @@ def test_version_and_help(call):
     assert answer.code == 0
     for name in ("demo", "ls", "prefect", "runs", "show", "train", "verify"):
         assert f"\n  {name} " in answer.out
+    assert "..." not in answer.out.partition("Commands:")[2]  # no summary is cut off
+
+
+def test_the_default_store_stands_in_the_help(call):
+    """Where nothing names a store, one in the working directory is taken."""
+    assert "else ./checkpoints" in " ".join(call("runs", "--help").out.split())
 
 
 def test_no_command_is_a_usage_error(call):

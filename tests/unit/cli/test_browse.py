@@ -15,6 +15,7 @@ EXIT_NOT_FOUND = 4
 
 def test_an_empty_store_says_so(call, store_path):
     """A store without runs is not an error, and is named."""
+    Path(store_path).mkdir()
     answer = call("runs", "--store", store_path)
     assert answer.code == 0
     assert answer.out == f"no runs in file://{store_path}\n"

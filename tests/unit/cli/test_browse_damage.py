@@ -11,7 +11,7 @@ from support.shell import contents
 
 from ckpt_tasks.format.digest import digest
 
-EXIT_NOT_FOUND = 4
+EXIT_USAGE, EXIT_NOT_FOUND = 2, 4
 ON_A_RUN = ("ls", "show", "verify")
 
 
@@ -23,12 +23,10 @@ def _assert_one_line(answer, *expected: str) -> None:
         assert text in answer.err
 
 
-@pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_a_store_without_runs(call, store_path, exists, form):
-    """Missing or empty, it has no runs to list, and no run of any name; nothing is made."""
-    if exists:
-        Path(store_path).mkdir()
+def test_a_store_without_runs(call, store_path, form):
+    """Empty, it has no runs to list, and no run of any name."""
+    Path(store_path).mkdir()
     answer = call("runs", "--store", store_path, *form)
     assert answer.code == 0
     assert answer.json == [] if form else f"no runs in file://{store_path}" in answer.out
@@ -36,7 +34,16 @@ def test_a_store_without_runs(call, store_path, exists, form):
         answer = call(command, "digits", "--store", store_path, *form)
         assert answer.code == EXIT_NOT_FOUND
         _assert_one_line(answer, "no run 'digits'", store_path)
-    assert Path(store_path).exists() == exists
+
+
+@pytest.mark.parametrize("command", [["runs"], *([command, "digits"] for command in ON_A_RUN)])
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_store_that_is_not_there_is_a_mistake(call, store_path, command, form):
+    """A mistyped path must not look like a store without runs; nothing is made."""
+    answer = call(*command, "--store", store_path, *form)
+    assert answer.code == EXIT_USAGE
+    _assert_one_line(answer, f"there is no store at {store_path}")
+    assert not Path(store_path).exists()
 
 
 @pytest.mark.parametrize("command", ON_A_RUN)
@@ -58,10 +65,12 @@ def test_an_unknown_checkpoint_is_named_with_the_run(call, store_path, stored, c
 
 
 def test_a_store_that_is_a_file_is_named(call, tmp_path):
-    """A file where the store should be holds no runs, and is left alone."""
+    """A file where the store should be is none, and is left alone."""
     file = tmp_path / "store"
     file.write_text("precious")
-    assert call("ls", "digits", "--store", str(file)).code == EXIT_NOT_FOUND
+    answer = call("ls", "digits", "--store", str(file))
+    assert answer.code == EXIT_USAGE
+    _assert_one_line(answer, f"there is no store at {file}")
     assert file.read_text() == "precious"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def test_a_run_is_trained_then_found_complete(train, call, store_path):
     """The first call trains and tells of its saves; the next one has nothing left to do."""
     answer = train("-p", "epochs=2", "-p", "lr=3e-3", "--every-steps", "5")
     assert answer.code == 0, answer
+    assert answer.err.startswith(f"run 'toy' in the store {store_path}\n")
     assert "starts from the beginning" in answer.err
     assert "saved step-00000005-a1-s1" in answer.err
     shown = call("show", "toy", "--store", store_path, "--json").json
@@ -62,7 +64,8 @@ def test_a_complete_run_asked_with_others_says_how_to_train_on(train, call, stor
         (["-p", "learning_rate=1"], "has no hyperparameter 'learning_rate'"),
         (["-p", "lr"], "not KEY=VALUE"),
         (["-p", "lr=1", "-p", "lr=2"], "given twice"),
-        (["-p", "lr=fast"], "lr = 'fast'"),
+        (["-p", "lr=fast"], "lr = 'fast' is no number"),
+        (["-p", "epochs=2.5"], "epochs = '2.5' is no integer"),
         (["--every", "soon"], "'10m'"),
         (["--every-steps", "0"], "schedule.every_steps = 0"),
         (["--python", "no/such/python"], "no/such/python"),
@@ -99,8 +102,11 @@ def test_an_exception_in_the_training_is_worth_a_retry(train, tmp_path):
     assert "out of luck" in answer.err
 
 
-def test_a_signal_saves_and_a_second_call_goes_on(train, store_path):
-    """SIGTERM ends with 75 after a save; the next call resumes there and completes the run."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_a_second_call_goes_on(train, store_path, number):
+    """A signal ends with 75 after a save; its last line names that signal, the checkpoint, and
+    what to do, and calls it no failure; the next call resumes there and completes the run.
+    """
     command = [sys.executable, "-m", "ckpt_tasks", "train", TOY, "--run", "toy"]
     process = subprocess.Popen(
         [*command, "--store", store_path, "--every-steps", "2"],
@@ -111,11 +117,16 @@ def test_a_signal_saves_and_a_second_call_goes_on(train, store_path):
     with process:
         for line in process.stderr:
             if line.startswith("saved "):
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number)
                 break
         rest = process.stderr.read()
     assert process.returncode == 75, rest
     assert "(signal: " in rest
+    saved = re.findall(r"^saved (\S+),", rest, re.MULTILINE)[-1]
+    assert rest.splitlines()[-1] == (
+        f"stopped: received {number.name}; newest checkpoint: {saved}; run the same command again "
+        "to go on"
+    )
     answer = train()
     assert answer.code == 0
     assert "resumed from " in answer.err

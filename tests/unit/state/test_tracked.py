@@ -195,6 +195,8 @@ def test_names_that_do_not_match_are_listed_from_both_sides(through_storage: Rou
     message = str(caught.value)
     assert "holds ['net', 'state'] and the run tracks ['model', 'state']" in message
     assert "without saved state: ['model'], without a tracked object: ['net']" in message
+    assert "track(rename={" in message
+    assert "fresh=[" in message
     assert state == {"x": 0}
 
 

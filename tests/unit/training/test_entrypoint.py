@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,16 @@ def test_what_cannot_be_loaded_is_a_configuration_error(
     for part in expected.split("*"):
         position = str(caught.value).find(part, position)
         assert position >= 0, str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_signature, load_entrypoint])
+def test_a_syntax_error_names_its_place_once(project: Path, read: Callable[[str], object]) -> None:
+    """File and line, and what Python says of them, which would add both again."""
+    (project / "usercode.py").write_text("x = 1\ndef train(run:\n")
+    with pytest.raises(ConfigError) as caught:
+        read("usercode.py:train")
+    assert str(caught.value).count("usercode.py:2") == 1
+    assert "line 2" not in str(caught.value)
 
 
 def test_parsing_tells_modules_from_files() -> None:
