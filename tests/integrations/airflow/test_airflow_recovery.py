@@ -27,7 +27,7 @@ from support.claims import move_claim_elsewhere
 from ckpt_tasks.errors import CkptTasksError
 from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)  # the first one starts Airflow and MLflow
 
 
 def test_killed_trainer_is_retried_by_its_task(killed: DagRun, whole_digest: str) -> None:
