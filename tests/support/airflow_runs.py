@@ -205,6 +205,16 @@ def kill(*pids: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """Have a process stand still within the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def train_in_shell(
     airflow: Airflow, folder: Path, run: str, *, pace: float, invocation: str = "shell"
 ) -> subprocess.Popen[bytes]:

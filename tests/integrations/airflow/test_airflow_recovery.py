@@ -15,6 +15,7 @@ from support.airflow_runs import (
     assert_one_mlflow_run,
     assert_one_whole_run,
     kill,
+    paused,
     registered_checkpoints,
     steps_done,
     train_in_shell,
@@ -26,7 +27,7 @@ from support.claims import move_claim_elsewhere
 from ckpt_tasks.errors import CkptTasksError
 from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)  # the first one starts Airflow and MLflow
 
 
 def test_killed_trainer_is_retried_by_its_task(killed: DagRun, whole_digest: str) -> None:
@@ -104,7 +105,7 @@ def test_task_marked_failed_saves_and_goes_on_when_cleared(
     airflow: Airflow, whole_digest: str, tmp_path: Path
 ) -> None:
     """Marking the task failed stops its trainer with a save; a clear goes on from there."""
-    run = airflow.trigger(tmp_path)
+    run = airflow.trigger(tmp_path, pace=2 * PACE)
     trainer = wait_for_step(tmp_path, 10)
     run.set_state("failed")
     assert run.wait_for_state("failed") == "failed"
@@ -135,9 +136,9 @@ def taken_over(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> Da
         shell.terminate()
     assert shell.returncode == EXIT_STOPPED
     run = airflow.trigger(folder, run_name="shared")
-    wait_for_step(folder, 16)
-    wait_until(lambda: all(run.links().values()), timeout=60, what="the links lead somewhere")
-    assert run.state == "running"
+    with paused(wait_for_step(folder, 16)):
+        wait_until(lambda: all(run.links().values()), timeout=60, what="the links lead somewhere")
+        assert run.state == "running"
     assert run.wait_for_state("success", "failed") == "success", run.told()
     return run
 
@@ -191,11 +192,11 @@ def test_task_that_runs_twice_at_once_is_fenced(
     Its worker seems to be another host, so that the later one cannot simply end it.
     """
     run = airflow.trigger(tmp_path)
-    wait_for_step(tmp_path, 8)
-    move_claim_elsewhere(Path(airflow.store), run.run, 1)
     invocation = f"airflow:quick/train/{run.run_id}/-1"
-    with train_in_shell(airflow, tmp_path, run.run, pace=0, invocation=invocation) as twin:
-        assert twin.wait() == EXIT_DONE
+    with paused(wait_for_step(tmp_path, 8)):
+        move_claim_elsewhere(Path(airflow.store), run.run, 1)
+        with train_in_shell(airflow, tmp_path, run.run, pace=0, invocation=invocation) as twin:
+            assert twin.wait() == EXIT_DONE
 
     assert run.wait_for_state("success", "failed") == "failed", run.told()
     assert run.task()["try_number"] == 1

@@ -7,7 +7,7 @@ import pytest
 from support.airflow_runs import Airflow, DagRun
 from support.browser import Browser
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)  # the first one starts Airflow and MLflow
 
 
 @pytest.fixture
