@@ -7,18 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_tasks.config import CheckpointConfig, load_config
+    from ckpt_tasks.training.load import load_uri
     from ckpt_tasks.training.run import TrainingRun
     from ckpt_tasks.training.seeding import SeededDataset
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointConfig", "SeededDataset", "TrainingRun", "__version__", "load_config"]
+__all__ = [
+    "CheckpointConfig",
+    "SeededDataset",
+    "TrainingRun",
+    "__version__",
+    "load_config",
+    "load_uri",
+]
 
 _HOMES = {
     "CheckpointConfig": "ckpt_tasks.config",
     "SeededDataset": "ckpt_tasks.training.seeding",
     "TrainingRun": "ckpt_tasks.training.run",
     "load_config": "ckpt_tasks.config",
+    "load_uri": "ckpt_tasks.training.load",
 }
 
 
