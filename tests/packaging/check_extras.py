@@ -136,8 +136,14 @@ def _find_links() -> list[str]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Nothing of the development environment, nor of earlier runs, is seen by the probes."""
-    left_out = ("VIRTUAL_ENV", "PYTHONPATH", "PREFECT_", "MLFLOW_", "AIRFLOW_", "CKPT_TASKS_")
+    """Nothing of the development environment, nor of earlier runs, is seen by the probes.
+
+    They may keep what Python compiles: the demo starts dozens of processes that import torch.
+    """
+    left_out = (
+        *("VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE"),
+        *("PREFECT_", "MLFLOW_", "AIRFLOW_", "CKPT_TASKS_"),
+    )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return {
         **kept,

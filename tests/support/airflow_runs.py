@@ -149,6 +149,24 @@ class DagRun:
         extra: dict[str, Any] = event["extra"]
         return extra
 
+    def followed_by(self, dag_id: str) -> DagRun:
+        """The first DAG run that an asset's event has started, at its end."""
+        path = f"dags/{dag_id}/dagRuns"
+
+        def ended() -> str | None:
+            found = self.airflow.api.call("GET", path, order_by="run_after")["dag_runs"]
+            started = [run for run in found if run["run_type"] == "asset_triggered"]
+            done = bool(started) and started[0]["state"] in ("success", "failed")
+            return started[0]["dag_run_id"] if done else None
+
+        run_id = wait_until(ended, timeout=60, what=f"{dag_id} was started by an asset and ended")
+        return dataclasses.replace(self, dag_id=dag_id, run_id=run_id)
+
+    def xcom(self, task_id: str) -> Any:
+        """What a task has returned."""
+        path = f"{self._path}/taskInstances/{task_id}/xcomEntries/return_value"
+        return self.airflow.api.call("GET", path, deserialize="true")["value"]
+
     def log(self, task_id: str = "train", try_number: int = 1) -> list[str]:
         """Lines that a try has logged, those of exceptions among them."""
         return [line.text for line in self.log_lines(task_id, try_number)]

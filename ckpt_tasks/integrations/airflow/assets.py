@@ -9,6 +9,7 @@ from airflow.sdk import Asset, AssetAlias, BaseOperator, Context
 
 from ckpt_tasks import tasks
 from ckpt_tasks.config import CheckpointConfig
+from ckpt_tasks.errors import RegistryError
 from ckpt_tasks.format.layout import encode_name
 
 __all__ = ["checkpoint_extra", "run_asset", "tell_outlets"]
@@ -55,15 +56,31 @@ def tell_outlets(
     ----------
     registered
         What the registry calls it: ``mlflow_run_id``, ``model_id``, ``registered_model``,
-        ``version``.
+        ``version``. Where the caller knows no version, the registry is asked.
     """
     if not operator.outlets:
         return
     located = tasks.locate(config.store, run, checkpoint)
     extra: dict[str, Any] = {**msgspec.to_builtins(located), **registered}
+    if "version" not in registered and config.registry.tracking_uri is not None:
+        extra.update(_registered(operator, config, run, checkpoint))
     for outlet in operator.outlets:
         event = context["outlet_events"][outlet]
         if isinstance(outlet, AssetAlias):
             event.add(run_asset(run), extra)
         else:
             event.extra = extra
+
+
+def _registered(
+    operator: BaseOperator, config: CheckpointConfig, run: str, checkpoint: str
+) -> dict[str, Any]:
+    """A registry that is away delays no event: the checkpoint is there all the same."""
+    try:
+        found = tasks.find(config, tasks.parse_wanted(run))
+    except RegistryError as error:
+        operator.log.warning("the event tells no model version: %s", error)
+        return {}
+    if found is None or found.checkpoint.checkpoint != checkpoint:
+        return {}
+    return checkpoint_extra(found)

@@ -57,7 +57,7 @@ class Settings:
             config,
             store=store,
             registry=registry,
-            schedule=self.schedule or config.schedule,
+            schedule=self.schedule or _or_each_epoch(config.schedule),
             attempt=self.attempt or config.attempt,
         )
         return config, for_store | for_registry
@@ -89,3 +89,8 @@ class Settings:
             return registry, Credentials()
         hook = MlflowHook(self.mlflow_conn_id)
         return hook.registry(registry), hook.credentials()
+
+
+def _or_each_epoch(schedule: ScheduleConfig) -> ScheduleConfig:
+    """The environment's; where it says nothing, one that bounds what a death costs."""
+    return schedule if schedule != ScheduleConfig() else ScheduleConfig(every_epochs=1)

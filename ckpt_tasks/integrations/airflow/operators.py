@@ -115,7 +115,8 @@ class _AttemptOperator(RunOperator):
         Its hyperparameters, as Airflow Params. Those of the DAG that have the name of a
         hyperparameter are taken too, and a trigger's configuration overrides both.
     schedule
-        When checkpoints are saved. Default: each epoch, and at the end.
+        When checkpoints are saved. Default: the environment's (``CKPT_TASKS_SCHEDULE_...``), else
+        each epoch; and at the end.
     attempt
         How attempts follow one another and end.
     python
@@ -156,7 +157,7 @@ class _AttemptOperator(RunOperator):
             ckpt_conn_id=self.ckpt_conn_id,
             mlflow_conn_id=self.mlflow_conn_id,
             registry=self.registry,
-            schedule=self.schedule or ScheduleConfig(every_epochs=1),
+            schedule=self.schedule,
             attempt=self.attempt,
         )
 

@@ -56,6 +56,13 @@ def test_asset_event_tells_of_the_promoted_checkpoint(killed: DagRun) -> None:
     assert int(told["version"]) > 0
 
 
+def test_new_model_starts_the_dag_that_waits_for_it(killed: DagRun) -> None:
+    """A DAG scheduled by the asset runs by itself, and is told which checkpoint it is."""
+    followed = killed.followed_by("follow")
+    assert followed.state == "success"
+    assert followed.xcom("told") == [killed.asset_event("toy")]
+
+
 def test_clear_of_a_finished_task_finds_it_complete(killed: DagRun) -> None:
     """Nothing is trained again; the task succeeds and says why."""
     steps = steps_done(killed.folder)

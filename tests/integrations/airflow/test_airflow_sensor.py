@@ -16,8 +16,8 @@ import psutil
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from airflow.serialization.serialized_objects import BaseSerialization
+from support.made_runs import MadeAttempt, MadeRun
 from support.mlflow_server import MlflowServer
-from support.stored_runs import StoredRun
 
 from ckpt_tasks import tasks
 from ckpt_tasks.config import CheckpointConfig, RegistryConfig, StoreConfig
@@ -51,11 +51,14 @@ def store(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def run(store: str) -> StoredRun:
-    """A run with an attempt and no checkpoint yet."""
-    run = StoredRun(open_store(store), RUN)
-    run.begin_attempt()
-    return run
+def run(store: str) -> MadeRun:
+    return MadeRun(open_store(store), RUN)
+
+
+@pytest.fixture
+def attempt(run: MadeRun) -> MadeAttempt:
+    """It has no checkpoint yet."""
+    return run.begin()
 
 
 def _trigger(
@@ -94,11 +97,11 @@ async def _child() -> psutil.Process:
         await asyncio.sleep(0.01)
 
 
-def test_poke_finds_what_is_there(store: str, run: StoredRun) -> None:
+def test_poke_finds_what_is_there(store: str, attempt: MadeAttempt) -> None:
     """It returns the checkpoint as an asset's event tells it, or goes on waiting."""
     sensor = CheckpointSensor(task_id="wait", run_name=RUN, store=store, newer_than=4)
     assert not sensor.poke({})
-    newest = run.commit(8)
+    newest = attempt.commit(8)
 
     found = sensor.poke({})
 
@@ -107,9 +110,11 @@ def test_poke_finds_what_is_there(store: str, run: StoredRun) -> None:
     assert (found.xcom_value["step"], found.xcom_value["metrics"]) == (8, {"loss": 0.5})
 
 
-def test_poke_asks_a_store_again_that_does_not_answer(store: str, run: StoredRun) -> None:
+def test_poke_asks_a_store_again_that_does_not_answer(
+    store: str, run: MadeRun, attempt: MadeAttempt
+) -> None:
     """A sensor that waits for hours does not fail at the first interruption."""
-    newest = run.commit(8)
+    newest = attempt.commit(8)
     sensor = CheckpointSensor(task_id="wait", run_name=RUN, store=store)
     commits = Path(store) / run.layout.commits
     commits.rename(commits.with_name("elsewhere"))
@@ -142,7 +147,7 @@ def test_default_is_what_airflow_is_configured_to() -> None:
     assert CheckpointSensor(task_id="wait", run_name=RUN).deferrable is False
 
 
-def test_deferrable_sensor_looks_once_before_it_defers(store: str, run: StoredRun) -> None:
+def test_deferrable_sensor_looks_once_before_it_defers(store: str, attempt: MadeAttempt) -> None:
     """What is there already costs no triggerer; else the trigger gets interval and time-out."""
     sensor = CheckpointSensor(
         task_id="wait", run_name=RUN, store=store, deferrable=True, poke_interval=7, timeout=60
@@ -152,7 +157,7 @@ def test_deferrable_sensor_looks_once_before_it_defers(store: str, run: StoredRu
     assert deferred.value.trigger.poll_interval == 7
     assert deferred.value.timeout.total_seconds() == 60
 
-    newest = run.commit(8)
+    newest = attempt.commit(8)
     assert sensor.execute({})["checkpoint"] == newest
 
 
@@ -165,13 +170,13 @@ def test_end_of_waiting_is_the_trigger_s_answer() -> None:
         sensor.execute_complete({}, {"error": "no such store"})
 
 
-def test_trigger_fires_when_the_checkpoint_comes(store: str, run: StoredRun) -> None:
+def test_trigger_fires_when_the_checkpoint_comes(store: str, attempt: MadeAttempt) -> None:
     """It looks again and again, and says the same as the sensor would."""
 
     async def wait() -> dict[str, Any]:
         waiting = asyncio.create_task(_first_event(_again(_trigger(store))))
         await _child()
-        run.commit(8)
+        attempt.commit(8)
         return await waiting
 
     found = asyncio.run(wait())["found"]
@@ -179,14 +184,16 @@ def test_trigger_fires_when_the_checkpoint_comes(store: str, run: StoredRun) -> 
     assert found == CheckpointSensor(task_id="w", run_name=RUN, store=store).poke({}).xcom_value
 
 
-def test_trigger_does_not_block_the_loop_it_shares(store: str, run: StoredRun) -> None:
+def test_trigger_does_not_block_the_loop_it_shares(
+    store: str, run: MadeRun, attempt: MadeAttempt
+) -> None:
     """While a look goes on, other triggers' coroutines run."""
 
     async def wait() -> int:
         turns = 0
         waiting = asyncio.create_task(_first_event(_trigger(store)))
         await _child()
-        run.commit(8)
+        attempt.commit(8)
         while not waiting.done():
             turns += 1
             await asyncio.sleep(0)
@@ -197,10 +204,10 @@ def test_trigger_does_not_block_the_loop_it_shares(store: str, run: StoredRun) -
 
 
 def test_killed_look_is_repeated(
-    store: str, run: StoredRun, capsys: pytest.CaptureFixture[str]
+    store: str, attempt: MadeAttempt, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGKILL of the process that looks, by the OOM killer say, costs one look."""
-    run.commit(8)
+    attempt.commit(8)
 
     async def wait() -> dict[str, Any]:
         waiting = asyncio.create_task(_first_event(_trigger(store)))
@@ -213,7 +220,7 @@ def test_killed_look_is_repeated(
     assert "killed by signal 9" in capsys.readouterr().out
 
 
-def test_look_ends_with_the_trigger(store: str, run: StoredRun) -> None:
+def test_look_ends_with_the_trigger(store: str, attempt: MadeAttempt) -> None:
     """A cancelled trigger, of a task that was cleared say, leaves no process behind."""
 
     async def wait() -> psutil.Process:
@@ -228,9 +235,11 @@ def test_look_ends_with_the_trigger(store: str, run: StoredRun) -> None:
     assert not asyncio.run(wait()).is_running()
 
 
-def test_store_that_does_not_answer_is_asked_again(store: str, run: StoredRun) -> None:
+def test_store_that_does_not_answer_is_asked_again(
+    store: str, run: MadeRun, attempt: MadeAttempt
+) -> None:
     """The trigger goes on waiting through an interruption."""
-    run.commit(8)
+    attempt.commit(8)
     commits = Path(store) / run.layout.commits
     commits.rename(commits.with_name("elsewhere"))
     commits.symlink_to(commits)
@@ -274,10 +283,10 @@ def test_broken_installation_ends_the_waiting(
 
 
 def test_credentials_reach_the_look_and_nothing_else(
-    tmp_path: Path, store: str, run: StoredRun, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: str, attempt: MadeAttempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are in its environment only: not in the trigger, nor in the triggerer's process."""
-    run.commit(8)
+    attempt.commit(8)
     fields = {"conn_type": "aws", "login": "k", "password": SECRET}
     monkeypatch.setenv("AIRFLOW_CONN_KEYS", json.dumps(fields))
     extra = {"storage_conn_id": "keys"}
@@ -316,14 +325,18 @@ def test_addresses_with_credentials_are_not_deferred(store: str, settings: dict[
 
 
 def test_registered_checkpoint_on_a_server(
-    store: str, run: StoredRun, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+    store: str,
+    run: MadeRun,
+    attempt: MadeAttempt,
+    mlflow_server: MlflowServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Committed is not enough with a registry; then the answer names run and version."""
     place = {"conn_type": "mlflow", "host": "127.0.0.1", "port": mlflow_server.port}
     monkeypatch.setenv("AIRFLOW_CONN_TRACKING", json.dumps(place))
     config = RegistryConfig(experiment="waited-for")
     trigger = _trigger(store, mlflow_conn_id="tracking", registry=config)
-    committed = run.commit(8)
+    committed = attempt.commit(8)
     sensor = CheckpointSensor(
         task_id="wait", run_name=RUN, store=store, mlflow_conn_id="tracking", registry=config
     )
@@ -351,10 +364,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> DagHome:
     return DagHome(tmp_path_factory.mktemp("sensor")).migrate()
 
 
-def test_sensor_in_a_dag(home: DagHome, store: str, run: StoredRun) -> None:
+def test_sensor_in_a_dag(home: DagHome, store: str, attempt: MadeAttempt) -> None:
     """Under Airflow, templates rendered: both ways of waiting return the checkpoint as XCom."""
     (home.dags / "waits.py").write_text(DAG_FILE.replace("STORE", repr(store)))
-    first = run.commit(8)
+    first = attempt.commit(8)
 
     done = home.run("waits")
 

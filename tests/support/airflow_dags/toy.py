@@ -10,7 +10,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task
 
 from ckpt_tasks.config import AttemptConfig, ScheduleConfig, load_config
 from ckpt_tasks.integrations.airflow import TrainOperator, resumable_dag
@@ -44,6 +44,16 @@ resumable_dag(
     retry_delay=timedelta(seconds=1),
     **HOW,
 )
+
+# Runs by itself whenever the DAG above has a new model.
+with DAG("follow", schedule=[run_asset("toy")]):
+
+    @task
+    def told(triggering_asset_events: Any = None) -> list[dict[str, Any]]:
+        """What the events say of the checkpoint."""
+        return [event.extra for event in triggering_asset_events[run_asset("toy")]]
+
+    told()
 
 # Training alone. A run's name in the conf makes it the same training run in every DAG run.
 with DAG("quick", schedule=None, default_args=DEFAULTS, params={"resume": "auto"}):

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.made_runs import MadeAttempt, MadeRun
 from support.mlflow_server import free_port
-from support.stored_runs import StoredRun
 
 from ckpt_tasks import tasks
 from ckpt_tasks.config import CheckpointConfig, RegistryConfig, StoreConfig
@@ -43,11 +43,14 @@ def config(tmp_path: Path) -> CheckpointConfig:
 
 
 @pytest.fixture
-def run(config: CheckpointConfig) -> StoredRun:
-    """A run with an attempt and no checkpoint yet."""
-    run = StoredRun(open_store(config.store), RUN)
-    run.begin_attempt()
-    return run
+def run(config: CheckpointConfig) -> MadeRun:
+    return MadeRun(open_store(config.store), RUN)
+
+
+@pytest.fixture
+def attempt(run: MadeRun) -> MadeAttempt:
+    """It has no checkpoint yet."""
+    return run.begin()
 
 
 def _id(config: CheckpointConfig, **bounds: Any) -> str | None:
@@ -66,12 +69,12 @@ def test_nothing_is_found_before_the_run_begins(config: CheckpointConfig) -> Non
 
 
 def test_without_a_registry_a_committed_checkpoint_suffices(
-    config: CheckpointConfig, run: StoredRun
+    config: CheckpointConfig, attempt: MadeAttempt
 ) -> None:
     """The newest is found, with where it lies and no registration."""
     assert _id(config) is None
-    run.commit(4)
-    newest = run.commit(8, epoch=1)
+    attempt.commit(4)
+    newest = attempt.commit(8, epoch=1)
 
     found = tasks.find(config, tasks.parse_wanted(RUN))
 
@@ -80,9 +83,9 @@ def test_without_a_registry_a_committed_checkpoint_suffices(
     assert found.checkpoint == tasks.locate(config.store, RUN, newest)
 
 
-def test_newer_than_a_step(config: CheckpointConfig, run: StoredRun) -> None:
+def test_newer_than_a_step(config: CheckpointConfig, attempt: MadeAttempt) -> None:
     """The step itself is not newer; a step from a template is text."""
-    newest = run.commit(8)
+    newest = attempt.commit(8)
 
     assert _id(config, newer_than=7) == newest
     assert _id(config, newer_than="7") == newest
@@ -90,25 +93,24 @@ def test_newer_than_a_step(config: CheckpointConfig, run: StoredRun) -> None:
 
 
 def test_newer_than_a_checkpoint_goes_by_age_not_by_step(
-    config: CheckpointConfig, run: StoredRun
+    config: CheckpointConfig, run: MadeRun, attempt: MadeAttempt
 ) -> None:
     """An attempt that started over commits newer checkpoints with smaller steps."""
-    first = run.commit(8)
+    first = attempt.commit(8)
     assert _id(config, newer_than=first) is None
 
-    run.begin_attempt(invocation="flow-run-2", resume="fresh")
-    again = run.commit(4)
+    again = run.begin("flow-run-2", resume="fresh", takeover=True).commit(4)
 
     assert _id(config, newer_than=first) == again
     assert _id(config, newer_than=8) is None
 
 
 def test_checkpoints_that_no_retry_would_use_are_not_found(
-    config: CheckpointConfig, run: StoredRun
+    config: CheckpointConfig, run: MadeRun, attempt: MadeAttempt
 ) -> None:
     """A later attempt went on from the beginning, so what was before is a zombie's."""
-    run.commit(8)
-    run.begin_attempt(invocation="flow-run-2", resume="fresh")
+    attempt.commit(8)
+    run.begin("flow-run-2", resume="fresh", takeover=True)
 
     assert _id(config) is None
 
@@ -125,10 +127,10 @@ def test_checkpoints_that_no_retry_would_use_are_not_found(
     ],
 )
 def test_better_than_a_bound(
-    config: CheckpointConfig, run: StoredRun, bound: str, found: bool
+    config: CheckpointConfig, attempt: MadeAttempt, bound: str, found: bool
 ) -> None:
     """Strictly better, the way that is said; a checkpoint without the metric never is."""
-    newest = run.commit(8)
+    newest = attempt.commit(8)
 
     assert _id(config, better_than=bound) == (newest if found else None)
 
@@ -158,10 +160,10 @@ def test_wanted_checkpoint_says_what_it_is() -> None:
 
 
 def test_with_a_registry_only_registered_checkpoints_count(
-    tmp_path: Path, config: CheckpointConfig, run: StoredRun
+    tmp_path: Path, config: CheckpointConfig, run: MadeRun, attempt: MadeAttempt
 ) -> None:
     """Not before the registry knows the run, nor what it has not got yet, though committed."""
-    first, second = run.commit(8), run.commit(16)
+    first, second = attempt.commit(8), attempt.commit(16)
     config = _with_registry(config, f"sqlite:///{tmp_path}/mlflow.db")
     assert _id(config) is None
 
@@ -183,16 +185,16 @@ def test_with_a_registry_only_registered_checkpoints_count(
 
 
 def test_registry_that_does_not_answer_is_an_error_worth_repeating(
-    config: CheckpointConfig, run: StoredRun, monkeypatch: pytest.MonkeyPatch
+    config: CheckpointConfig, attempt: MadeAttempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the answer that there is no checkpoint."""
-    run.commit(8)
+    attempt.commit(8)
 
     with pytest.raises(RegistryError):
         _id(_with_registry(config, f"http://127.0.0.1:{free_port()}"))
 
 
-def _break(config: CheckpointConfig, run: StoredRun) -> None:
+def _break(config: CheckpointConfig, run: MadeRun) -> None:
     """Listing the commits fails with an error of the system, whoever asks."""
     commits = Path(config.store.url) / run.layout.commits
     commits.rename(commits.with_name("elsewhere"))
@@ -200,10 +202,10 @@ def _break(config: CheckpointConfig, run: StoredRun) -> None:
 
 
 def test_store_that_does_not_answer_is_an_error_worth_repeating(
-    config: CheckpointConfig, run: StoredRun
+    config: CheckpointConfig, run: MadeRun, attempt: MadeAttempt
 ) -> None:
     """Not the answer that there is no checkpoint."""
-    run.commit(8)
+    attempt.commit(8)
     _break(config, run)
 
     with pytest.raises(StoreError, match="symbolic links"):
@@ -220,10 +222,10 @@ def _ask(request: bytes, **environment: str) -> subprocess.CompletedProcess[byte
 
 
 def test_process_of_its_own_answers_as_the_function_does(
-    config: CheckpointConfig, run: StoredRun
+    config: CheckpointConfig, attempt: MadeAttempt
 ) -> None:
     """Request in, answer out, both JSON."""
-    run.commit(8)
+    attempt.commit(8)
     wanted = tasks.parse_wanted(RUN, newer_than=4)
 
     done = _ask(msgspec.json.encode(FindRequest(config=config, wanted=wanted)))
@@ -233,10 +235,10 @@ def test_process_of_its_own_answers_as_the_function_does(
 
 
 def test_process_of_its_own_tells_errors_by_what_to_do(
-    config: CheckpointConfig, run: StoredRun
+    config: CheckpointConfig, run: MadeRun, attempt: MadeAttempt
 ) -> None:
     """A store that does not answer is asked again; configuration is to be mended."""
-    run.commit(8)
+    attempt.commit(8)
     _break(config, run)
     wrong = msgspec.structs.replace(config, store=StoreConfig(url="nosuchscheme://x"))
     answers = [
@@ -254,10 +256,10 @@ def test_process_of_its_own_tells_errors_by_what_to_do(
 
 
 def test_what_libraries_print_does_not_spoil_the_answer(
-    config: CheckpointConfig, run: StoredRun, tmp_path: Path
+    config: CheckpointConfig, attempt: MadeAttempt, tmp_path: Path
 ) -> None:
     """It goes to standard error, from every level of the process."""
-    run.commit(8)
+    attempt.commit(8)
     (tmp_path / "sitecustomize.py").write_text(_NOISY)
     request = FindRequest(config=config, wanted=tasks.parse_wanted(RUN))
 

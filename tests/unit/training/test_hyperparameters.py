@@ -67,7 +67,6 @@ def _recorded(value: Any) -> Any:
         (lambda: True, True),
         (lambda: 0.1, 0.1),
     ],
-    ids=str,
 )
 def test_a_value_is_recorded_without_what_differs(
     make: Callable[[], Any], expected: object
