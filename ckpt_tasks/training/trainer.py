@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 def main(folder: AttemptFolder, liveness: int) -> int:
     """Execute one attempt; returns its exit code."""
@@ -142,11 +144,11 @@ class _StopRequests:
     def __init__(self) -> None:
         self._reason: str | None = None
         self._runner: AttemptRunner | None = None
-        self._pid = os.getpid()
 
     def watch(self, liveness: int) -> None:
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._handle)
+        _spare_forks()
 
         def wait() -> None:
             os.read(liveness, 1)  # returns when the last writer is gone
@@ -161,17 +163,36 @@ class _StopRequests:
             runner.request_stop(self._reason)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            # The user's code has forked: whoever terminates that process waits for its end.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         self._request(f"received {signal.Signals(number).name}")
 
     def _request(self, reason: str) -> None:
         self._reason = self._reason or reason
         if self._runner is not None:
             self._runner.request_stop(reason)
+
+
+def _spare_forks() -> None:
+    """Have processes that the user's code forks end by a signal: who terminates one waits for it.
+
+    Meanwhile the signals are held back, as Python drops one that comes between the fork and the
+    new process' first step.
+    """
+    held_back = threading.local()
+
+    def hold_back() -> None:
+        held_back.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+    def let_through() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held_back.mask)
+
+    def let_through_in_child() -> None:
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        let_through()
+
+    os.register_at_fork(
+        before=hold_back, after_in_parent=let_through, after_in_child=let_through_in_child
+    )
 
 
 if __name__ == "__main__":

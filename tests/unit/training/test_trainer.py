@@ -27,10 +27,11 @@ def last_words(run):
 
 def terminates_a_fork(run):
     run.track(values={})
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
-    child.start()
-    child.terminate()
-    child.join()
+    for _ in range(100):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+        child.start()
+        child.terminate()
+        child.join()
     print(f"ended with {child.exitcode}")
 
 
