@@ -35,7 +35,7 @@ def test_ui_shows_what_killed_a_try_and_what_the_next_resumed_from(
     browser.wait_for_text(
         "attempt 1 starts from the beginning",
         "epoch 1 of 4, step",
-        "registered: toy version",
+        "as toy version",
         "the trainer was killed by SIGKILL",
     )
     browser.screenshot(tmp_path / "first-try.png")
