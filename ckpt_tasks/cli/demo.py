@@ -20,7 +20,7 @@ _TRAINING = ("mlflow", "sklearn", "torch", "torchdata")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def demo(ctx: click.Context, arguments: tuple[str, ...]) -> None:
-    """Train under Prefect or Airflow, be killed twice, resume, and prove it."""
+    """Train, be killed twice, resume, and prove it."""
     airflow = "--airflow" in arguments
     needed = (*_TRAINING, "airflow" if airflow else "prefect")
     missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
