@@ -210,17 +210,24 @@ class Checkpoints:
             self._client.log_batch(self._ids.run_id, metrics=batch, synchronous=True)
 
     def _link_output(self, model_id: str, step: int) -> None:
-        """Make the logged model an output of the run; MLflow itself would add it twice."""
-        if self._outputs is None:
-            run = self._client.get_run(self._ids.run_id)
-            outputs = run.outputs.model_outputs if run.outputs is not None else []
-            self._outputs = {output.model_id for output in outputs}
-        known = self._outputs
+        """Make the logged model an output of the run, unless it is one."""
+        known = self._read_outputs() if self._outputs is None else self._outputs
         if model_id in known:
+            self._outputs = known
             return
         self._outputs = None  # unknown until the call has answered
-        self._client.log_outputs(self._ids.run_id, [LoggedModelOutput(model_id, step)])
+        try:
+            self._client.log_outputs(self._ids.run_id, [LoggedModelOutput(model_id, step)])
+        except MlflowException:
+            # A database refuses it twice, and another process may have been first.
+            if model_id not in self._read_outputs():
+                raise
         self._outputs = known | {model_id}
+
+    def _read_outputs(self) -> set[str]:
+        run = self._client.get_run(self._ids.run_id)
+        outputs = run.outputs.model_outputs if run.outputs is not None else []
+        return {output.model_id for output in outputs}
 
     def _make_version(
         self, record: CommitRecord, model: LoggedModel, *, uri: str, manifest: bytes

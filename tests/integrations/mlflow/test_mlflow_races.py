@@ -85,6 +85,23 @@ def test_two_register_one_checkpoint(
     assert registries[0].registered() == {first.checkpoint: first}
 
 
+def test_output_that_another_process_has_linked(mlflow_server: MlflowServer) -> None:
+    """A process that has read the run's outputs before another added one completes its work."""
+    uri, description = mlflow_server.uri, example_description()
+    first = opened(uri, description)
+    first.log_metrics(rows_of("loss", [3.0, 2.0, 1.0]))
+    second = opened(uri, description)
+    record = example_record(description, 2, metrics={"loss": 2.0})
+    second.register(record, uri="s3://bucket/x.json", manifest=encode(record))
+    client = MlflowClient(uri, registry_uri=uri)
+    made = register(first, description)
+    client.delete_model_version(made.registered_model, made.version)
+    again = register(second, description)
+    assert again.model_id == made.model_id
+    outputs = client.get_run(made.run_id).outputs.model_outputs
+    assert [output.model_id for output in outputs].count(made.model_id) == 1
+
+
 def test_registered_model_deleted_meanwhile(mlflow_server: MlflowServer) -> None:
     """Deleted in MLflow during a training, the registered model is made again."""
     uri, description = mlflow_server.uri, example_description()

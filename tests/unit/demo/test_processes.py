@@ -59,8 +59,11 @@ def test_server_that_ends_is_told_with_its_log(tmp_path: Path) -> None:
     assert "No module named no_such_module" in server.log.read_text("utf-8")
 
 
-def test_interrupt_waits_until_servers_have_ended() -> None:
+def test_interrupt_waits_until_servers_have_ended(request: pytest.FixtureRequest) -> None:
     """A second Ctrl-C comes after the block that ends servers, not within it."""
+    # Tests that run in the background of a shell have been told to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     ended = []
 
     def end() -> None:
