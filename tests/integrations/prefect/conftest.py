@@ -1,10 +1,19 @@
+"""A Prefect server for the tests of this folder, some of which run Prefect in pytest's process."""
+
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from support.prefect_server import PrefectServer
+
+# In a forked process Prefect's own exit calls fail (3.7.7: `_QueueServiceBase._drain` asserts an
+# event that its reset after the fork has taken away), which would end the `DataLoader` workers of
+# later tests with status 1.
+os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
 @pytest.fixture(scope="session")
