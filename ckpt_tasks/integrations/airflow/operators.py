@@ -5,6 +5,7 @@ Airflow owns the retries. What a retry cannot change fails at once, with one lin
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -81,8 +82,9 @@ class RunOperator(BaseOperator):
         with self._only_worthwhile_retries(), self._settings().applied() as config:
             return self._execute(context, config)
 
+    @abstractmethod
     def _execute(self, context: Context, config: CheckpointConfig) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} does nothing")
+        """Do the step, with the run's store and registry reachable."""
 
     def _settings(self) -> Settings:
         return Settings(

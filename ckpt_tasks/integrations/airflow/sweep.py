@@ -145,17 +145,9 @@ retry_delay
         "mlflow_conn_id": mlflow_conn_id,
         "registry": registry,
     }
-    form = Param(
-        {name: list(values) for name, values in grid.items()},
-        type="object",
-        title="grid",
-        description="Values by hyperparameter; each combination is a training run.",
-        additionalProperties=_GRID,
-        minProperties=1,
-    )
     name = dag_id or f"sweep-{signature.function.replace('_', '-')}"
     dag_arguments.setdefault("schedule", None)
-    with DAG(name, params={"grid": form}, **dag_arguments) as dag:
+    with DAG(name, params={"grid": _grid_param(grid)}, **dag_arguments) as dag:
         plan = PlanOperator(
             task_id="plan", entrypoint=entrypoint, python=python, run_name=_RUN_NAME, **run
         )
@@ -182,3 +174,15 @@ retry_delay
         # As a teardown: it ranks what was trained, and does not make a success of the rest.
         ranking.as_teardown(setups=plan)
     return dag
+
+
+def _grid_param(grid: Mapping[str, Sequence[Any]]) -> Param:
+    """The grid as a field of the form that triggers the DAG."""
+    return Param(
+        {name: list(values) for name, values in grid.items()},
+        type="object",
+        title="grid",
+        description="Values by hyperparameter; each combination is a training run.",
+        additionalProperties=_GRID,
+        minProperties=1,
+    )

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.made_runs import MadeRun
+from support.shell import Answer
 
 from ckpt_tasks.cli import main
 from ckpt_tasks.store import open_store
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a command printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
 
 Call = Callable[..., Answer]
 
