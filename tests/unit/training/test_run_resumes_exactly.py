@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from support.resume_cases import LOADERS, LOOPS, WORKER_LOADERS, ordinary
 from support.resume_harness import EVERYWHERE, NOWHERE, Harness, Kill, Recording, Training
+from support.resume_loaders import LOADERS, WORKER_LOADERS, ordinary
+from support.resume_loops import LOOPS
 
 CASES: dict[str, Training] = {
     **{f"over {name}": ordinary(make) for name, make in LOADERS.items()},
