@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support import s3_servers
 from support.mlflow_server import MlflowServer
+from support.prefect_server import PrefectServer
 from support.s3_proxy import Faults, s3_proxy
 from support.s3_servers import CREDENTIALS, S3Server
 from xdist.scheduler import LoadFileScheduling
@@ -64,3 +65,11 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     """A real MLflow server that no test stops; those that do start one of their own."""
     with MlflowServer(tmp_path_factory.mktemp("mlflow-server")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A real Prefect server; who asks it must point Prefect's client at it."""
+    server = PrefectServer(tmp_path_factory.mktemp("prefect-server"))
+    yield server
+    server.close()

@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterId,
 )
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
+from prefect.states import Cancelling
 from support.prefect_server import PrefectServer, ProcessGroup, wait_until
 
 TESTS = Path(__file__).parents[1]
@@ -48,7 +49,9 @@ class ServedToy:
         self.environment = {
             "TOY_NAME": name,
             "TOY_STORE": self.store,
+            "TOY_RUN_NAME": "{flow_name}-{flow_run_id}",
             "TOY_MLFLOW": self.tracking_uri,
+            "TOY_EXPERIMENT": "ckpt_tasks",
             "TOY_DIGEST": str(self.digest),
             "TOY_TRACE": str(self.trace),
             "PYTHONPATH": str(TESTS),
@@ -77,6 +80,11 @@ class ServedToy:
         with client() as api:
             created = api.create_flow_run_from_deployment(self.deployment(), parameters=parameters)
         return created.id
+
+    def cancel(self, flow_run: UUID) -> None:
+        """Cancel a flow run, as the UI's button does."""
+        with client() as api:
+            api.set_flow_run_state(flow_run, Cancelling(), force=True)
 
     def deployment(self) -> UUID:
         """The deployment's id."""

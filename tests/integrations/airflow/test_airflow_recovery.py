@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from support.airflow_runs import (
     PACE,
     Airflow,
@@ -23,9 +24,11 @@ from support.airflow_runs import (
     wait_until,
 )
 from support.claims import move_claim_elsewhere
+from support.prefect_runs import ServedToy, wait_for_state
+from support.prefect_server import PrefectServer
 
 from ckpt_tasks.errors import CkptTasksError
-from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
+from ckpt_tasks.types import EXIT_DONE
 
 pytestmark = pytest.mark.timeout(600)  # the first one starts Airflow and MLflow
 
@@ -132,16 +135,40 @@ def test_task_marked_failed_saves_and_goes_on_when_cleared(
 
 
 @pytest.fixture(scope="module")
-def taken_over(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> DagRun:
-    """A run begun in the shell and stopped there, that a DAG run has gone on with.
+def prefect_run(
+    airflow: Airflow, prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
+) -> ServedToy:
+    """A flow run, cancelled on its way, that trained into the store and the MLflow of Airflow.
+
+    Its training run has the name ``shared``.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    with temporary_settings({PREFECT_API_URL: prefect_server.api_url}):
+        toy = ServedToy(
+            prefect_server,
+            folder,
+            "shared",
+            TOY_RUN_NAME="shared",
+            TOY_STORE=airflow.store,
+            TOY_MLFLOW=airflow.tracking_uri,
+            TOY_EXPERIMENT="toy",
+            TOY_STEP_SECONDS=str(PACE),
+        )
+        with toy.runner:
+            flow_run = toy.trigger()
+            toy.wait_for_step(8)
+            toy.cancel(flow_run)
+            wait_for_state(flow_run, "Cancelled", log=toy.runner.log)
+    return toy
+
+
+@pytest.fixture(scope="module")
+def taken_over(airflow: Airflow, prefect_run: ServedToy) -> DagRun:
+    """A DAG run that has gone on with the training run of a Prefect flow run.
 
     While it trained, Airflow's buttons led to MLflow.
     """
-    folder = tmp_path_factory.mktemp("shared")
-    with train_in_shell(airflow, folder, "shared", pace=PACE) as shell:
-        wait_for_step(folder, 8)
-        shell.terminate()
-    assert shell.returncode == EXIT_STOPPED
+    folder = prefect_run.folder
     run = airflow.trigger(folder, run_name="shared")
     with paused(wait_for_step(folder, 16)):
         wait_until(lambda: all(run.links().values()), timeout=60, what="the links lead somewhere")
@@ -150,13 +177,13 @@ def taken_over(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> Da
     return run
 
 
-def test_airflow_goes_on_with_a_run_of_the_shell(taken_over: DagRun, whole_digest: str) -> None:
-    """Both use one store: the DAG run resumes from the checkpoint that the shell's run saved."""
+def test_airflow_goes_on_with_a_run_of_prefect(taken_over: DagRun, whole_digest: str) -> None:
+    """Both use one store: the DAG run resumes from the checkpoint that the flow run saved."""
     assert_one_whole_run(taken_over, whole_digest, attempts=2)
-    by_shell, by_airflow = taken_over.view().attempts
-    assert by_shell.claim is not None
+    by_prefect, by_airflow = taken_over.view().attempts
+    assert by_prefect.claim is not None
     assert by_airflow.claim is not None
-    assert not by_shell.claim.invocation.startswith("airflow:")
+    assert "prefect.flow_run_id" in by_prefect.claim.tags
     assert by_airflow.claim.invocation == f"airflow:quick/train/{taken_over.run_id}/-1"
     assert by_airflow.claim.tags["airflow.run_id"] == taken_over.run_id
 

@@ -17,13 +17,6 @@ os.register_at_fork(after_in_child=threading._threading_atexits.clear)
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    server = PrefectServer(tmp_path_factory.mktemp("prefect-server"))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="session")
 def prefect_api(prefect_server: PrefectServer) -> Iterator[PrefectServer]:
     """The server, with this process's Prefect client pointed at it."""
     with temporary_settings({PREFECT_API_URL: prefect_server.api_url}):

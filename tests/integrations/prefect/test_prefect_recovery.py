@@ -12,7 +12,6 @@ from mlflow import MlflowClient
 from support.prefect_runs import (
     ServedToy,
     artifacts,
-    client,
     events,
     table,
     task_runs,
@@ -215,10 +214,7 @@ def test_cancelled_flow_run_saves_before_it_stops(toy: ServedToy) -> None:
     install_automations()
     flow_run = toy.trigger()
     toy.wait_for_step(10)
-    with client() as api:
-        from prefect.states import Cancelling
-
-        api.set_flow_run_state(flow_run, Cancelling(), force=True)
+    toy.cancel(flow_run)
 
     wait_for_state(flow_run, "Cancelled", log=toy.runner.log)
 
