@@ -19,7 +19,8 @@ from ckpt_tasks.config import load_config
 REPOSITORY = Path(__file__).parents[3]
 FOLDER = REPOSITORY / "deployments" / "airflow"
 
-# Of values.schema.json of the chart apache-airflow/airflow 1.22: what is used here of it.
+# What is used here of the chart's values, by its parameters reference and, for `workers`, the
+# release notes of 1.20.0.
 CHART = {
     "airflowVersion": str,
     "config": dict,
@@ -38,7 +39,7 @@ CHART = {
     "images": {"airflow": {"repository": str, "tag": str}},
     "secret": [{"envName": str, "secretName": str, "secretKey": str}],
     "triggerer": {"enabled": bool},
-    "workers": {"terminationGracePeriodSeconds": int},
+    "workers": {"kubernetes": {"terminationGracePeriodSeconds": int}},
 }
 
 
@@ -92,7 +93,7 @@ def test_pods_outlive_the_save(values: dict[str, Any]) -> None:
     """The grace period is longer than the trainer and the registrar may take together."""
     variables = {item["name"]: item["value"] for item in values["env"]}
     attempt = load_config(environ=variables).attempt
-    grace = values["workers"]["terminationGracePeriodSeconds"]
+    grace = values["workers"]["kubernetes"]["terminationGracePeriodSeconds"]
 
     assert attempt.grace + attempt.drain < grace
     on_gpu = ast.parse((FOLDER / "train_on_gpu.py").read_text())
