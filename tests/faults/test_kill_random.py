@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
+from functools import partial
 
+import msgspec
 import pytest
 from support.attempt_forks import AttemptForks, Kill
+from support.launches import TOY, launched
+from support.published import check_published, with_registry
 from support.run_checks import check_run
 from support.toy_runs import STEPS, Digest
 
+from ckpt_tasks.events import Progress
 from ckpt_tasks.training.spec import TrainSpec
+from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED
 
 
 def _random_kill(chooser: random.Random, done: int) -> Kill:
@@ -45,3 +52,36 @@ def test_ends_bit_identical_when_killed_at_random_steps(
     assert kills
     finish(spec)
     check_run(spec, steps=STEPS)
+
+
+@pytest.mark.parametrize("seed", range(20, 24))
+def test_each_start_is_registered_when_killed_at_random_moments(
+    seed: int,
+    spec: TrainSpec,
+    mlflow_database: str,
+    digest: Digest,
+    expected_digest: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With MLflow: the trainer killed at moments that know nothing of saves or registrations."""
+    chooser = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    by_file = msgspec.structs.replace(spec, entrypoint=f"{TOY}:train")
+    registering = with_registry(by_file, mlflow_database)
+    for name, value in digest.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TOY_STEP_SECONDS", "0.1")
+    for step in sorted(chooser.sample(range(2, STEPS - 2), 2)):
+        with launched(registering) as attempt:
+            attempt.wait_for(Progress, partial(_is_beyond, step))
+            time.sleep(chooser.uniform(0.0, 0.2))
+            attempt.trainer.kill()
+            assert attempt.outcome().code == EXIT_FAILED, attempt.output
+    with launched(registering) as attempt:
+        assert attempt.outcome().code == EXIT_DONE, attempt.output
+    assert digest.read() == expected_digest
+    check_run(spec, steps=STEPS)
+    check_published(spec, mlflow_database)
+
+
+def _is_beyond(step: int, progress: Progress) -> bool:
+    return progress.position.step >= step

@@ -9,7 +9,9 @@ from mlflow.entities.model_registry import ModelVersion
 from support.run_checks import check_run
 from support.toy_runs import STEPS
 
+from ckpt_tasks.checkpointer.catalog import view_run
 from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.store import open_store
 from ckpt_tasks.training.spec import TrainSpec
 
 EXPERIMENT = "toys"
@@ -23,7 +25,9 @@ def with_registry(spec: TrainSpec, uri: str) -> TrainSpec:
 
 
 def check_published(spec: TrainSpec, backend: str, *, steps: int = STEPS) -> None:
-    """One run, finished; every step's loss once; every valid checkpoint once, in order."""
+    """One run, finished; every step's loss once; every valid checkpoint once, in order, those
+    that attempts went on from among them.
+    """
     client = MlflowClient(backend)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
@@ -33,12 +37,21 @@ def check_published(spec: TrainSpec, backend: str, *, steps: int = STEPS) -> Non
     assert sorted(metric.step for metric in losses) == list(range(1, steps + 1))
     valid = [str(checkpoint) for checkpoint in check_run(spec)]
     versions = client.search_model_versions(f"name='{EXPERIMENT}'")
-    models = [_model_of(client, version) for version in versions]
-    assert sorted(_checkpoint_of(model.params) for model in models) == sorted(valid)
+    registered = [_checkpoint_of(_model_of(client, version).params) for version in versions]
+    assert sorted(registered) == sorted(valid)
+    assert _starts(spec) <= set(registered)
     assert len(versions) == len(valid)
     (alias,) = client.get_registered_model(EXPERIMENT).aliases
     newest = client.get_model_version_by_alias(EXPERIMENT, alias)
     assert _checkpoint_of(_model_of(client, newest).params) == valid[-1]
+
+
+def _starts(spec: TrainSpec) -> set[str]:
+    """The checkpoints that attempts went on from."""
+    with open_store(spec.config.store) as store:
+        attempts = view_run(store, spec.run).attempts
+    starts = (attempt.resumed.checkpoint for attempt in attempts if attempt.resumed is not None)
+    return {checkpoint for checkpoint in starts if checkpoint is not None}
 
 
 def _model_of(client: MlflowClient, version: ModelVersion) -> LoggedModel:
