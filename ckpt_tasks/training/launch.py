@@ -143,6 +143,10 @@ class _Supervision:
 
     def watch(self, stop_requested: Callable[[], bool]) -> TrainOutcome:
         """Relay everything until the supervisor ends."""
+        self._follow(stop_requested)
+        return self._outcome() or self._died()
+
+    def _follow(self, stop_requested: Callable[[], bool]) -> None:
         while self._process.poll() is None:
             self._relay()
             if not self._stopping and stop_requested():
@@ -150,7 +154,6 @@ class _Supervision:
                 self._stopping = True
             time.sleep(_POLL_SECONDS)
         self._relay(ended=True)
-        return self._outcome() or self._died()
 
     def _outcome(self) -> TrainOutcome | None:
         try:
@@ -191,13 +194,20 @@ class _Supervision:
         return TrainOutcome(code=code, message=message, run=self._spec.run)
 
     def stop(self) -> None:
-        """Have the trainer save and stop; the supervisor bounds how long that takes."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait()
-            except KeyboardInterrupt:
-                self.end_at_once()
+        """Have the trainer save and stop, and relay it; the supervisor bounds how long that takes.
+
+        The caller is about to be told why: no failure of its sink replaces that, or ends this.
+        """
+        self._stopping = True
+        self._on_event = _unfailing(self._on_event)
+        try:
+            if self._process.poll() is None:
+                self._process.terminate()
+            with contextlib.suppress(ConfigError):  # reports that cannot be read
+                self._follow(_never)
+            self._process.wait()
+        except KeyboardInterrupt:
+            self.end_at_once()
 
     def end_at_once(self) -> TrainOutcome:
         """Have the supervisor kill the trainer; interrupts change nothing any more."""
@@ -227,6 +237,18 @@ class _Supervision:
                 yield from log.read()
         except msgspec.DecodeError as error:
             raise self._unreadable(error) from error
+
+
+def _unfailing(sink: EventSink) -> EventSink:
+    def call(event: Event) -> None:
+        try:
+            sink(event)
+        except KeyboardInterrupt:  # a person who wants no more of it
+            raise
+        except BaseException:  # noqa: S110 - an orchestrator's cancellation is one, too
+            pass
+
+    return call
 
 
 class _LineReader:
