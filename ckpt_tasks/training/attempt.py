@@ -5,6 +5,7 @@ This is the trainer's body; `ckpt_tasks.training.trainer` runs it as a process o
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -102,12 +103,21 @@ class AttemptRunner:
             if not run.is_finished:
                 # Nothing has been done since the checkpoint: a step more may outlast the grace.
                 self._stop_if_requested()
-                function(run, **self._spec.params)
+                self._train(run, function)
             return self._finish(store, run, attempt)
         except TrainingStopped as stopped:
             return self._outcome(EXIT_STOPPED, f"saved and stopped: {stopped}")
         finally:
             store.close()
+
+    def _train(self, run: TrainingRun, function: Callable[..., Any]) -> None:
+        try:
+            function(run, **self._spec.params)
+        except BaseException:
+            # An accelerator that failed gives no values any more: the user's error is the news.
+            with contextlib.suppress(Exception):
+                run.report()
+            raise
 
     def _stop_if_requested(self) -> None:
         if self._stop_reason is not None:

@@ -344,6 +344,10 @@ class TrainingRun:
         """Ask, from any thread, for a save at the next boundary and an end of this attempt."""
         self._saver.request_stop(reason)
 
+    def report(self) -> None:
+        """Send what was logged for the steps that are done, which nothing else may do any more."""
+        self._saver.flush(self.position)
+
     def finish(self) -> None:
         """The training function has returned: save its end, unless that is saved already.
 

@@ -1,7 +1,8 @@
-"""Which metrics a commit record holds, through whole runs: those of its own step."""
+"""Metrics through whole runs: which a commit record holds, and which are sent before a failure."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -10,7 +11,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from ckpt_tasks import TrainingRun
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.config import CheckpointConfig, RegistryConfig, ScheduleConfig, StoreConfig
-from ckpt_tasks.events import Event
+from ckpt_tasks.events import Event, MetricsLogged, Progress
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.registry import RunDescription
@@ -25,10 +26,9 @@ VAL_LOSSES = [3.0, 2.0, 1.0, 1.5]
 STEPS = 6  # of an epoch
 
 
-def execute(run: str, *, stop_in: int | None = None) -> None:
-    """Train with a save at each epoch's end and every 4 steps; stop in that step."""
-    events: list[Event] = []
-    spec = TrainSpec(
+def spec(run: str) -> TrainSpec:
+    """A save at each epoch's end and every 4 steps."""
+    return TrainSpec(
         entrypoint="tests:train",
         run=run,
         invocation="one",
@@ -36,7 +36,12 @@ def execute(run: str, *, stop_in: int | None = None) -> None:
             store=StoreConfig(url=URL), schedule=ScheduleConfig(every_steps=4, every_epochs=1)
         ),
     )
-    runner = AttemptRunner(spec, events.append)
+
+
+def execute(run: str, *, stop_in: int | None = None) -> None:
+    """Train; stop in that step."""
+    events: list[Event] = []
+    runner = AttemptRunner(spec(run), events.append)
 
     def train(training: TrainingRun) -> None:
         loader = StatefulDataLoader(TensorDataset(torch.arange(float(STEPS))), batch_size=1)
@@ -93,3 +98,40 @@ def test_a_checkpoint_has_the_metrics_of_its_own_weights() -> None:
                 expected["val_loss"] = VAL_LOSSES[step // STEPS - 1]
             assert checkpoint.record.metrics == expected, checkpoint.id
         assert best_checkpoint(run).startswith("step-00000018-")
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit])
+def test_steps_done_before_a_failure_are_reported(raised: type[BaseException]) -> None:
+    """However fast they were: their values and the position; not those of the torn step."""
+    events: list[Event] = []
+    runner = AttemptRunner(spec("failing"), events.append)
+
+    def train(training: TrainingRun) -> None:
+        loader = StatefulDataLoader(TensorDataset(torch.arange(float(STEPS))), batch_size=1)
+        training.track(model=nn.Linear(1, 1), loader=loader)
+        for _ in training.epochs(1):
+            for _ in training.steps(loader):
+                training.log(loss=training.step + 1)
+                if training.step == 3:
+                    raise raised
+
+    with pytest.raises(raised):
+        runner.execute(train)
+    rows = [row for event in events if isinstance(event, MetricsLogged) for row in event.rows]
+    assert [(key, step) for key, _, step, _ in rows] == [("loss", 1), ("loss", 2), ("loss", 3)]
+    assert [e.position.step for e in events if isinstance(e, Progress)][-1] == 3
+
+
+def test_a_failed_report_does_not_hide_the_failure() -> None:
+    """An accelerator that failed gives no values; what the training raised is what counts."""
+
+    def refuse(event: Event) -> None:
+        if isinstance(event, MetricsLogged | Progress):
+            raise RuntimeError("device-side assert")  # noqa: TRY004 - as torch does
+
+    def train(training: TrainingRun) -> None:
+        training.track(model=nn.Linear(1, 1))
+        raise ValueError("the user's own")
+
+    with pytest.raises(ValueError, match="the user's own"):
+        AttemptRunner(spec("failing-twice"), refuse).execute(train)
