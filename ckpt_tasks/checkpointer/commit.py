@@ -1,8 +1,8 @@
 """The commit: a conditional create between two fence checks.
 
-Order matters. Data first, then the fence, then the record, then the fence again: an attempt
-that lost its run before the record was made never makes it, and one that lost it afterwards
-never registers it.
+Order matters. Data first, then the fence, then the record, then the fence again: an attempt that
+lost its run before the first check makes no record, and one that lost it afterwards, in between
+even, never registers it. A record made in between is the next attempt's to use, or to pass over for good.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def commit(
     Raises
     ------
     StaleAttemptError
-        A later attempt owns the run. The record was not made, or was made before that attempt
-        was claimed and is now that attempt's to use or to pass over; either way this one must
-        not register it.
+        A later attempt owns the run. The record was not made, or is that attempt's to use or to
+        pass over; either way this one must not register it.
     ConfigError
         The record is larger than any may be. Every later one would be, so training ends now
         rather than unprotected.

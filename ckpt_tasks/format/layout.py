@@ -133,10 +133,6 @@ class RunLayout:
     def data(self) -> str:
         return f"{self.root}/data/"
 
-    def write_folder(self, write_id: str) -> str:
-        """Folder of one write, relative to the store's root."""
-        return f"{self.root}/{self.write_folder_in_run(write_id)}"
-
     @staticmethod
     def write_folder_in_run(write_id: str) -> str:
         """Folder of one write, relative to the run's folder, as index and record name it."""

@@ -36,22 +36,13 @@ class TrackedItems:
     def __init__(self) -> None:
         self._items: dict[str, Any] = {}
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._items
-
-    def __getitem__(self, name: str) -> Any:
-        return self._items[name]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
     @property
     def names(self) -> list[str]:
         """Tracked names, in order."""
         return list(self._items)
 
-    def add(self, name: str, item: Any, *, check: bool = True) -> None:
-        """Track an object.
+    def add(self, name: str, item: Any) -> None:
+        """Track an object. It is captured once, to refuse early what cannot be saved.
 
         Parameters
         ----------
@@ -60,10 +51,6 @@ class TrackedItems:
         item
             An object with ``state_dict`` and ``load_state_dict``, or a dict, list, deque or
             tensor of plain values, which is restored in place.
-        check
-            Capture it once, to refuse early what cannot be saved. False for an object whose
-            ``state_dict`` has side effects before its first use, as a ``StatefulDataLoader``'s,
-            which makes an iterator and draws a random number.
 
         Raises
         ------
@@ -73,8 +60,7 @@ class TrackedItems:
         """
         self._check_name(name)
         _check_restorable(name, item)
-        if check:
-            capture({name: item})
+        capture({name: item})
         self._items[name] = item
 
     def capture(self, own: Mapping[str, Any] | None = None) -> CapturedState:

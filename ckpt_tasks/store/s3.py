@@ -93,9 +93,12 @@ class S3Store(ObjectStore):
         self._bucket = bucket
 
     def check_reachable(self) -> None:
-        """Ask for the bucket once, so that what is wrong is said early and in plain words."""
+        """Ask for the bucket once, so that what is wrong is said early and in plain words.
+
+        For the store's own prefix, as some accounts may list nothing else of the bucket.
+        """
         try:
-            self._fs.call_s3("list_objects_v2", Bucket=self._bucket, MaxKeys=1)
+            self._holds_object("")
         except FileNotFoundError as error:
             raise ConfigError(
                 f"there is no bucket {self._bucket!r}{self._endpoint()}; make it, or correct the "
@@ -181,7 +184,8 @@ class S3Store(ObjectStore):
 
     def _holds_object(self, prefix: str) -> bool:
         bucket, key, _ = self._fs.split_path(self._folder(prefix))
-        found = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
+        below = f"{key}/" if key else ""
+        found = self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=below, MaxKeys=1)
         return bool(found["KeyCount"])
 
     def _endpoint(self) -> str:

@@ -224,6 +224,16 @@ class TestAccess:
         with pytest.raises(ConfigError, match="there is no bucket 'not-here'"):
             open_store(config)
 
+    def test_only_the_own_prefix_is_listed(self, faulty_s3: tuple[S3Server, Faults]) -> None:
+        """An account that may list nothing but the store's prefix of the bucket can use it."""
+        server, faults = faulty_s3
+        config = config_of(server)
+        open_store(config).close()
+        listed = [request.path for request in faults.seen if "list-type=2" in request.path]
+        assert listed
+        place = config.url.rpartition("/")[2]
+        assert all(f"prefix={place}%2F" in path for path in listed), listed
+
     def test_missing_credentials(
         self, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path
     ) -> None:

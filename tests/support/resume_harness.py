@@ -50,8 +50,6 @@ class Recorder:
 
     Parameters
     ----------
-    run
-        Its position is part of each place.
     killer
         Called at every place, before it is written down; may raise `SimulatedKill`.
     """

@@ -384,7 +384,7 @@ def keeps_its_inner_loop(run: TrainingRun, here: Recorder) -> None:
     here.end(*task.tracked.values())
 
 
-def compiles(run: TrainingRun, here: Recorder) -> None:
+def wraps_its_model(run: TrainingRun, here: Recorder) -> None:
     """The model is wrapped before `track` in one attempt and behind it in the next."""
     task, loader = Task(), LOADERS["stateful"]()
     model = task.model
@@ -425,6 +425,6 @@ LOOPS: dict[str, Training] = {
         keeps_its_loops,
         saves_without_steps,
         keeps_its_inner_loop,
-        compiles,
+        wraps_its_model,
     )
 }

@@ -151,7 +151,6 @@ def test_every_path_lies_in_the_runs_folder() -> None:
         layout.resumed(2),
         layout.heartbeat(2),
         layout.commit(checkpoint),
-        layout.write_folder("w-1"),
         layout.mark("pins", checkpoint),
         layout.completed,
         layout.in_run("data/w-1/rank0000.index.json"),
