@@ -50,12 +50,15 @@ CHECKS = (
     Check("bare", "", ("bare.py",)),
     Check("bare, oldest", "", ("bare.py",), lowest=True),
     Check("torch", "torch", ("torch_extra.py",), (TORCH,)),
+    Check("torch, oldest", "torch", ("torch_extra.py",), (TORCH,), lowest=True),
     Check("mlflow", "mlflow", ("mlflow_extra.py",)),
     Check("mlflow, oldest", "mlflow", ("mlflow_extra.py",), lowest=True),
     Check("prefect, newest", "prefect", ("prefect_extra.py",)),
+    Check("prefect, oldest", "prefect", ("prefect_extra.py",), lowest=True),
     Check("demo", "demo", ("demo_extra.py",), (TORCH,)),
     Check("airflow", "airflow", ("airflow_extra.py",)),
-    Check("s3", "s3", ("s3_extra.py",), ("moto[server]",)),
+    Check("s3", "s3", ("s3_extra.py",), ("moto[server]>=5.1",)),
+    Check("s3, oldest", "s3", ("s3_extra.py",), ("moto[server]>=5.1",), lowest=True),
 )
 
 
