@@ -64,7 +64,7 @@ class ModelRegistry(Block):
 
     Attributes
     ----------
-    tracking_uri, experiment, registered_model, best
+    tracking_uri, experiment, registered_model, best, hyperparameter_tags
         See `ckpt_tasks.config.RegistryConfig`.
     credentials
         Environment variables for the MLflow client.
@@ -86,6 +86,11 @@ class ModelRegistry(Block):
         description="METRIC:min or METRIC:max; the alias 'best' follows it.",
         examples=["val_loss:min"],
     )
+    hyperparameter_tags: list[str] | None = Field(
+        default=None,
+        description="Hyperparameters shown as tags of each version. Default: the first few.",
+        examples=[["lr", "batch_size"]],
+    )
     credentials: SecretDict = Field(
         default_factory=lambda: SecretDict({}),
         description="Environment variables that hold credentials, such as MLFLOW_TRACKING_TOKEN.",
@@ -98,4 +103,5 @@ class ModelRegistry(Block):
             experiment=self.experiment,
             registered_model=self.registered_model,
             best=self.best,
+            hyperparameter_tags=self.hyperparameter_tags,
         )

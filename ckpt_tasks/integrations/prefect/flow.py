@@ -12,15 +12,10 @@ from typing import Any
 import msgspec
 from prefect import Flow
 
-from ckpt_tasks.config import (
-    AttemptConfig,
-    CheckpointConfig,
-    RegistryConfig,
-    ScheduleConfig,
-    StoreConfig,
-)
+from ckpt_tasks.config import AttemptConfig, RegistryConfig, ScheduleConfig, StoreConfig
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.integrations.prefect.blocks import CheckpointStore, ModelRegistry
+from ckpt_tasks.integrations.prefect.configuration import Settings
 from ckpt_tasks.integrations.prefect.flow_run import current_flow_run
 from ckpt_tasks.integrations.prefect.form import flow_docstring, flow_signature
 from ckpt_tasks.integrations.prefect.tasks import (
@@ -39,9 +34,6 @@ from ckpt_tasks.training.spec import TrainSpec
 
 __all__ = ["resumable_flow"]
 
-_GRACE = 20.0
-"""Prefect ends a cancelled flow run's process by force after 30 seconds."""
-
 _RUN_FIELDS = ("flow_name", "flow_run_id", "flow_run_name")
 
 
@@ -50,8 +42,7 @@ class _Authored:
     """What the author of a deployment fixed, and whoever triggers it cannot change."""
 
     signature: EntrypointSignature
-    config: CheckpointConfig
-    credentials: Mapping[str, Any]
+    settings: Settings
     run_name: str
     python: str | None
     alias: str | None
@@ -63,7 +54,7 @@ def resumable_flow(
     entrypoint: str,
     *,
     name: str | None = None,
-    store: str | StoreConfig | CheckpointStore = "checkpoints",
+    store: str | StoreConfig | CheckpointStore | None = None,
     schedule: ScheduleConfig | None = None,
     registry: RegistryConfig | ModelRegistry | None = None,
     attempt: AttemptConfig | None = None,
@@ -78,6 +69,11 @@ def resumable_flow(
     The steps, each a task: resolve run, recover (reports what training would start from),
     train (with retries), verify, promote (with a registry), publish report.
 
+    `store`, `schedule`, `registry` and `attempt` default to the configuration: ``CKPT_TASKS_...``
+    and the file that ``CKPT_TASKS_CONFIG`` names. It is read when the flow runs, in its process,
+    so what a worker or a deployment's job variables set there counts. What is given here wins,
+    each over its whole section of the configuration.
+
     Parameters
     ----------
     entrypoint
@@ -86,13 +82,17 @@ def resumable_flow(
     name
         The flow's name. Default: the function's. Assign the flow to a module variable of this
         name, with underscores for anything that Python does not allow: ``serve`` looks there.
-    store, registry
-        Configuration or a block; a registry is optional.
+    store
+        Configuration or a block; or a path or URL, which wins over ``store.url`` only. Configured
+        nowhere: the folder ``checkpoints``.
+    registry
+        Configuration or a block. Configured nowhere: no registry.
     schedule
-        When checkpoints are saved. Default: each epoch, and at the end.
+        When checkpoints are saved. Configured nowhere: each epoch, and at the end.
     attempt
-        How attempts follow one another and end. The default leaves the trainer 20 seconds to
-        save after a cancellation, as Prefect allows 30 in all.
+        How attempts follow one another and end. Where the configuration leaves ``attempt.grace``
+        at its default, the trainer has 20 seconds to save after a cancellation, as Prefect allows
+        30 in all.
     run_name
         Name of the training run; ``{flow_name}``, ``{flow_run_id}``, ``{flow_run_name}`` and
         hyperparameters are filled in. A name without ``{flow_run_id}`` goes on with the same
@@ -114,13 +114,7 @@ def resumable_flow(
     _check_run_name(run_name, signature)
     authored = _Authored(
         signature=signature,
-        config=CheckpointConfig(
-            store=_store_config(store),
-            schedule=schedule or ScheduleConfig(every_epochs=1),
-            registry=_registry_config(registry),
-            attempt=attempt or AttemptConfig(grace=_GRACE),
-        ),
-        credentials=_credentials(store, registry),
+        settings=Settings(store=store, registry=registry, schedule=schedule, attempt=attempt),
         run_name=run_name,
         python=python,
         alias=alias,
@@ -139,7 +133,7 @@ def _flow_function(
     authored: _Authored, flow_name: str, module: str
 ) -> Callable[..., dict[str, Any]]:
     def train(**parameters: Any) -> dict[str, Any]:
-        with environment(authored.credentials):
+        with environment(authored.settings.credentials()):
             return _execute(authored, flow_name, parameters)
 
     # Prefect finds a flow again by the module and the name of its function.
@@ -156,7 +150,7 @@ def _execute(authored: _Authored, flow_name: str, parameters: dict[str, Any]) ->
         authored.signature.entrypoint,
         _run_name(authored.run_name, flow_name, parameters),
         given_parameters(authored.signature.hyperparameters, parameters),
-        authored.config,
+        authored.settings.resolve(),
         resume,
         authored.python,
     )
@@ -207,23 +201,3 @@ def _check_run_name(template: str, signature: EntrypointSignature) -> None:
                 f"run_name={template!r} names {{{field}}}; it may use "
                 f"{', '.join(f'{{{name}}}' for name in known)}"
             )
-
-
-def _store_config(store: str | StoreConfig | CheckpointStore) -> StoreConfig:
-    if isinstance(store, CheckpointStore):
-        return store.config()
-    return StoreConfig(url=store) if isinstance(store, str) else store
-
-
-def _registry_config(registry: RegistryConfig | ModelRegistry | None) -> RegistryConfig:
-    if registry is None:
-        return RegistryConfig()
-    return registry.config() if isinstance(registry, ModelRegistry) else registry
-
-
-def _credentials(*parts: object) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for part in parts:
-        if isinstance(part, CheckpointStore | ModelRegistry):
-            found.update(part.credentials.get_secret_value())
-    return found

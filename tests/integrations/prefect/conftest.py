@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from support.prefect_server import PrefectServer
 
@@ -21,3 +23,11 @@ def prefect_api(prefect_server: PrefectServer) -> Iterator[PrefectServer]:
     """The server, with this process's Prefect client pointed at it."""
     with temporary_settings({PREFECT_API_URL: prefect_server.api_url}):
         yield prefect_server
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables, to be copied: making them takes many seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path

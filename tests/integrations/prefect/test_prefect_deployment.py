@@ -35,7 +35,9 @@ def deployment(prefect_api: PrefectServer) -> DeploymentResponse:
 @pytest.fixture
 def worker(prefect_api: PrefectServer, tmp_path: Path) -> Iterator[ProcessGroup]:
     environment = prefect_api.process_environment(
-        CKPT_TASKS_STORE_URL=str(tmp_path / "store"), OMP_NUM_THREADS="1"
+        CKPT_TASKS_STORE_URL=str(tmp_path / "store"),
+        CKPT_TASKS_SCHEDULE_EVERY_STEPS="1000000",
+        OMP_NUM_THREADS="1",
     )
     with ProcessGroup(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL],
@@ -69,13 +71,21 @@ def test_trigger_with_a_wrong_parameter_is_refused(
 def test_worker_trains_the_deployment(
     deployment: DeploymentResponse, worker: ProcessGroup, tmp_path: Path
 ) -> None:
-    """A process worker runs the deployed flow to its end, each step a task run in order."""
+    """A process worker runs the deployed flow to its end, each step a task run in order.
+
+    The configuration is the flow process's: job variables win over the worker's environment.
+    """
+    variables = {"env": {"CKPT_TASKS_SCHEDULE_EVERY_STEPS": "40"}}
     with client() as api:
-        run = api.create_flow_run_from_deployment(deployment.id, parameters={"epochs": 1})
+        run = api.create_flow_run_from_deployment(
+            deployment.id, parameters={"epochs": 1}, job_variables=variables
+        )
 
     done = wait_for_state(run.id, "Completed", "Failed", "Crashed", timeout=120, log=worker.log)
 
     assert done.state_name == "Completed", worker.output()[-6000:]
     steps = [task_run.name.rpartition("-")[0] for task_run in task_runs(run.id)]
     assert steps == ["resolve run", "recover", "train", "verify", "publish report"]
-    assert view_run(open_store(str(tmp_path / "store")), f"train-digits-{run.id}").completed
+    seen = view_run(open_store(str(tmp_path / "store")), f"train-digits-{run.id}")
+    assert seen.completed
+    assert "steps" in {c.record.trigger for c in seen.checkpoints if c.record}

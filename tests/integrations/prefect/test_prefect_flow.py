@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
-from support.prefect_runs import artifacts, client, table, task_runs
-from support.prefect_server import flow_run_logs, wait_until
+from support.damage import flip
+from support.mlflow_server import MlflowServer
+from support.prefect_runs import artifacts, client, events, table, task_runs
+from support.prefect_server import PrefectServer, flow_run_logs, wait_until
+from support.prefect_token_gate import token_gate
 
 from ckpt_tasks import tasks
-from ckpt_tasks.checkpointer.catalog import view_run
+from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.config import AttemptConfig, ScheduleConfig
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, StoreError
-from ckpt_tasks.integrations.prefect import CheckpointStore, resumable_flow
+from ckpt_tasks.integrations.prefect import CheckpointStore, ModelRegistry, resumable_flow
 from ckpt_tasks.store import open_store
 from ckpt_tasks.tasks import RecoveryReport
 from ckpt_tasks.training.spec import TrainSpec
@@ -140,3 +145,103 @@ def test_block_gives_the_store_and_its_credentials(tmp_path: Path) -> None:
     assert "hush" not in shown
     records = [p for p in (tmp_path / "store").rglob("*") if p.is_file()]
     assert not [p for p in records if b"hush" in p.read_bytes()]
+
+
+def test_block_gives_the_registry_and_its_credentials(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    """A server that wants a token gets it, from the registrar and from the promote step."""
+    with token_gate(mlflow_server.uri, "hush") as gate:
+        ModelRegistry(
+            tracking_uri=gate.url,
+            experiment="gated",
+            hyperparameter_tags=["width"],
+            credentials={"MLFLOW_TRACKING_TOKEN": "hush"},
+        ).save("toy-registry", overwrite=True)
+        registry = ModelRegistry.load("toy-registry")
+        flow_run, state = execute(make_flow(str(tmp_path), registry=registry), epochs=1)
+
+    assert state.is_completed()
+    assert (gate.passed > 0, gate.refused) == (True, 0)
+    mlflow = MlflowClient(tracking_uri=mlflow_server.uri)
+    versions = mlflow.search_model_versions("name = 'gated'")
+    assert sorted(version.tags["ckpt.step"] for version in versions) == ["3", "6", "8"]
+    assert {k for k in versions[0].tags if k.startswith("hparam.")} == {"hparam.width"}
+    assert mlflow.get_model_version_by_alias("gated", "verified").tags["ckpt.step"] == "8"
+    with client() as api:
+        assert "hush" not in "\n".join(flow_run_logs(api, flow_run.id))
+
+
+def test_environment_configures_a_flow_when_it_runs(
+    tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Store, schedule and registry come from variables and a file that its process has then.
+
+    With a registry there is a promote step: the newest checkpoint, verified, gets the alias.
+    """
+    flow = resumable_flow("support.toy_training:train", name="toy", retries=0)
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    file = tmp_path / "ckpt.toml"
+    file.write_text(f'[registry]\ntracking_uri = "{uri}"\nexperiment = "configured"\n')
+    monkeypatch.setenv("CKPT_TASKS_CONFIG", str(file))
+    monkeypatch.setenv("CKPT_TASKS_STORE_URL", str(tmp_path / "store"))
+    monkeypatch.setenv("CKPT_TASKS_SCHEDULE_EVERY_STEPS", "5")
+
+    flow_run, state = execute(flow, epochs=1)
+
+    assert state.is_completed()
+    seen = view_run(open_store(str(tmp_path / "store")), f"toy-{flow_run.id}")
+    assert [c.record.position.step for c in seen.checkpoints if c.record] == [8, 5]
+    (promote,) = [t for t in task_runs(flow_run.id) if t.name.startswith("promote")]
+    assert promote.state_name == "Completed"
+    version = MlflowClient(tracking_uri=uri).get_model_version_by_alias("configured", "verified")
+    assert (version.tags["ckpt.run"], version.tags["ckpt.step"]) == (seen.run.run, "8")
+
+
+def damaged_when_it_died(store: Path) -> RunView:
+    """A run that died behind its checkpoints of steps 5 and 10, of which the newest is damaged."""
+    execute(make_failing(store))
+    seen = view_run(open_store(str(store)), "damaged")
+    assert [c.record.position.step for c in seen.checkpoints if c.record] == [10, 5]
+    newest = seen.checkpoints[0].record
+    assert newest is not None
+    data = store / "damaged" / "data" / newest.write_id
+    for file in data.glob("*.safetensors"):
+        flip(0.5)(file)
+    return seen
+
+
+def make_failing(store: Path) -> Flow[..., dict[str, Any]]:
+    return resumable_flow(
+        "support.toy_failing:poisoned",
+        name="toy",
+        store=str(store),
+        schedule=ScheduleConfig(every_steps=5),
+        run_name="damaged",
+        retries=0,
+    )
+
+
+def test_damaged_checkpoint_is_told_and_shown(prefect_api: PrefectServer, tmp_path: Path) -> None:
+    """The next flow run passes it over: an event, a row in the table, an older start."""
+    before = damaged_when_it_died(tmp_path)
+    newest, older = (c.id for c in before.checkpoints)
+
+    flow_run, state = execute(make_failing(tmp_path))
+
+    assert state.is_completed()
+    rows = {row["checkpoint"]: row for row in table(artifacts(flow_run.id)["checkpoints"][0])}
+    assert rows[newest]["state"].startswith("quarantined: ")
+    assert (rows[newest]["step"], rows[newest]["epoch"]) == (10, 1)
+    assert rows[older]["state"] == "committed"
+
+    def told(what: str) -> list[dict[str, Any]]:
+        run = f"ckpt_tasks.run.{before.run.uid}"
+        return [e["payload"] for e in events(prefect_api, f"ckpt_tasks.{what}", related=run)]
+
+    wait_until(lambda: len(told("attempt.resumed")) == 2, timeout=20, what="starts are told")
+    starts = {payload["attempt"]: payload["checkpoint"] for payload in told("attempt.resumed")}
+    assert starts == {1: None, 2: older}
+    wait_until(lambda: told("checkpoint.quarantined"), timeout=20, what="damage is told")
+    assert [payload["checkpoint"] for payload in told("checkpoint.quarantined")] == [newest]

@@ -50,14 +50,6 @@ def uninterrupted_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "digest").read_text(encoding="ascii")
 
 
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables, to be copied: making them takes many seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def toy(
     prefect_api: PrefectServer,
