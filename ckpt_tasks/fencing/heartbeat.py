@@ -29,8 +29,6 @@ class Heart:
     ----------
     interval
         Seconds between two beats.
-    alive
-        Asked before every beat; when it says no, the heart stops by itself.
     """
 
     def __init__(
@@ -40,13 +38,11 @@ class Heart:
         attempt: int,
         *,
         interval: float,
-        alive: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._path = layout.heartbeat(attempt)
         self._attempt = attempt
         self._interval = interval
-        self._alive = alive
         self._beat = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -56,6 +52,8 @@ class Heart:
         """What it ended with, once that is known."""
         self.last_error: StoreError | None = None
         """Why the latest beat failed; a missed beat costs nothing until others take over."""
+        self.missed = 0
+        """How many beats up to the latest failed in a row."""
 
     def start(self) -> None:
         self._thread.start()
@@ -68,10 +66,9 @@ class Heart:
             self._write(ended=True)
 
     def _run(self) -> None:
-        while self._alive():
+        self._write(ended=False)
+        while not self._stopped.wait(self._interval):
             self._write(ended=False)
-            if self._stopped.wait(self._interval):
-                return
 
     def _write(self, *, ended: bool) -> None:
         self._beat += 1
@@ -85,9 +82,9 @@ class Heart:
         )
         try:
             self._store.put(self._path, encode(beat))
-            self.last_error = None
+            self.last_error, self.missed = None, 0
         except StoreError as error:
-            self.last_error = error
+            self.last_error, self.missed = error, self.missed + 1
 
 
 class HeartbeatObserver:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 
 from ckpt_tasks.errors import (
     ConfigError,
@@ -39,7 +40,7 @@ from ckpt_tasks.fencing.heartbeat import Heart
 from ckpt_tasks.fencing.process import process_is_alive, this_process
 from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import AttemptClaim
+from ckpt_tasks.format.records import AttemptClaim, Failure
 from ckpt_tasks.registry import RunDescription, RunStatus, load_registry
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
@@ -52,6 +53,7 @@ __all__ = ["main"]
 _POLL_SECONDS = 0.2
 _STATUS_OF: dict[int, RunStatus] = {EXIT_DONE: "finished", EXIT_STOPPED: "stopped"}
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 8.0
+_MISSED_BEATS = 3  # in a row, that are worth a word
 _FIRST_SILENCE, _LONGEST_SILENCE = 5.0, 600.0  # between two messages that the registry is away
 
 
@@ -75,6 +77,12 @@ class Registrar:
         self._store: Store | None = None
         self._heart: Heart | None = None
         self._publisher: Publisher | None = None
+        self._registers = self._spec.config.registry.tracking_uri is not None
+        self._settled = False  # what the attempt resumed from is recorded, and so the lineage
+        self._waiting: deque[MetricsLogged | CheckpointCommitted] = deque()
+        self._step: int | None = None
+        self._failure: Failure | None = None
+        self._told_silent = False
         self._retry_at = 0.0
         self._backoff = _FIRST_BACKOFF
         self._told_away = False
@@ -106,6 +114,7 @@ class Registrar:
         while not self._is_over():
             self._handle_events()
             self._publish()
+            self._watch_heart()
             self._released.wait(_POLL_SECONDS)
         self._handle_events()
 
@@ -122,62 +131,90 @@ class Registrar:
             self._handle(event)
 
     def _handle(self, event: Event) -> None:
+        """Take note, and no more: what needs the store or the registry may have to wait."""
         if isinstance(event, AttemptClaimed):
-            self._begin(event)
+            self._claimed = event
         elif isinstance(event, RunFoundComplete):
             self._claimed = event
-            self._store = open_store(self._spec.config.store)
-            self._open_publisher()
+            self._settled = True
         elif isinstance(event, AttemptResumed):
             self._note_step(event.position)
-            self._open_publisher()
+            self._settled = True
         elif isinstance(event, Progress):
             self._note_step(event.position)
-        elif self._publisher is None:
-            return
-        elif isinstance(event, MetricsLogged):
-            self._publisher.add_rows(event.rows)
-        elif isinstance(event, CheckpointCommitted):
-            self._publisher.add_commit(event.checkpoint)
+        elif isinstance(event, MetricsLogged | CheckpointCommitted) and self._registers:
+            self._waiting.append(event)
 
     def _note_step(self, position: Position) -> None:
+        self._step = position.step
         if self._heart is not None:
             self._heart.step = position.step
 
     def _note_failure(self) -> None:
         """Before the drain, which may be cut short: later attempts compare their own end."""
         outcome = self._folder.read_outcome(self._folder.outcome)
-        if self._heart is not None and outcome is not None:
-            self._heart.failure = outcome.ended_with
+        self._failure = outcome.ended_with if outcome is not None else None
+        if self._heart is not None:
+            self._heart.failure = self._failure
 
-    def _begin(self, claimed: AttemptClaimed) -> None:
-        self._claimed = claimed
-        self._store = open_store(self._spec.config.store)
-        self._heart = Heart(
-            self._store,
-            self._layout,
-            claimed.attempt,
-            interval=self._spec.config.attempt.heartbeat,
-        )
-        self._heart.start()
+    def _open(self) -> None:
+        """Open what is needed by now and is not open yet.
 
-    def _open_publisher(self) -> None:
-        config = self._spec.config.registry
-        if config.tracking_uri is None:
+        Raises `StoreError`, after which it can be called again, and `ConfigError` where the
+        registry cannot be used as asked.
+        """
+        if self._claimed is None:
             return
-        claimed, store = self._claimed, self._store
-        assert claimed is not None
-        assert store is not None
+        if self._store is None:
+            self._store = self._open_store()
+        if self._heart is None and isinstance(self._claimed, AttemptClaimed):
+            self._heart = self._start_heart(self._store, self._claimed)
+        if self._publisher is None and self._settled and self._registers:
+            self._publisher = self._open_publisher(self._store, self._claimed)
+
+    def _open_store(self) -> Store:
         try:
-            registry = load_registry(config)
+            return open_store(self._spec.config.store)
         except ConfigError as error:
-            self._give_up(error)
+            # The trainer has opened it just so: credentials, say, that ran out may be renewed.
+            raise StoreError(str(error)) from error
+
+    def _start_heart(self, store: Store, claimed: AttemptClaimed) -> Heart:
+        interval = self._spec.config.attempt.heartbeat
+        heart = Heart(store, self._layout, claimed.attempt, interval=interval)
+        heart.step, heart.failure = self._step, self._failure
+        heart.start()
+        return heart
+
+    def _watch_heart(self) -> None:
+        """Tell once that it cannot beat; once more should it recover and fail again."""
+        error = self._heart.last_error if self._heart is not None else None
+        if self._heart is not None and error is not None and self._heart.missed >= _MISSED_BEATS:
+            self._tell_silent(error)
+        elif self._heart is not None and error is None:
+            self._told_silent = False
+
+    def _tell_silent(self, error: StoreError) -> None:
+        if self._told_silent:
             return
-        self._publisher = Publisher(
+        self._told_silent = True
+        after = self._spec.config.attempt.takeover_after
+        self._emit(
+            Warned(
+                message=f"no heartbeat can be written ({error}); training goes on, but after "
+                f"{after:g} s of silence another invocation may take the run over"
+            )
+        )
+
+    def _open_publisher(
+        self, store: Store, claimed: AttemptClaimed | RunFoundComplete
+    ) -> Publisher:
+        config = self._spec.config.registry
+        return Publisher(
             store,
             self._layout,
             Fence(store, self._layout, claimed.attempt),
-            registry,
+            load_registry(config),
             config,
             self._describe(claimed, store),
             self._emit,
@@ -205,22 +242,23 @@ class Registrar:
         return claim.hyperparameters
 
     def _publish(self, *, last: bool = False) -> bool:
-        """Publish what waits, unless the registry is being left alone for a while.
+        """Publish what waits, unless store and registry are being left alone for a while.
 
         With `last`, close the run as well. Returns whether nothing is left to do.
         """
-        if self._publisher is None:
-            return True
         if time.monotonic() < self._retry_at:
             return False
         try:
-            self._publisher.publish()
-            if last:
-                self._publisher.end(self._status())
+            self._open()
+            if self._publisher is not None:
+                self._hand_over(self._publisher)
+                self._publisher.publish()
+                if last:
+                    self._publisher.end(self._status())
         except ConfigError as error:
             self._give_up(error)
         except (RegistryError, StoreError) as error:
-            self._tell_away(str(error), self._publisher.queued)
+            self._tell(error)
             self._retry_at = time.monotonic() + self._backoff
             self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
             return False
@@ -228,6 +266,22 @@ class Registrar:
         self._told_away = False
         self._speak_again()
         return True
+
+    def _hand_over(self, publisher: Publisher) -> None:
+        while self._waiting:
+            event = self._waiting.popleft()
+            if isinstance(event, MetricsLogged):
+                publisher.add_rows(event.rows)
+            else:
+                publisher.add_commit(event.checkpoint)
+
+    def _tell(self, error: RegistryError | StoreError) -> None:
+        alive = isinstance(self._claimed, AttemptClaimed)
+        if alive and self._heart is None and isinstance(error, StoreError):
+            self._tell_silent(error)
+        if self._registers:
+            opened = self._publisher
+            self._tell_away(str(error), opened.queued if opened else len(self._waiting) + 1)
 
     def _tell_away(self, why: str, queued: int) -> None:
         """Say so at growing intervals, however often it is tried."""
@@ -253,6 +307,8 @@ class Registrar:
 
     def _give_up(self, why: ConfigError) -> None:
         self._publisher = None
+        self._registers = False
+        self._waiting.clear()
         self._emit(Warned(message=f"{NOT_REGISTERED}: {why}. {CATCH_UP}"))
 
     def _status(self) -> RunStatus:

@@ -16,8 +16,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from math import inf
-from typing import IO
+from typing import IO, Protocol
 
 import msgspec
 
@@ -47,6 +48,8 @@ __all__ = ["main"]
 
 _POLL_SECONDS = 0.05
 _REGISTRAR_STARTS = 5
+_HEALTHY_SECONDS = 60.0  # a registrar that ran so long has its starts back
+_FIRST_PAUSE = 1.0  # before a registrar is started again; each is twice the one before
 _HURRY_SECONDS = 5.0  # for the registrar, when somebody does not want to wait
 
 
@@ -79,9 +82,11 @@ class Supervisor:
         with self._folder.output.open("ab", buffering=0) as output:
             trainer = _Child("ckpt_tasks.training.trainer", self._folder, output)
             registrar = _Child("ckpt_tasks.training.registrar", self._folder, output)
-            self._wait(trainer, registrar, output)
+            keeper = RegistrarKeeper(registrar, self._spec, self._tell)
+            self._wait(trainer, keeper)
             outcome = self._outcome(trainer)
             self._folder.write_outcome(outcome, self._folder.outcome)
+            keeper.start_for_the_end()
             registrar.let_go()  # it empties its queue, then ends
             self._end(registrar)
         if self._orphaned.is_set():
@@ -101,18 +106,20 @@ class Supervisor:
             late = f"the registry has not taken all of it within {limit:g} s"
             died = f"the registrar ended with {registrar.process.returncode}"
             why = late if registrar.process.returncode == -signal.SIGKILL else died
-            tell = EventLog(self._folder.registrar_events)
-            tell(Warned(message=f"{NOT_REGISTERED}: {why}. {CATCH_UP}"))
-            tell.close()
+            self._tell(f"{NOT_REGISTERED}: {why}. {CATCH_UP}")
+
+    def _tell(self, message: str) -> None:
+        log = EventLog(self._folder.registrar_events)
+        log(Warned(message=message))
+        log.close()
 
     def _watch(self, liveness: int) -> None:
         os.read(liveness, 1)  # returns when the launcher is gone
         self._orphaned.set()
         self._stop.set()
 
-    def _wait(self, trainer: _Child, registrar: _Child, output: IO[bytes]) -> None:
+    def _wait(self, trainer: _Child, keeper: RegistrarKeeper) -> None:
         """Until the trainer has ended: forward a stop, bound the grace, keep a registrar."""
-        starts = 1
         terminated = False
         deadline: float | None = None
         while trainer.process.poll() is None:
@@ -131,9 +138,7 @@ class Supervisor:
                 trainer.kill()
             if self._at_once.is_set():
                 trainer.kill()
-            if registrar.process.poll() not in (None, 0) and starts < _REGISTRAR_STARTS:
-                starts += 1
-                registrar.restart(output)
+            keeper.look()
             time.sleep(_POLL_SECONDS)
         trainer.kill()  # loader workers that it left behind
 
@@ -173,15 +178,16 @@ class _Child:
     def __init__(self, module: str, folder: AttemptFolder, output: IO[bytes]) -> None:
         self._module = module
         self._folder = folder
-        self._start(output)
+        self._output = output
+        self._start()
 
-    def _start(self, output: IO[bytes]) -> None:
+    def _start(self) -> None:
         read, self._liveness = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-m", self._module, str(self._folder.path), str(read)],
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=self._output,
+            stderr=self._output,
             pass_fds=[read],
             process_group=0,
         )
@@ -190,9 +196,13 @@ class _Child:
             name = self._module.rpartition(".")[2]
             self._folder.write_process(name, this_process(self.process.pid))
 
-    def restart(self, output: IO[bytes]) -> None:
+    def has_failed(self) -> bool:
+        """It has ended, and not because its work was done."""
+        return self.process.poll() not in (None, 0)
+
+    def restart(self) -> None:
         os.close(self._liveness)
-        self._start(output)
+        self._start()
 
     def let_go(self) -> None:
         """Close the liveness pipe: the child learns that nothing more will come."""
@@ -215,6 +225,78 @@ class _Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+class Restartable(Protocol):
+    """A child as `RegistrarKeeper` needs it."""
+
+    def has_failed(self) -> bool: ...
+
+    def restart(self) -> None: ...
+
+
+class RegistrarKeeper:
+    """Starts a registrar that died again, after growing pauses; if it dies again and again, tells
+    so, and leaves it.
+
+    Parameters
+    ----------
+    tell
+        Told in a sentence what that costs.
+    """
+
+    def __init__(
+        self,
+        registrar: Restartable,
+        spec: TrainSpec,
+        tell: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registrar = registrar
+        self._config = spec.config
+        self._tell = tell
+        self._clock = clock
+        self._starts = 1
+        self._started = clock()
+        self._start_at: float | None = None
+        self._gave_up = False
+
+    def look(self) -> None:
+        """Do what is due; to be called again and again."""
+        if self._gave_up or not self._registrar.has_failed():
+            return
+        now = self._clock()
+        if self._start_at is None:
+            self._note_death(now)
+        elif now >= self._start_at:
+            self._start(now)
+
+    def start_for_the_end(self) -> None:
+        """The trainer has ended: what is still to be published waits for no pause."""
+        if not self._gave_up and self._registrar.has_failed():
+            self._start(self._clock())
+
+    def _start(self, now: float) -> None:
+        self._starts += 1
+        self._started, self._start_at = now, None
+        self._registrar.restart()
+
+    def _note_death(self, now: float) -> None:
+        if now - self._started >= _HEALTHY_SECONDS:
+            self._starts = 1
+        if self._starts < _REGISTRAR_STARTS:
+            self._start_at = now + _FIRST_PAUSE * 2 ** (self._starts - 1)
+            return
+        self._gave_up = True
+        after = self._config.attempt.takeover_after
+        registers = self._config.registry.tracking_uri is not None
+        lost = f" Nothing more of this attempt is registered. {CATCH_UP}." if registers else ""
+        self._tell(
+            f"the registrar died {self._starts} times and is not started again: training goes on "
+            f"without a heartbeat, so after {after:g} s another invocation may take the run over."
+            f"{lost}"
+        )
 
 
 def _died(spec: TrainSpec, folder: AttemptFolder, returncode: int) -> TrainOutcome:

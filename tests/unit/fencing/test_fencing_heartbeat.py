@@ -96,25 +96,6 @@ def test_heart_stopped_in_an_attempt_that_goes_on(store: Store) -> None:
     assert (last.beat, last.ended) == (1, False)
 
 
-def test_heart_stops_with_what_it_beats_for(store: Store) -> None:
-    """When that is no longer alive there are no more beats, and no word of an end either."""
-    answers = iter([True, True, False])
-    asked = threading.Event()
-
-    def alive() -> bool:
-        answer = next(answers)
-        if not answer:
-            asked.set()
-        return answer
-
-    heart = Heart(store, LAYOUT, 1, interval=0.001, alive=alive)
-    heart.start()
-    assert asked.wait(30)
-    last = read_heartbeat(store, LAYOUT, 1)
-    assert last is not None
-    assert (last.beat, last.ended) == (2, False)
-
-
 def test_missed_beat_costs_nothing(store: Store) -> None:
     """A store that fails for a while leaves an error to look at, and the heart goes on."""
     faulty = FaultyStore(store, [Fault(at=1, times=2)], counted={"put"})
@@ -123,16 +104,17 @@ def test_missed_beat_costs_nothing(store: Store) -> None:
     heart.start()
     assert counter.enough.wait(30)
     heart.stop(ended=True)
-    assert heart.last_error is None
+    assert (heart.last_error, heart.missed) == (None, 0)
     assert read_heartbeat(store, LAYOUT, 1) is not None
 
 
 def test_failing_store_is_told(store: Store) -> None:
-    """The latest error is kept."""
+    """The latest error is kept, and how many beats it is that failed."""
     heart = Heart(FaultyStore(store, [Fault(at=1, times=999)]), LAYOUT, 1, interval=3600)
     heart.start()
     heart.stop(ended=True)
     assert isinstance(heart.last_error, StoreError)
+    assert heart.missed == 2
 
 
 def test_silence_is_measured_by_the_observers_clock(store: Store, clock: FakeClock) -> None:
