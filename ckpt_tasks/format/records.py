@@ -279,7 +279,7 @@ class Index(Record, frozen=True, kw_only=True):
     `items` maps each tracked name to the tree of its state (see `format.tree`), in which
     tensors are references into `tensors`. `metrics` are the rows logged since the previous
     checkpoint of this attempt, as ``[key, value, step, time_ms]``, so that no row is lost with
-    the process that was to publish it.
+    the process that was to publish it. Of very many, they are the newest, and the attempt warned.
     """
 
     rank: _Count

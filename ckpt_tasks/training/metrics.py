@@ -12,11 +12,14 @@ import torch
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.types import Number, finite_or_text
 
-__all__ = ["MetricBuffer"]
+__all__ = ["JOURNAL_ROWS", "MetricBuffer"]
 
 Row = tuple[str, Number, int, int]
 
-_JOURNAL_ROWS = 100_000  # what came before these has long been published
+JOURNAL_ROWS = 100_000
+"""Rows that a checkpoint keeps: some 6 MB of its index, which is held in memory, here and by every
+reader, and may not be larger than `MAX_INDEX_BYTES`."""
+
 _RECORDED_KEYS = 500  # a commit record is small
 
 
@@ -26,9 +29,11 @@ class MetricBuffer:
     def __init__(self) -> None:
         self._open: dict[str, tuple[Any, int]] = {}
         self._unsent: list[tuple[str, Any, int, int]] = []
-        self._journal: deque[Row] = deque(maxlen=_JOURNAL_ROWS)
+        self._journal: deque[Row] = deque(maxlen=JOURNAL_ROWS)
         self._step = 0
         self._logged: set[str] = set()
+        self.has_overflowed = False
+        """More rows came between two checkpoints than the later one keeps."""
         self.of_step: dict[str, Number] = {}
         """What was logged for the last step that was closed, as far as drained: a commit record's
         metrics. Never older values, which were measured on other weights."""
@@ -74,6 +79,7 @@ class MetricBuffer:
             for key, value, step, time_ms in self._unsent
         ]
         self._unsent.clear()
+        self.has_overflowed |= len(self._journal) + len(rows) > JOURNAL_ROWS
         self._journal.extend(rows)
         for key, value, step, _ in rows:
             if step == self._step and len(self.of_step) < _RECORDED_KEYS:
@@ -81,7 +87,7 @@ class MetricBuffer:
         return rows
 
     def journal(self) -> list[Row]:
-        """Rows sent since the last checkpoint."""
+        """Rows sent since the last checkpoint: the newest, should they be too many."""
         return list(self._journal)
 
     def forget_journal(self) -> None:

@@ -321,7 +321,9 @@ class TrainingRun:
     def log(self, values: Mapping[str, Any] | None = None, /, **metrics: Any) -> None:
         """Log metrics for the step under way: once per key and step, however many crashes.
 
-        Inside the n-th step, counted from 1, and behind it, values belong to step n.
+        Inside the n-th step, counted from 1, and behind it, values belong to step n. Checkpoints
+        keep what was logged since the one before, for a registry that is away, or is added later:
+        the newest 100,000 values. Where there are more, a warning says so.
 
         Parameters
         ----------

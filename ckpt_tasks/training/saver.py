@@ -22,7 +22,7 @@ from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.schedule.policy import Boundary, SaveContext, SaveDecisionPolicy
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.training.counters import Counters
-from ckpt_tasks.training.metrics import MetricBuffer
+from ckpt_tasks.training.metrics import JOURNAL_ROWS, MetricBuffer
 from ckpt_tasks.types import Position, SaveDecision
 
 __all__ = ["Saver", "TrainingStopped"]
@@ -179,6 +179,12 @@ class Saver:
         rows = self._metrics.drain()
         if rows:
             self._on_event(MetricsLogged(rows=rows))
+        if self._metrics.has_overflowed:
+            self.warn_once(
+                f"more than {JOURNAL_ROWS} metric values were logged between two checkpoints, "
+                "which keep the newest of them only: those before are lost, unless the registry takes "
+                "them while this attempt runs; save more often, or log less often"
+            )
         self._on_event(Progress(position=position, epochs=self.epochs_total))
         self._sent_at = self._clock()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ckpt_tasks.errors import StateError
-from ckpt_tasks.training.metrics import MetricBuffer
+from ckpt_tasks.training.metrics import JOURNAL_ROWS, MetricBuffer
 
 
 @pytest.fixture
@@ -108,6 +108,21 @@ def test_the_journal_holds_what_no_checkpoint_holds(buffer: MetricBuffer) -> Non
     assert buffer.journal() == rows
     buffer.forget_journal()
     assert buffer.journal() == []
+
+
+def test_a_journal_that_is_too_long_says_so(buffer: MetricBuffer) -> None:
+    """Up to its limit it holds all; beyond it the newest, and that the others are not in it."""
+    for step in range(1, JOURNAL_ROWS + 1):
+        buffer.log({"loss": 1.0})
+        buffer.close_step(step)
+    buffer.drain()
+    assert not buffer.has_overflowed
+    assert len(buffer.journal()) == JOURNAL_ROWS
+    buffer.log({"loss": 1.0})
+    buffer.close_step(JOURNAL_ROWS + 1)
+    buffer.drain()
+    assert buffer.has_overflowed
+    assert [buffer.journal()[n][2] for n in (0, -1)] == [2, JOURNAL_ROWS + 1]
 
 
 def test_a_restored_buffer_knows_what_was_logged(buffer: MetricBuffer) -> None:

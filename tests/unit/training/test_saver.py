@@ -11,11 +11,19 @@ import torch
 from support.made_runs import MadeRun
 
 from ckpt_tasks.errors import StaleAttemptError, StoreError
-from ckpt_tasks.events import CheckpointCommitted, Event, SaveFailed, SaveStarted
+from ckpt_tasks.events import (
+    CheckpointCommitted,
+    Event,
+    MetricsLogged,
+    SaveFailed,
+    SaveStarted,
+    Warned,
+)
 from ckpt_tasks.schedule.policy import AnyOf, AtEnd, EverySteps, OnSignal
 from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.testing import FakeClock, Fault, FaultyStore
 from ckpt_tasks.training.counters import Counters
+from ckpt_tasks.training.metrics import JOURNAL_ROWS
 from ckpt_tasks.training.saver import Saver, TrainingStopped
 
 ALWAYS = [Fault(at=1, times=1_000_000)]
@@ -148,3 +156,19 @@ def test_trying_again_draws_no_random_number() -> None:
     before = states()
     scene.saver.finish(scene.counters, save=True)
     assert states() == before
+
+
+@pytest.mark.parametrize(("values", "told"), [(JOURNAL_ROWS, 0), (JOURNAL_ROWS + 1, 1)])
+def test_metrics_that_no_checkpoint_keeps_are_told_once(values: int, told: int) -> None:
+    """All are sent; what the next checkpoint leaves out is warned of, in the first place only."""
+    scene = Scene()
+    for _ in range(2):
+        scene.saver.metrics.log({f"key-{number}": 1.0 for number in range(values)})
+        scene.counters.step += 1
+        scene.saver.at_boundary("end", scene.counters)
+    sent = [len(event.rows) for event in scene.events if isinstance(event, MetricsLogged)]
+    assert sent == [values, values]
+    assert scene.count(CheckpointCommitted) == 2
+    warnings = [event.message for event in scene.events if isinstance(event, Warned)]
+    assert len(warnings) == told
+    assert all(str(JOURNAL_ROWS) in warning for warning in warnings)
