@@ -6,10 +6,15 @@ from uuid import uuid4
 
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from support.prefect_runs import artifacts, client
+from support.prefect_runs import artifacts, client, table
 from support.prefect_server import free_port, wait_until
 
-from ckpt_tasks.events import CheckpointCommitted, Progress
+from ckpt_tasks.events import (
+    CheckpointCommitted,
+    CheckpointQuarantined,
+    CheckpointRegistered,
+    Progress,
+)
 from ckpt_tasks.integrations.prefect.artifacts import (
     ArtifactPublisher,
     KeyedArtifact,
@@ -17,6 +22,17 @@ from ckpt_tasks.integrations.prefect.artifacts import (
     artifact_key,
 )
 from ckpt_tasks.types import Position
+
+
+def committed(checkpoint: str, position: Position) -> CheckpointCommitted:
+    return CheckpointCommitted(
+        checkpoint=checkpoint,
+        position=position,
+        trigger="steps",
+        reason="every 3 steps",
+        size=10,
+        seconds=0.1,
+    )
 
 
 @pytest.mark.parametrize("run", ["digits-1", "Digits 1", "digits/1", "ünï", "..", "a" * 300])
@@ -60,16 +76,7 @@ def test_absent_server_is_told_once_and_stops_nothing(caplog: pytest.LogCaptureF
         position = Position(step=3)
         publisher(Progress(position=position, epochs=2))
         wait_until(lambda: "cannot be updated" in caplog.text, timeout=60, what="a warning")
-        publisher(
-            CheckpointCommitted(
-                checkpoint="step-00000003-a1-s1",
-                position=position,
-                trigger="steps",
-                reason="every 3 steps",
-                size=10,
-                seconds=0.1,
-            )
-        )
+        publisher(committed("step-00000003-a1-s1", position))
         publisher.close()
 
     warnings = [record for record in caplog.records if record.name == "test-artifacts"]
@@ -89,3 +96,28 @@ def test_an_artifact_deleted_meanwhile_is_made_again() -> None:
         artifact.publish(api, "three", "third")
     (found,) = artifacts(flow_run)["registry"]
     assert (found.data, found.description) == ("three", "third")
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_table_shows_each_checkpoint_with_its_newest_state() -> None:
+    """Committed, registered or quarantined: one row each, newest first, known before or not."""
+    flow_run = uuid4()
+    publisher = ArtifactPublisher("toy", flow_run, None, logging.getLogger("test-artifacts"))
+    for step in (3, 6, 9):
+        publisher(committed(f"step-{step:08}-a1-s{step // 3}", Position(epoch=1, step=step)))
+    publisher(
+        CheckpointRegistered(
+            checkpoint="step-00000006-a1-s2", registered_model="toy", version="2", model_id="m"
+        )
+    )
+    publisher(CheckpointQuarantined(checkpoint="step-00000009-a1-s3", why="digest differs"))
+    publisher(CheckpointQuarantined(checkpoint="step-00000012-a1-s4", why="no such file"))
+    publisher.close()
+
+    rows = table(artifacts(flow_run)["checkpoints"][0])
+    assert [(row["step"], row["epoch"], row["state"]) for row in rows] == [
+        (12, None, "quarantined: no such file"),
+        (9, 1, "quarantined: digest differs"),
+        (6, 1, "registered: toy v2"),
+        (3, 1, "committed"),
+    ]
