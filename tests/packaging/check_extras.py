@@ -154,6 +154,8 @@ def _environment(folder: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # This one has torch, for the checks of what itself has none.
+        "TRAINING_PYTHON": sys.executable,
     }
 
 

@@ -1,7 +1,11 @@
-"""With the newest Prefect, a flow is built, and a server that knows our blocks comes up."""
+"""With Prefect and without torch: a server comes up that knows our blocks, and a flow trains.
+
+Its training runs in another interpreter, the one named by ``TRAINING_PYTHON``, which has torch.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -12,14 +16,27 @@ import time
 import urllib.request
 from pathlib import Path
 
-Path("job.py").write_text("def train(run, lr: float = 0.1): ...\n")
-sys.path.insert(0, os.getcwd())
+from prefect.plugins import load_prefect_collections
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect.plugins import load_prefect_collections  # noqa: E402
+import ckpt_tasks.integrations.prefect as integration
 
-import ckpt_tasks.integrations.prefect as integration  # noqa: E402 - finds job.py
+Path("job.py").write_text(
+    """
+import torch
 
-flow = integration.resumable_flow("job:train", name="probe", store="store")
+def train(run, lr: float = 0.1):
+    model = torch.nn.Linear(1, 1)
+    loader = torch.utils.data.DataLoader(torch.ones(2, 1))
+    run.track(model=model, loader=loader)
+    for epoch in run.epochs(2):
+        for batch in run.steps(loader):
+            model(batch).backward()
+"""
+)
+flow = integration.resumable_flow(
+    "job.py:train", name="probe", store="store", python=os.environ["TRAINING_PYTHON"]
+)
 assert "lr" in flow.parameters.properties, flow.parameters
 
 collection = load_prefect_collections()["ckpt_tasks"]
@@ -52,6 +69,10 @@ try:
         slugs = {block_type["slug"] for block_type in json.load(answer)}
     for block in (integration.CheckpointStore, integration.ModelRegistry):
         assert block.get_block_type_slug() in slugs, slugs
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+        outcome = flow(lr=0.2)
+    assert (outcome["code"], outcome["position"]["step"]) == (0, 4), outcome
+    assert importlib.util.find_spec("torch") is None
 finally:
     os.killpg(server.pid, signal.SIGTERM)
     server.wait(timeout=60)
