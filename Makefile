@@ -10,6 +10,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV ?= .venv
 UV_VERSION := 0.13.9
 DEMO_FOLDER ?= demo-run
+UI_PORT ?= 5000
 
 STAMP := $(VENV)/.installed
 UV := $(VENV)/bin/uv
@@ -56,7 +57,9 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 ui: $(STAMP)
-	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(DEMO_FOLDER)/mlflow.db
+	@test -f "$(DEMO_FOLDER)/mlflow.db" || \
+	  { echo "error: there is no $(DEMO_FOLDER)/mlflow.db yet: make demo" >&2; exit 2; }
+	$(VENV)/bin/mlflow ui --backend-store-uri "sqlite:///$(DEMO_FOLDER)/mlflow.db" --port $(UI_PORT)
 
 wheel: $(STAMP)
 	rm -rf dist

@@ -31,7 +31,7 @@ from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import Store, open_existing_store
 from ckpt_tasks.suggest import did_you_mean
 
-__all__ = ["find_run", "ls", "runs", "show"]
+__all__ = ["find_checkpoint", "find_run", "ls", "runs", "show"]
 
 _LABEL_WIDTH = 14
 

@@ -20,6 +20,7 @@ __all__ = [
     "FORMAT",
     "LINEAGE_ENTRIES",
     "MAX_COMMIT_BYTES",
+    "MAX_HEADER_BYTES",
     "MAX_INDEX_BYTES",
     "AttemptClaim",
     "CommitRecord",

@@ -16,6 +16,7 @@ from ckpt_tasks.types import Position, SaveDecision
 __all__ = [
     "AnyOf",
     "AtEnd",
+    "Boundary",
     "EveryEpochs",
     "EverySeconds",
     "EverySteps",

@@ -15,6 +15,7 @@ from ckpt_tasks.training.docstrings import describe_parameters, summary_of
 
 __all__ = [
     "EntrypointSignature",
+    "FunctionNode",
     "Hyperparameter",
     "find_definition",
     "resolve_annotation",

@@ -28,6 +28,7 @@ __all__ = [
     "RecoverOperator",
     "ReportOperator",
     "ResolveOperator",
+    "RunOperator",
     "TrainOperator",
     "VerifyOperator",
 ]

@@ -13,7 +13,7 @@ from mlflow.entities import Metric
 from ckpt_tasks.integrations.mlflow import names
 from ckpt_tasks.types import MetricRow
 
-__all__ = ["OWN_PREFIX", "RunMetrics"]
+__all__ = ["OWN_PREFIX", "ROWS_PER_CALL", "RunMetrics"]
 
 OWN_PREFIX = "ckpt/"
 """Metrics that this package adds for each checkpoint."""
