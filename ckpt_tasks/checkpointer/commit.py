@@ -2,7 +2,8 @@
 
 Order matters. Data first, then the fence, then the record, then the fence again: an attempt that
 lost its run before the first check makes no record, and one that lost it afterwards, in between
-even, never registers it. A record made in between is the next attempt's to use, or to pass over for good.
+even, never registers it. A record made in between is the next attempt's to use, or passed over by
+all that follow.
 """
 
 from __future__ import annotations
