@@ -182,8 +182,8 @@ class Saver:
         if self._metrics.has_overflowed:
             self.warn_once(
                 f"more than {JOURNAL_ROWS} metric values were logged between two checkpoints, "
-                "which keep the newest of them only: those before are lost, unless the registry takes "
-                "them while this attempt runs; save more often, or log less often"
+                "which keep the newest of them only: those before are lost, unless the registry "
+                "takes them while this attempt runs; save more often, or log less often"
             )
         self._on_event(Progress(position=position, epochs=self.epochs_total))
         self._sent_at = self._clock()
