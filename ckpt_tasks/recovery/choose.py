@@ -17,7 +17,10 @@ from ckpt_tasks.format.records import PassedOver
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["Candidates", "choose"]
+__all__ = ["Candidates", "choose", "nothing_restorable"]
+
+_NEWEST = "the newest checkpoint of the run's lineage"
+_NEWEST_USABLE = "the newest usable checkpoint of the run's lineage"
 
 
 class Candidates(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,9 +31,9 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints
         To be tried in this order. Empty: start from the beginning.
     passed_over
-        Those newer than the first of them, and why they are not tried before it.
+        Those that are not tried, or only as a last resort, and why.
     why
-        One sentence for people.
+        One sentence for people, true of the first of them; see `reason`.
     asked_for
         A person chose; who may want an unhealthy checkpoint.
     """
@@ -39,6 +42,27 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     passed_over: tuple[PassedOver, ...] = ()
     why: str
     asked_for: bool = False
+
+    def passed_over_for(self, start: str | None, failed: Sequence[PassedOver]) -> list[PassedOver]:
+        """What an attempt that starts from `start` passes over, newest first.
+
+        `failed` were tried before it in vain.
+        """
+        if start is None:
+            return list(failed)
+        newer = [p for p in self.passed_over if _age(p.checkpoint) > _age(start)]
+        return sorted([*newer, *failed], key=lambda p: _age(p.checkpoint), reverse=True)
+
+    def reason(self, passed_over: Sequence[PassedOver]) -> str:
+        """Why an attempt starts where it does, given all that it passes over."""
+        if not passed_over:
+            return self.why
+        return f"{_NEWEST_USABLE} ({len(passed_over)} passed over)"
+
+
+def _age(checkpoint: str) -> tuple[int, int]:
+    parsed = CheckpointId.parse(checkpoint)
+    return parsed.attempt, parsed.sequence
 
 
 def choose(
@@ -131,16 +155,17 @@ def _newest(
         passed[deadly] = PassedOver(checkpoint=str(deadly), why=str(repeated))
     return Candidates(
         checkpoints=tuple(tried),
-        passed_over=tuple(passed[c] for c in valid[: valid.index(tried[0])]),
-        why="the newest checkpoint of the run's lineage",
+        passed_over=tuple(passed.values()),
+        why=_NEWEST,
     )
 
 
 def nothing_restorable(layout: RunLayout, passed: Sequence[PassedOver]) -> CheckpointNotFoundError:
     """The error for a run that has committed, and has nothing left to start from."""
-    reasons = "; ".join(f"{p.checkpoint}: {p.why}" for p in passed[:5])
+    found = {p.checkpoint: p.why for p in passed}  # a last resort was tried although passed over
+    reasons = "; ".join(f"{checkpoint}: {why}" for checkpoint, why in list(found.items())[:5])
     return CheckpointNotFoundError(
-        f"none of the {len(passed)} checkpoints of run {layout.run!r} can be restored ({reasons}). "
+        f"none of the {len(found)} checkpoints of run {layout.run!r} can be restored ({reasons}). "
         "It is not started again from step 0 by itself: copy back what was damaged, or ask for "
         "it with --resume fresh"
     )

@@ -89,21 +89,18 @@ def recover(
     candidates = choose(
         store, layout, attempt.earlier, resume=claim.resume, invocation=claim.invocation
     )
-    passed = list(candidates.passed_over)
-    loaded = None
-    if candidates.checkpoints:
-        loaded, damaged = _load_newest(store, layout, run, fence, candidates, on_event)
-        passed += damaged
-        if loaded is None:
-            raise nothing_restorable(layout, passed)
+    loaded, failed = _load_newest(store, layout, run, fence, candidates, on_event)
+    if loaded is None and candidates.checkpoints:
+        raise nothing_restorable(layout, [*candidates.passed_over, *failed])
     start = loaded.record if loaded else None
+    passed = candidates.passed_over_for(start.id if start else None, failed)
     lineage = extend_lineage(attempt.number, start)
     resumed = ResumedRecord(
         attempt=attempt.number,
         checkpoint=start.id if start else None,
         lineage=list(lineage.entries),
-        why=candidates.why,
-        passed_over=[p for p in passed if start is None or p.checkpoint != start.id][:100],
+        why=candidates.reason(passed),
+        passed_over=passed[:100],
         resumed_at=now(),
     )
     fence.check()
@@ -143,26 +140,27 @@ def preview_recovery(
         return record
 
     candidates = choose(store, layout, attempts, resume=resume, invocation=invocation)
-    passed = list(candidates.passed_over)
+    failed: list[PassedOver] = []
     for checkpoint in candidates.checkpoints:
         try:
             record = _read_healthy(store, layout, run, checkpoint, candidates, check)
         except CorruptCheckpointError as error:
             record = PassedOver(checkpoint=str(checkpoint), why=str(error)[:4000])
         if isinstance(record, PassedOver):
-            passed.append(record)
+            failed.append(record)
             continue
+        passed = candidates.passed_over_for(record.id, failed)
         return RecoveryPreview(
             run=layout.run,
             checkpoint=record.id,
             step=record.position.step,
-            why=candidates.why,
-            passed_over=[p for p in passed if p.checkpoint != record.id],
+            why=candidates.reason(passed),
+            passed_over=passed,
         )
     if candidates.checkpoints:
-        raise nothing_restorable(layout, passed)
+        raise nothing_restorable(layout, [*candidates.passed_over, *failed])
     return RecoveryPreview(
-        run=layout.run, checkpoint=None, step=0, why=candidates.why, passed_over=passed
+        run=layout.run, checkpoint=None, step=0, why=candidates.why, passed_over=[]
     )
 
 

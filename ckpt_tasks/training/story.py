@@ -10,6 +10,7 @@ from ckpt_tasks.store.base import Store
 __all__ = ["tell_story"]
 
 _SHOWN_ATTEMPTS = 30
+_SHOWN_PASSED_OVER, _SHOWN_REASON = 3, 200
 
 
 def tell_story(store: Store, layout: RunLayout) -> str:
@@ -42,6 +43,12 @@ def _row(view: RunView, attempt: AttemptView) -> str:
     began = claim.claimed_at if claim else "?"
     start = "never trained" if resumed is None else f"`{resumed.checkpoint or 'the beginning'}`"
     why = "" if resumed is None else resumed.why
-    if resumed is not None and resumed.passed_over:
-        why += f"; passed over {', '.join(p.checkpoint for p in resumed.passed_over[:3])}"
-    return f"| {attempt.number} | {began} | {start} | {committed} | {why.replace('|', '/')} |"
+    passed_over = [] if resumed is None else resumed.passed_over
+    for passed in passed_over[:_SHOWN_PASSED_OVER]:
+        why += f"; not `{passed.checkpoint}`: {passed.why[:_SHOWN_REASON]}"
+    return f"| {attempt.number} | {began} | {start} | {committed} | {_cell(why)} |"
+
+
+def _cell(text: str) -> str:
+    """As a table's cell: neither bars nor breaks, which would end it."""
+    return " ".join(text.replace("|", "/").split())
