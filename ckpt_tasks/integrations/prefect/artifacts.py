@@ -264,18 +264,19 @@ class ArtifactPublisher:
                 self._rows[row["checkpoint"]] = {**known, "state": row["state"]}
 
     def _contents(self) -> Mapping[str, Callable[[], tuple[Any, str]]]:
+        # What changes stands first: the cards of a flow run's page show one line, without the data.
         return {
             "progress": lambda: (
                 self._progress.percent,
-                f"Training run `{self._run}`: {self._progress}",
+                f"{self._progress.percent:g} %, {self._progress}: training run `{self._run}`",
             ),
             "checkpoints": lambda: (
                 json.dumps(list(reversed(self._rows.values()))[:_MAX_ROWS]),
-                f"Checkpoints of training run `{self._run}`, newest first",
+                f"{len(self._rows)} checkpoint(s), newest first: training run `{self._run}`",
             ),
             "registry": lambda: (
                 _link_markdown(self._link),
-                f"Training run `{self._run}` in the registry",
+                f"Links to the registry: training run `{self._run}`",
             ),
         }
 
