@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-from collections.abc import Sequence
 
 import click
 
@@ -23,7 +21,7 @@ _TRAINING = ("mlflow", "sklearn", "torch", "torchdata")
 @click.pass_context
 def demo(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Train, be killed twice, resume, and prove it."""
-    airflow = _asks_for_airflow(arguments)
+    airflow = "--airflow" in arguments
     needed = (*_TRAINING, "airflow" if airflow else "prefect")
     missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
@@ -35,10 +33,3 @@ def demo(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     from ckpt_tasks.demo import main
 
     ctx.exit(main(list(arguments)))
-
-
-def _asks_for_airflow(arguments: Sequence[str]) -> bool:
-    """As the demo's own parser will read it, which takes ``--air`` for ``--airflow`` too."""
-    parser = argparse.ArgumentParser(prog="ckpt-tasks demo", add_help=False)
-    parser.add_argument("--airflow", action="store_true")
-    return bool(parser.parse_known_args(arguments)[0].airflow)

@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="ckpt-tasks demo",
         description="Train a digits classifier under an orchestrator while its process is killed "
         "twice; then prove that it ended as one that was never killed. Takes a minute or two.",
+        # The command line looks for the whole word, to tell what has to be installed.
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--folder",

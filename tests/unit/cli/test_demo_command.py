@@ -45,3 +45,10 @@ def test_a_folder_that_is_something_else_is_left_alone(call, tmp_path):
     assert answer.code == 2
     assert str(tmp_path) in answer.err
     assert (tmp_path / "precious").read_text() == "data"
+
+
+def test_half_a_word_is_no_option(call):
+    """What is looked for and what is run cannot differ."""
+    answer = call("demo", "--air")
+    assert answer.code == 2
+    assert "unrecognized arguments: --air" in answer.err
