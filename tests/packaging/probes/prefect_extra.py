@@ -17,7 +17,6 @@ import urllib.request
 from pathlib import Path
 
 from prefect.plugins import load_prefect_collections
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import ckpt_tasks.integrations.prefect as integration
 
@@ -34,10 +33,19 @@ def train(run, lr: float = 0.1):
             model(batch).backward()
 """
 )
-flow = integration.resumable_flow(
+Path("flow.py").write_text(
+    """
+import os
+from ckpt_tasks.integrations.prefect import resumable_flow
+
+flow = resumable_flow(
     "job.py:train", name="probe", store="store", python=os.environ["TRAINING_PYTHON"]
 )
 assert "lr" in flow.parameters.properties, flow.parameters
+outcome = flow(lr=0.2)
+assert (outcome["code"], outcome["position"]["step"]) == (0, 4), outcome
+"""
+)
 
 collection = load_prefect_collections()["ckpt_tasks"]
 assert not isinstance(collection, Exception), collection
@@ -69,10 +77,10 @@ try:
         slugs = {block_type["slug"] for block_type in json.load(answer)}
     for block in (integration.CheckpointStore, integration.ModelRegistry):
         assert block.get_block_type_slug() in slugs, slugs
-    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
-        outcome = flow(lr=0.2)
-    assert (outcome["code"], outcome["position"]["step"]) == (0, 4), outcome
     assert importlib.util.find_spec("torch") is None
+    # In a process of its own, which sends its last logs while the server is there.
+    environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    subprocess.run([sys.executable, "flow.py"], env=environment, check=True)
 finally:
     os.killpg(server.pid, signal.SIGTERM)
     server.wait(timeout=60)
