@@ -29,6 +29,7 @@ __all__ = [
     "ReportOperator",
     "ResolveOperator",
     "RunOperator",
+    "StepOperator",
     "TrainOperator",
     "VerifyOperator",
 ]
@@ -78,15 +79,6 @@ class RunOperator(BaseOperator):
         self.mlflow_conn_id = mlflow_conn_id
         self.registry = registry
 
-    def execute(self, context: Context) -> Any:
-        """Do the step; what it returns is kept as an XCom."""
-        with self._only_worthwhile_retries(), self._settings().applied() as config:
-            return self._execute(context, config)
-
-    @abstractmethod
-    def _execute(self, context: Context, config: CheckpointConfig) -> Any:
-        """Do the step, with the run's store and registry reachable."""
-
     def _settings(self) -> Settings:
         return Settings(
             store=self.store,
@@ -107,7 +99,20 @@ class RunOperator(BaseOperator):
             raise AirflowFailException(str(error)) from None
 
 
-class _AttemptOperator(RunOperator):
+class StepOperator(RunOperator):
+    """Base of the steps: what one does is `_execute`."""
+
+    def execute(self, context: Context) -> Any:
+        """Do the step; what it returns is kept as an XCom."""
+        with self._only_worthwhile_retries(), self._settings().applied() as config:
+            return self._execute(context, config)
+
+    @abstractmethod
+    def _execute(self, context: Context, config: CheckpointConfig) -> Any:
+        """Do the step, with the run's store and registry reachable."""
+
+
+class _AttemptOperator(StepOperator):
     """Base of the steps that need to know what is trained.
 
     Parameters
@@ -269,7 +274,7 @@ class TrainOperator(_AttemptOperator):
         self._stopping = True
 
 
-class VerifyOperator(RunOperator):
+class VerifyOperator(StepOperator):
     """Read every byte of the run's newest checkpoint and check it."""
 
     def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
@@ -286,7 +291,7 @@ class VerifyOperator(RunOperator):
         return result
 
 
-class PromoteOperator(RunOperator):
+class PromoteOperator(StepOperator):
     """Point an alias of the registered model at a checkpoint.
 
     Parameters
@@ -335,7 +340,7 @@ class PromoteOperator(RunOperator):
         return result
 
 
-class ReportOperator(RunOperator):
+class ReportOperator(StepOperator):
     """Say what happened: attempts, what each resumed from, checkpoints."""
 
     def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:

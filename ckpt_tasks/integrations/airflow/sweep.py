@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import DAG, Context, Param
 
 from ckpt_tasks.config import AttemptConfig, CheckpointConfig, RegistryConfig, ScheduleConfig
-from ckpt_tasks.integrations.airflow.operators import RunOperator, TrainOperator
+from ckpt_tasks.integrations.airflow.operators import StepOperator, TrainOperator
 from ckpt_tasks.tasks.resolve import signature_of_entrypoint
 
 __all__ = ["PlanOperator", "RankOperator", "resumable_sweep"]
@@ -19,7 +19,7 @@ _LABEL = "{{ ti.xcom_pull(task_ids='plan')[ti.map_index]['params'] }}"
 _GRID = {"type": "array", "minItems": 1}
 
 
-class PlanOperator(RunOperator):
+class PlanOperator(StepOperator):
     """Name a training run for each combination of the grid, all of them checked.
 
     It returns a list of ``{"run_name": ..., "params": {...}}`` to expand `TrainOperator` with.
@@ -34,7 +34,7 @@ class PlanOperator(RunOperator):
         As for every operator here; `run_name` is what the runs' names begin with.
     """
 
-    template_fields: Sequence[str] = (*RunOperator.template_fields, "entrypoint", "python")
+    template_fields: Sequence[str] = (*StepOperator.template_fields, "entrypoint", "python")
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class PlanOperator(RunOperator):
         ]
 
 
-class RankOperator(RunOperator):
+class RankOperator(StepOperator):
     """Say which of the planned runs is best, as a table in the log and as an XCom.
 
     Parameters
@@ -73,7 +73,7 @@ class RankOperator(RunOperator):
         ``METRIC:min`` or ``METRIC:max``.
     """
 
-    template_fields: Sequence[str] = (*RunOperator.template_fields, "planned", "metric")
+    template_fields: Sequence[str] = (*StepOperator.template_fields, "planned", "metric")
 
     def __init__(self, *, planned: Any, metric: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -47,7 +47,7 @@ def test_files_open_with_the_safetensors_library(tmp_path: Path) -> None:
     )
     with open_store(str(tmp_path), for_writing=True) as store:
         write(store, state)
-    folder = tmp_path / LAYOUT.write_folder(WRITE_ID)
+    folder = tmp_path / LAYOUT.in_run(LAYOUT.write_folder_in_run(WRITE_ID))
     with safe_open(folder / "model.rank0000.safetensors", "np") as file:
         assert set(file.keys()) == {"weight", "bias"}
         assert file.metadata() == {"format": "pt", "ckpt_tasks": "model"}
