@@ -1,63 +1,36 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from uuid import uuid4
 
 import pytest
+from support import told_events
 from support.prefect_runs import events
 from support.prefect_server import PrefectServer, wait_until
+from support.told_events import CHECKPOINT, TOLD
 
-from ckpt_tasks.events import (
-    AttemptClaimed,
-    AttemptResumed,
-    CheckpointCommitted,
-    CheckpointQuarantined,
-    CheckpointRegistered,
-    Event,
-    RegistryLinked,
-    SaveFailed,
-)
-from ckpt_tasks.integrations.prefect.events import EventPublisher
-from ckpt_tasks.types import Position
 
-CHECKPOINT = "step-00000003-a2-s1"
-POSITION = Position(epoch=0, step=3)
-
-TOLD: dict[str, Event] = {
-    "attempt.resumed": AttemptResumed(
-        attempt=2, checkpoint=CHECKPOINT, position=POSITION, why="newest", lost_steps=4
-    ),
-    "checkpoint.committed": CheckpointCommitted(
-        checkpoint=CHECKPOINT,
-        position=POSITION,
-        trigger="steps",
-        reason="every 3 steps",
-        size=10,
-        seconds=0.1,
-    ),
-    "checkpoint.registered": CheckpointRegistered(
-        checkpoint=CHECKPOINT, registered_model="toy", version="4", model_id="m"
-    ),
-    "checkpoint.quarantined": CheckpointQuarantined(checkpoint=CHECKPOINT, why="digest differs"),
-    "checkpoint.save-failed": SaveFailed(
-        checkpoint=CHECKPOINT, why="no space left", unprotected=12.5
-    ),
-}
+@pytest.fixture(scope="module")
+def uid(prefect_server: PrefectServer) -> str:
+    """Of a training run whose events have been told."""
+    uid = uuid4().hex
+    subprocess.run(
+        [sys.executable, told_events.__file__, uid],
+        env=prefect_server.process_environment(),
+        check=True,
+    )
+    return uid
 
 
 @pytest.mark.parametrize("name", TOLD)
 def test_event_arrives_with_its_resource_and_what_it_is_about(
-    prefect_api: PrefectServer, name: str
+    prefect_server: PrefectServer, uid: str, name: str
 ) -> None:
     """An automation can match each by name, resource and runs, and read all of the event."""
-    uid = uuid4().hex
-    publish = EventPublisher("toy")
-    publish(AttemptClaimed(run="toy", uid=uid, attempt=2, invocation="i", pid=1))
-    publish(RegistryLinked(tracking_uri="http://m", experiment_id="1", run_id="r1", links={}))
-    publish(TOLD[name])
-
     run = f"ckpt_tasks.run.{uid}"
     (event,) = wait_until(
-        lambda: events(prefect_api, f"ckpt_tasks.{name}", related=run), timeout=20, what=name
+        lambda: events(prefect_server, f"ckpt_tasks.{name}", related=run), timeout=60, what=name
     )
 
     about = "attempt" if name.startswith("attempt") else "checkpoint"
