@@ -1,14 +1,16 @@
-"""The story of a run in Markdown: its attempts, what each resumed from, and why."""
+"""The story of a run in Markdown: its attempts, what each resumed from, why, and how it ended."""
 
 from __future__ import annotations
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.fencing.attempts import AttemptView
+from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store.base import Store
 
 __all__ = ["tell_story"]
 
+_HEAD = "| attempt | began | started from | checkpoints | why | ended |"
 _SHOWN_ATTEMPTS = 30
 _SHOWN_PASSED_OVER, _SHOWN_REASON = 3, 200
 
@@ -26,8 +28,9 @@ def tell_story(store: Store, layout: RunLayout) -> str:
         )
     else:
         lines.append(f"No checkpoint yet; {_attempts(view)}.")
-    lines += ["", "| attempt | began | started from | checkpoints | why |", "|---|---|---|---|---|"]
-    lines += [_row(view, attempt) for attempt in view.attempts[-_SHOWN_ATTEMPTS:]]
+    lines += ["", _HEAD, "|---|---|---|---|---|---|"]
+    for attempt in view.attempts[-_SHOWN_ATTEMPTS:]:
+        lines.append(_row(view, attempt, _end(store, layout, view, attempt)))
     return "\n".join(lines)
 
 
@@ -36,7 +39,20 @@ def _attempts(view: RunView) -> str:
     return f"{count} attempt{'s' if count != 1 else ''}"
 
 
-def _row(view: RunView, attempt: AttemptView) -> str:
+def _end(store: Store, layout: RunLayout, view: RunView, attempt: AttemptView) -> str:
+    """How an attempt ended, as its last heartbeat tells; empty for one that is under way."""
+    is_last = attempt.number == view.attempts[-1].number
+    if is_last and view.completed is not None:
+        return "complete"
+    beat = read_heartbeat(store, layout, attempt.number)
+    if beat is not None and beat.failure is not None:
+        return f"{beat.failure.kind[:_SHOWN_REASON]}, step {beat.failure.step}"
+    if is_last:
+        return ""
+    return "stopped" if beat is not None and beat.ended else "lost"
+
+
+def _row(view: RunView, attempt: AttemptView, end: str) -> str:
     prefix = f"-a{attempt.number}-s"
     committed = sum(prefix in checkpoint.id for checkpoint in view.checkpoints)
     claim, resumed = attempt.claim, attempt.resumed
@@ -46,7 +62,7 @@ def _row(view: RunView, attempt: AttemptView) -> str:
     passed_over = [] if resumed is None else resumed.passed_over
     for passed in passed_over[:_SHOWN_PASSED_OVER]:
         why += f"; not `{passed.checkpoint}`: {passed.why[:_SHOWN_REASON]}"
-    return f"| {attempt.number} | {began} | {start} | {committed} | {_cell(why)} |"
+    return f"| {attempt.number} | {began} | {start} | {committed} | {_cell(why)} | {_cell(end)} |"
 
 
 def _cell(text: str) -> str:

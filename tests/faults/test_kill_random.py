@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from support.attempt_forks import AttemptForks, Kill
 from support.launches import TOY, launched
-from support.published import check_published, with_registry
+from support.published import check_published, note_of, with_registry
 from support.run_checks import check_run
 from support.toy_runs import STEPS, Digest
 
@@ -81,6 +81,7 @@ def test_each_start_is_registered_when_killed_at_random_moments(
     assert digest.read() == expected_digest
     check_run(spec, steps=STEPS)
     check_published(spec, mlflow_database)
+    assert note_of(mlflow_database).count("| SIGKILL, step ") == 2
 
 
 def _is_beyond(step: int, progress: Progress) -> bool:

@@ -24,6 +24,15 @@ def with_registry(spec: TrainSpec, uri: str) -> TrainSpec:
     return msgspec.structs.replace(spec, config=config)
 
 
+def note_of(backend: str) -> str:
+    """The Markdown that a person reads on the page of the only run."""
+    client = MlflowClient(backend)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return str(run.data.tags["mlflow.note.content"])
+
+
 def check_published(spec: TrainSpec, backend: str, *, steps: int = STEPS) -> None:
     """One run, finished; every step's loss once; every valid checkpoint once, in order, those
     that attempts went on from among them.

@@ -8,13 +8,17 @@ from support.made_runs import MadeAttempt, MadeRun
 from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.fencing.fence import Fence
-from ckpt_tasks.format.records import AttemptClaim
+from ckpt_tasks.format.codec import encode
+from ckpt_tasks.format.records import AttemptClaim, Heartbeat, now
 from ckpt_tasks.registry.base import RunDescription
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.training.story import tell_story
 
-HEAD = ["| attempt | began | started from | checkpoints | why |", "|---|---|---|---|---|"]
+HEAD = [
+    "| attempt | began | started from | checkpoints | why | ended |",
+    "|---|---|---|---|---|---|",
+]
 
 
 @pytest.fixture
@@ -37,16 +41,17 @@ def _rows(run: MadeRun) -> list[str]:
 
 
 def test_a_kill_a_resume_and_a_quarantine(run: MadeRun) -> None:
-    """Each attempt has its row: what it started from, how many checkpoints it made, why; a
-    damaged checkpoint is named, with the damage.
+    """Each attempt has its row: what it started from, how many checkpoints it made, why, how it
+    ended; a damaged checkpoint is named, with the damage.
     """
     first = run.begin()
     first.save(10)
     kept = first.save(20)
-    second = run.begin()  # the first was killed
+    run.fail(first.number, "SIGKILL", step=24)
+    second = run.begin()
     damaged = second.save(30)
     run.damage(run.tensors_path(damaged))
-    third = run.begin()  # so was the second
+    third = run.begin()  # the machine of the second was lost
     newest = third.save(40)
     story = _story(run)
     assert story[:5] == [
@@ -58,8 +63,9 @@ def test_a_kill_a_resume_and_a_quarantine(run: MadeRun) -> None:
     ]
     assert story[5] == HEAD[1]
     assert story[6:8] == [
-        f"| 1 | {_began(first)} | `the beginning` | 2 | the first attempt |",
-        f"| 2 | {_began(second)} | `{kept}` | 1 | the newest checkpoint of the run's lineage |",
+        f"| 1 | {_began(first)} | `the beginning` | 2 | the first attempt | SIGKILL, step 24 |",
+        f"| 2 | {_began(second)} | `{kept}` | 1 | the newest checkpoint of the run's lineage "
+        "| lost |",
     ]
     (last,) = story[8:]
     assert last.startswith(
@@ -67,6 +73,7 @@ def test_a_kill_a_resume_and_a_quarantine(run: MadeRun) -> None:
         f"(1 passed over); not `{damaged}`: "
     )
     assert "chunk 0 of tensor 'weight'" in last
+    assert last.endswith(" |  |")  # under way
 
 
 def test_an_attempt_that_found_it_quarantined(run: MadeRun) -> None:
@@ -76,7 +83,7 @@ def test_an_attempt_that_found_it_quarantined(run: MadeRun) -> None:
     damaged = first.save(20)
     mark(run.store, run.layout, "quarantined", damaged, why="bits", by="a test")
     run.begin()
-    assert f"not `{damaged}`: quarantined: it was found damaged |" in _rows(run)[1]
+    assert f"not `{damaged}`: quarantined: it was found damaged |  |" in _rows(run)[1]
 
 
 def test_reasons_do_not_break_the_table(run: MadeRun) -> None:
@@ -88,7 +95,7 @@ def test_reasons_do_not_break_the_table(run: MadeRun) -> None:
     run.begin()
     rows = _rows(run)
     assert len(rows) == 2
-    assert rows[1].count("|") == 6
+    assert rows[1].count("|") == 7
     assert "(5 passed over)" in rows[1]
     assert rows[1].count("unhealthy: NaN or infinity in a/b c") == 3
     assert len(rows[1]) < 1000
@@ -99,7 +106,7 @@ def test_an_attempt_that_died_before_it_trained(run: MadeRun) -> None:
     run.claim()
     story = _story(run)
     assert story[2] == "No checkpoint yet; 1 attempt."
-    assert story[6].endswith("| never trained | 0 |  |")
+    assert story[6].endswith("| never trained | 0 |  |  |")
 
 
 def test_a_complete_run(run: MadeRun) -> None:
@@ -108,6 +115,17 @@ def test_a_complete_run(run: MadeRun) -> None:
     run.complete(saved)
     assert _story(run)[2].startswith("Complete: ")
     assert _story(run)[2].endswith(", after 1 attempt.")
+    assert _rows(run)[0].endswith("| complete |")
+
+
+def test_a_stopped_attempt(run: MadeRun) -> None:
+    """One that saved and stopped on a signal has said good-bye, and failed at nothing."""
+    first = run.begin()
+    first.save(10)
+    beat = Heartbeat(attempt=first.number, beat=9, at=now(), ended=True)
+    run.store.put(run.layout.heartbeat(first.number), encode(beat))
+    run.begin()
+    assert _rows(run)[0].endswith("| stopped |")
 
 
 def test_the_newest_attempts_are_shown(run: MadeRun) -> None:
