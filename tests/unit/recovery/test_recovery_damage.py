@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -232,6 +233,7 @@ def test_attempt_executed_twice(run: MadeRun) -> None:
     run.begin().save(10)
     attempt = run.claim()
     recover(run.store, run.layout, run.identity, attempt)
+    time.sleep(0.002)  # records of one millisecond are equal, and so taken for one's own
     with pytest.raises(StaleAttemptError, match="executed by another process too"):
         recover(run.store, run.layout, run.identity, attempt)
 
