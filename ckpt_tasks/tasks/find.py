@@ -87,10 +87,19 @@ class WantedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FoundCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint within the bounds; `registration` is ``None`` without a registry."""
+    """A checkpoint within the bounds.
+
+    Parameters
+    ----------
+    registration
+        What the registry calls it; ``None`` without one.
+    links
+        The registry's pages about it, for people.
+    """
 
     checkpoint: LocatedCheckpoint
     registration: Registration | None
+    links: dict[str, str] = {}
 
 
 class FindRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,13 +181,17 @@ def _registered(
         if not attach(store, registry, view, records[0]):
             return None
         registered = registry.registered()
+        for record in records:
+            registration = registered.get(record.id)
+            if registration is not None:
+                return FoundCheckpoint(
+                    checkpoint=describe(store, view, record),
+                    registration=registration,
+                    links=registry.links(registration),
+                )
+        return None
     finally:
         registry.close()
-    for record in records:
-        if record.id in registered:
-            located = describe(store, view, record)
-            return FoundCheckpoint(checkpoint=located, registration=registered[record.id])
-    return None
 
 
 def _valid(view: RunView) -> Iterator[CommitRecord]:

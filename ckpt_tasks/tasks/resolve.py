@@ -28,6 +28,7 @@ def resolve(
     resume: str = "auto",
     tags: Mapping[str, str] | None = None,
     python: str | None = None,
+    recorded_as: str | None = None,
 ) -> TrainSpec:
     """Check everything that can be checked before a training process is started.
 
@@ -49,6 +50,8 @@ def resolve(
         Ids of the orchestrator, for attempts and the registry.
     python
         Interpreter of the training process; default: this one.
+    recorded_as
+        What records call the entry point; default: as it is.
 
     Raises
     ------
@@ -71,6 +74,7 @@ def resolve(
         invocation=invocation,
         tags=dict(tags or {}),
         python=python,
+        recorded_as=recorded_as,
     )
 
 

@@ -161,7 +161,7 @@ class AttemptRunner:
         spec, config = self._spec, self._spec.config.attempt
         request = ClaimRequest(
             invocation=spec.invocation,
-            entrypoint=spec.entrypoint,
+            entrypoint=spec.recorded_entrypoint,
             hyperparameters=self._hyperparameters,
             resume=spec.resume,
             tags=spec.tags,

@@ -227,7 +227,7 @@ class Registrar:
             uid=claimed.uid,
             store_url=store.url,
             hyperparameters=self._hyperparameters(claimed.attempt, store),
-            entrypoint=self._spec.entrypoint,
+            entrypoint=self._spec.recorded_entrypoint,
             tags=self._spec.tags,
         )
 

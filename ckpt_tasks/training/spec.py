@@ -56,6 +56,8 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
         The interpreter that trains. Default: this one.
     takeover
         Take the run over even from another invocation's live attempt.
+    recorded_as
+        What records and registries call the entry point, where it is a file that goes away.
 
     Raises
     ------
@@ -72,6 +74,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
     python: str | None = None
     takeover: bool = False
+    recorded_as: str | None = None
 
     def __post_init__(self) -> None:
         encode_name(self.run)
@@ -80,6 +83,11 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
                 CheckpointId.parse(self.resume)
             except ValueError as error:
                 raise ConfigError(f"resume takes 'auto', 'fresh' or an id: {error}") from error
+
+    @property
+    def recorded_entrypoint(self) -> str:
+        """What is trained, as people find it again."""
+        return self.recorded_as or self.entrypoint
 
 
 class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):

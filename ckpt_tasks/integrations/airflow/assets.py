@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,8 +12,9 @@ from ckpt_tasks import tasks
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import RegistryError
 from ckpt_tasks.format.layout import encode_name
+from ckpt_tasks.registry import Registration
 
-__all__ = ["checkpoint_extra", "run_asset", "tell_outlets"]
+__all__ = ["ask_registry", "checkpoint_extra", "names_of", "run_asset", "tell_outlets"]
 
 
 def run_asset(run: str) -> Asset:
@@ -29,15 +31,36 @@ def run_asset(run: str) -> Asset:
 def checkpoint_extra(found: tasks.FoundCheckpoint) -> dict[str, Any]:
     """A checkpoint as events and XComs tell it: where it lies, and what the registry calls it."""
     extra: dict[str, Any] = msgspec.to_builtins(found.checkpoint)
-    registration = found.registration
-    if registration is not None:
-        extra.update(
-            mlflow_run_id=registration.run_id,
-            model_id=registration.model_id,
-            registered_model=registration.registered_model,
-            version=registration.version,
-        )
+    if found.registration is not None:
+        extra.update(names_of(found.registration))
     return extra
+
+
+def names_of(registration: Registration) -> dict[str, str]:
+    """What the registry calls a checkpoint, under the names that events have for it."""
+    return {
+        "mlflow_run_id": registration.run_id,
+        "model_id": registration.model_id,
+        "registered_model": registration.registered_model,
+        "version": registration.version,
+    }
+
+
+def ask_registry(
+    operator: BaseOperator, config: CheckpointConfig, run: str, checkpoint: str
+) -> tasks.FoundCheckpoint | None:
+    """What the registry knows of a checkpoint; ``None`` where there is none or it does not answer.
+
+    A registry that is away delays no event: the checkpoint is there all the same.
+    """
+    if config.registry.tracking_uri is None:
+        return None
+    try:
+        found = tasks.find(config, tasks.parse_wanted(run))
+    except RegistryError as error:
+        operator.log.warning("no model version is told: %s", error)
+        return None
+    return found if found is not None and found.checkpoint.checkpoint == checkpoint else None
 
 
 def tell_outlets(
@@ -46,7 +69,7 @@ def tell_outlets(
     config: CheckpointConfig,
     run: str,
     checkpoint: str,
-    **registered: str,
+    registered: Mapping[str, str] | None = None,
 ) -> None:
     """Say in the events of the task's outlets which checkpoint they are about.
 
@@ -55,32 +78,18 @@ def tell_outlets(
     Parameters
     ----------
     registered
-        What the registry calls it: ``mlflow_run_id``, ``model_id``, ``registered_model``,
-        ``version``. Where the caller knows no version, the registry is asked.
+        What the registry calls it, as `names_of` tells; ``None``: it is asked.
     """
     if not operator.outlets:
         return
+    if registered is None:
+        found = ask_registry(operator, config, run, checkpoint)
+        registered = names_of(found.registration) if found and found.registration else {}
     located = tasks.locate(config.store, run, checkpoint)
     extra: dict[str, Any] = {**msgspec.to_builtins(located), **registered}
-    if "version" not in registered and config.registry.tracking_uri is not None:
-        extra.update(_registered(operator, config, run, checkpoint))
     for outlet in operator.outlets:
         event = context["outlet_events"][outlet]
         if isinstance(outlet, AssetAlias):
             event.add(run_asset(run), extra)
         else:
             event.extra = extra
-
-
-def _registered(
-    operator: BaseOperator, config: CheckpointConfig, run: str, checkpoint: str
-) -> dict[str, Any]:
-    """A registry that is away delays no event: the checkpoint is there all the same."""
-    try:
-        found = tasks.find(config, tasks.parse_wanted(run))
-    except RegistryError as error:
-        operator.log.warning("the event tells no model version: %s", error)
-        return {}
-    if found is None or found.checkpoint.checkpoint != checkpoint:
-        return {}
-    return checkpoint_extra(found)

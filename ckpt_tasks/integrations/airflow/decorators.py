@@ -48,6 +48,7 @@ class _ResumableTrainingOperator(DecoratedOperator, TrainOperator):
             # Annotations may name what only the DAG file imports.
             file.write_text(f"from __future__ import annotations\n\n{source}", "utf-8")
             self.entrypoint = f"{file}:{name}"
+            self._recorded_as = f"{context['dag'].dag_id}.{self.task_id}:{name}"
             return super()._execute(context, config)
 
     def _hyperparameters(self, signature: EntrypointSignature, context: Context) -> dict[str, Any]:

@@ -141,6 +141,8 @@ class _AttemptOperator(StepOperator):
         "resume",
     )
 
+    _recorded_as: str | None = None
+
     def __init__(
         self,
         *,
@@ -185,6 +187,7 @@ class _AttemptOperator(StepOperator):
             resume=self.resume,
             tags=tags_of(context),
             python=self.python,
+            recorded_as=self._recorded_as,
         )
 
     def _hyperparameters(self, signature: EntrypointSignature, context: Context) -> dict[str, Any]:
@@ -258,14 +261,18 @@ class TrainOperator(_AttemptOperator):
         import msgspec
 
         from ckpt_tasks import tasks
-        from ckpt_tasks.integrations.airflow.assets import tell_outlets
+        from ckpt_tasks.integrations.airflow.assets import ask_registry, tell_outlets
         from ckpt_tasks.integrations.airflow.relay import Relay
 
         spec = self._spec(context, config)
         relay = Relay(self, context, spec, self.registry_links)
         outcome = tasks.train(spec, relay, stop_requested=lambda: self._stopping)
         if outcome.checkpoint is not None:
-            tell_outlets(self, context, config, spec.run, outcome.checkpoint, **relay.registered)
+            if "version" not in relay.registered:
+                # Registered by an earlier try: this one had nothing to train any more.
+                relay.show_found(ask_registry(self, config, spec.run, outcome.checkpoint))
+            registered = relay.registered
+            tell_outlets(self, context, config, spec.run, outcome.checkpoint, registered)
         result: dict[str, Any] = msgspec.to_builtins(outcome)
         return result
 
@@ -315,7 +322,7 @@ class PromoteOperator(StepOperator):
         import msgspec
 
         from ckpt_tasks import tasks
-        from ckpt_tasks.integrations.airflow.assets import tell_outlets
+        from ckpt_tasks.integrations.airflow.assets import names_of, tell_outlets
 
         if config.registry.tracking_uri is None:
             raise ConfigError(
@@ -324,18 +331,8 @@ class PromoteOperator(StepOperator):
         checkpoint = self.checkpoint or tasks.locate(config.store, self.run_name).checkpoint
         promotion = tasks.promote(config, self.run_name, checkpoint, self.alias)
         self.log.info("%s", promotion)
-        registration = promotion.registration
-        tell_outlets(
-            self,
-            context,
-            config,
-            self.run_name,
-            checkpoint,
-            mlflow_run_id=registration.run_id,
-            model_id=registration.model_id,
-            registered_model=registration.registered_model,
-            version=registration.version,
-        )
+        registered = names_of(promotion.registration)
+        tell_outlets(self, context, config, self.run_name, checkpoint, registered)
         result: dict[str, Any] = msgspec.to_builtins(promotion)
         return result
 

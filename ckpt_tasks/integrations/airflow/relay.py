@@ -10,6 +10,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 
 from ckpt_tasks import events, tasks
+from ckpt_tasks.integrations.airflow.assets import names_of
 from ckpt_tasks.integrations.airflow.links import RegistryLink
 from ckpt_tasks.training.spec import TrainSpec
 
@@ -69,6 +70,12 @@ class Relay:
             self._keep(event)
         except Exception:
             self._log.warning("could not show %s", type(event).__name__, exc_info=True)
+
+    def show_found(self, found: tasks.FoundCheckpoint | None) -> None:
+        """Show what the registry has of a checkpoint that no event has told of."""
+        if found is not None and found.registration is not None:
+            self.registered.update(names_of(found.registration))
+            self._link(found.links)
 
     def _progress(self, event: events.Event) -> tuple[int, str] | None:
         if not isinstance(event, events.Progress):

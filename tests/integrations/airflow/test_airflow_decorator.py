@@ -11,7 +11,9 @@ from support.dag_home import DagHome
 # isort: split
 from airflow.sdk import DAG, task
 
+from ckpt_tasks.checkpointer.catalog import view_run
 from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.store import open_store
 
 DAG_FILE = '''
 from datetime import timedelta
@@ -119,6 +121,9 @@ def test_function_of_a_dag_file_trains_elsewhere_and_resumes(
     lines = trace.read_text().splitlines()
     assert [int(line.split()[0]) for line in lines] == [1, 2, 3, 3, 4]
     assert {line.split(" ", 1)[1] for line in lines} == {"0.25 {'momentum': 0.9} False"}
+    with open_store(str(tmp_path / "store")) as store:
+        attempts = view_run(store, done.xcom("fit")["run"]).attempts
+    assert [a.claim and a.claim.entrypoint for a in attempts] == ["decorated.fit:fit"] * 2
 
 
 def test_mapped_function_is_a_training_run_each(home: DagHome, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_clear_of_a_finished_task_finds_it_complete(killed: DagRun) -> None:
         what="the cleared tasks have succeeded",
     )
     assert any("was complete already" in line for line in killed.log(try_number=3))
+    version = killed.asset_event("toy")["version"]
+    assert f"/models/toy/versions/{version}?" in str(killed.links()["MLflow model version"])
     assert steps_done(killed.folder) == steps
     assert len(killed.view().attempts) == 2
 
