@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 TESTS = Path(__file__).parents[1]
 DAGS = TESTS / "support" / "airflow_dags"
+SHIPPED_DAGS = TESTS.parent / "dags"
 STEPS = 32  # four epochs of eight steps
 PACE = 0.25
 """Seconds a step, when a run is to be caught on its way."""
@@ -62,18 +64,31 @@ class Airflow:
 
 @contextlib.contextmanager
 def running_airflow(folder: Path, tracking_uri: str) -> Iterator[Airflow]:
-    """Start one, its toy DAGs parsed; end it with all its processes."""
+    """Start one, the toy DAGs and the shipped ones parsed; end it with all its processes."""
     store = str(folder / "store")
     settings = {
         **SETTINGS,
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": bundles(toy=DAGS, shipped=SHIPPED_DAGS),
         "CKPT_TASKS_STORE_URL": store,
         "CKPT_TASKS_REGISTRY_TRACKING_URI": tracking_uri,
         "CKPT_TASKS_REGISTRY_EXPERIMENT": "toy",
         "CKPT_TASKS_REGISTRY_BEST": "loss:min",
     }
     with airflow_server(folder / "airflow", DAGS, settings) as api:
-        wait_until(lambda: api.has_dag("wrong"), timeout=60, what="the DAGs are parsed")
+        for dag_id in ("wrong", "evaluate-digits"):
+            wait_until(lambda dag=dag_id: api.has_dag(dag), timeout=60, what=f"{dag_id} is parsed")
         yield Airflow(api, store, tracking_uri)
+
+
+def bundles(**folders: Path) -> str:
+    """DAG bundles that are plain folders, as Airflow's configuration lists them."""
+    local = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    return json.dumps(
+        [
+            {"name": name, "classpath": local, "kwargs": {"path": str(folder)}}
+            for name, folder in folders.items()
+        ]
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,8 +67,8 @@ def test_new_model_starts_the_dag_that_waits_for_it(killed: DagRun) -> None:
 
 
 def test_clear_of_a_finished_task_finds_it_complete(killed: DagRun) -> None:
-    """Nothing is trained again; the task succeeds and says why."""
-    steps = steps_done(killed.folder)
+    """Nothing is trained again; the task succeeds, says why, and leads to the model's version."""
+    steps, version = steps_done(killed.folder), killed.asset_event("toy")["version"]
     killed.clear()
     wait_until(
         lambda: killed.task()["try_number"] == 3 and killed.state == "success",
@@ -76,7 +76,6 @@ def test_clear_of_a_finished_task_finds_it_complete(killed: DagRun) -> None:
         what="the cleared tasks have succeeded",
     )
     assert any("was complete already" in line for line in killed.log(try_number=3))
-    version = killed.asset_event("toy")["version"]
     assert f"/models/toy/versions/{version}?" in str(killed.links()["MLflow model version"])
     assert steps_done(killed.folder) == steps
     assert len(killed.view().attempts) == 2
