@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import msgspec
 
 from ckpt_tasks.errors import ConfigError
-from ckpt_tasks.masking import MASK, is_secret_name, mask_hyperparameters, mask_url
+from ckpt_tasks.masking import MASK, is_secret_name, mask_hyperparameters, mask_text, mask_url
 from ckpt_tasks.suggest import did_you_mean
 
 __all__ = [
@@ -58,6 +58,12 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             except msgspec.ValidationError as error:
                 name = f"{type(self).__name__.removesuffix('Config').lower()}.{field.name}"
                 raise ConfigError(f"{name} = {_shown(name, value)}: {error}") from error
+
+    def __repr__(self) -> str:
+        """As the call that makes it. Orchestrators log and keep it, so without credentials."""
+        values = {field.name: getattr(self, field.name) for field in msgspec.structs.fields(self)}
+        shown = (f"{name}={mask_text(repr(value))}" for name, value in values.items())
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class StoreConfig(_Section, frozen=True, kw_only=True):

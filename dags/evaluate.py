@@ -29,7 +29,8 @@ with DAG(
     def choose_checkpoint(params=None, triggering_asset_events=None):
         """The newest checkpoint of the events that started this DAG run, or the one asked for."""
         events = triggering_asset_events[run_asset("train-digits")]
-        told = params if params["uri"] or not events else events[-1].extra
+        newest = max(events, key=lambda event: event.timestamp, default=None)
+        told = params if params["uri"] or newest is None else newest.extra
         if not told["uri"]:
             raise AirflowFailException(
                 "no event of train-digits started this run; trigger that DAG, or give a uri"

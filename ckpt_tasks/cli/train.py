@@ -18,9 +18,9 @@ from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.store.open import shown_place
-from ckpt_tasks.training.entrypoint import check_params, read_signature
+from ckpt_tasks.tasks.resolve import signature_of_entrypoint
+from ckpt_tasks.training.entrypoint import check_params
 from ckpt_tasks.training.launch import launch
-from ckpt_tasks.training.source import interpreter_path
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_STOPPED, CheckpointId
 
@@ -108,8 +108,7 @@ def train(
 
 
 def _check(entrypoint: str, params: Sequence[str], python: str | None) -> dict[str, Any]:
-    folders = [os.getcwd(), *(interpreter_path(python) if python else ())]
-    signature = read_signature(entrypoint, search_path=folders)
+    signature = signature_of_entrypoint(entrypoint, python)
     return check_params(signature, _split(params), text=True)
 
 

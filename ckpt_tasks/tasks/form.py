@@ -17,7 +17,7 @@ RESUME_PATTERN = rf"^(auto|fresh|{CHECKPOINT_ID.pattern})$"
 
 RESUME_HELP = (
     "Where the first attempt starts: 'auto' (the newest checkpoint), 'fresh' (the beginning), or "
-    "a checkpoint's id. Retries always go on from the newest."
+    "a checkpoint's id, of the same training run. Retries always go on from the newest."
 )
 
 

@@ -72,7 +72,10 @@ def _report(store: Store, spec: TrainSpec) -> RecoveryReport:
     try:
         view = view_run(store, spec.run)
     except CheckpointNotFoundError:
-        return _start(spec, attempts=0, why="there is no such run yet")
+        # Only the beginning can be had of a run that has not begun.
+        possible = spec.resume in ("auto", "fresh")
+        why = "there is no such run yet"
+        return _start(spec, attempts=0, why=why, restorable=possible)
     attempts = len(view.attempts)
     if view.completed is not None and spec.resume == "auto":
         return RecoveryReport(

@@ -19,6 +19,8 @@ Row = dict[str, str | int | None]
 """One line of a table: column -> value."""
 
 _SHOWN_METRICS = 4
+_SHOWN_ROWS = 100
+"""Of each table: orchestrators keep reports in their databases, and people read them."""
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +31,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     complete
         The run has its completion marker.
     checkpoints, attempts
-        Rows, newest checkpoint and earliest attempt first.
+        Rows of the newest hundred of each; newest checkpoint and earliest attempt first.
     markdown
         All of it, as a page.
     """
@@ -57,8 +59,8 @@ def report(store: StoreConfig, run: str) -> RunReport:
         view, url = view_run(opened, run), opened.url
     finally:
         opened.close()
-    checkpoints = [_checkpoint(checkpoint) for checkpoint in view.checkpoints]
-    attempts = [_attempt(attempt, view.checkpoints) for attempt in view.attempts]
+    checkpoints = [_checkpoint(checkpoint) for checkpoint in view.checkpoints[:_SHOWN_ROWS]]
+    attempts = [_attempt(attempt, view.checkpoints) for attempt in view.attempts[-_SHOWN_ROWS:]]
     return RunReport(
         run=run,
         uid=view.run.uid,
@@ -160,18 +162,24 @@ def _markdown(view: RunView, url: str, checkpoints: list[Row], attempts: list[Ro
         [
             f"# Training run `{view.run.run}`",
             "",
-            f"**{status}**, {len(attempts)} attempt(s), {len(checkpoints)} checkpoint(s), "
-            f"newest valid: `{newest}`",
+            f"**{status}**, {len(view.attempts)} attempt(s), {len(view.checkpoints)} "
+            f"checkpoint(s), newest valid: `{newest}`",
             "",
             f"Store: `{url}`, uid `{view.run.uid}`",
             "",
             "## Attempts",
             "",
             markdown_table(attempts),
+            *_left_out(len(view.attempts), "earlier attempts"),
             "",
             "## Checkpoints",
             "",
             markdown_table(checkpoints),
+            *_left_out(len(view.checkpoints), "older checkpoints: `ckpt-tasks ls` shows them"),
             "",
         ]
     )
+
+
+def _left_out(rows: int, what: str) -> list[str]:
+    return ["", f"and {rows - _SHOWN_ROWS} {what}"] if rows > _SHOWN_ROWS else []

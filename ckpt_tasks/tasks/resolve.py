@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckpt_tasks.config import CheckpointConfig
@@ -29,6 +29,7 @@ def resolve(
     tags: Mapping[str, str] | None = None,
     python: str | None = None,
     recorded_as: str | None = None,
+    folders: Sequence[str] = (),
 ) -> TrainSpec:
     """Check everything that can be checked before a training process is started.
 
@@ -52,6 +53,8 @@ def resolve(
         Interpreter of the training process; default: this one.
     recorded_as
         What records call the entry point; default: as it is.
+    folders
+        Where the training's code may lie, besides the working directory and Python's path.
 
     Raises
     ------
@@ -63,7 +66,7 @@ def resolve(
     """
     RunLayout(run)
     _check_resume(resume)
-    checked = check_params(signature_of_entrypoint(entrypoint, python), params)
+    checked = check_params(signature_of_entrypoint(entrypoint, python, folders), params)
     open_store(config.store, for_writing=True).close()
     return TrainSpec(
         entrypoint=entrypoint,
@@ -75,10 +78,13 @@ def resolve(
         tags=dict(tags or {}),
         python=python,
         recorded_as=recorded_as,
+        folders=list(folders),
     )
 
 
-def signature_of_entrypoint(entrypoint: str, python: str | None) -> EntrypointSignature:
+def signature_of_entrypoint(
+    entrypoint: str, python: str | None, folders: Sequence[str] = ()
+) -> EntrypointSignature:
     """What the training function takes, read where the interpreter that trains finds it.
 
     Parameters
@@ -87,14 +93,19 @@ def signature_of_entrypoint(entrypoint: str, python: str | None) -> EntrypointSi
         ``package.module:function`` or ``path/to/file.py:function``.
     python
         The interpreter that trains; ``None`` for this one.
+    folders
+        As `resolve` takes them.
 
     Raises
     ------
     ConfigError
         No such function, or the interpreter cannot be run.
     """
-    folders = [os.getcwd(), *(interpreter_path(python) if python else ())]
-    return read_signature(entrypoint, search_path=folders)
+    return read_signature(
+        entrypoint,
+        folders=[os.getcwd(), *folders],
+        search_path=interpreter_path(python) if python else (),
+    )
 
 
 def _check_resume(resume: str) -> None:

@@ -82,7 +82,10 @@ def parse_entrypoint(text: str) -> Entrypoint:
 
 
 def read_signature(
-    entrypoint: str, *, search_path: Sequence[str | os.PathLike[str]] | None = None
+    entrypoint: str,
+    *,
+    folders: Sequence[str] | None = None,
+    search_path: Sequence[str] = (),
 ) -> EntrypointSignature:
     """What a training function takes, read from its source; nothing is imported.
 
@@ -90,9 +93,11 @@ def read_signature(
     ----------
     entrypoint
         ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``.
+    folders
+        Where the training's code lies: a file's path is relative to the first of them that has
+        it, and modules are looked for there first. Default: the working directory.
     search_path
-        Folders in which modules are looked for before ``sys.path``; default: the working
-        directory. A file's path is relative to the working directory.
+        Further folders in which modules are looked for before ``sys.path``.
 
     Raises
     ------
@@ -100,9 +105,9 @@ def read_signature(
         No such module, file or function, or it is no plain function that takes a run.
     """
     parsed = parse_entrypoint(entrypoint)
-    folders = [os.fspath(folder) for folder in (search_path or [os.getcwd()])]
-    source = _find_source(parsed, folders)
-    node, source = _find_function(parsed, source, folders)
+    own = list(folders or [os.getcwd()])
+    source = _find_source(parsed, own, search_path)
+    node, source = _find_function(parsed, source, [*own, *search_path])
     signature = signature_of(node, entrypoint)
     if not signature.takes_run:
         raise ConfigError(
@@ -112,25 +117,32 @@ def read_signature(
     return signature
 
 
-def _find_source(parsed: Entrypoint, folders: list[str]) -> Source:
+def _find_source(parsed: Entrypoint, folders: list[str], search_path: Sequence[str]) -> Source:
     if parsed.file is not None:
-        if not parsed.file.is_file():
-            raise ConfigError(
-                f"entry point {parsed.text!r}: there is no file {parsed.file} in {os.getcwd()}"
-            )
-        return read_source(parsed.text, parsed.file, parsed.file.stem)
+        file = _find_file(parsed, folders)
+        return read_source(parsed.text, file, file.stem)
     module = parsed.module or ""
-    spec = find_spec(module, folders)
+    spec = find_spec(module, [*folders, *search_path])
     if spec is None:
         raise ConfigError(
             f"entry point {parsed.text!r}: there is no module {module!r} in "
-            f"{', '.join(folders)} or on Python's path"
+            f"{', '.join([*folders, *search_path])} or on Python's path"
         )
     if spec.origin is None or not spec.origin.endswith(".py"):
         raise ConfigError(
             f"entry point {parsed.text!r}: module {module!r} has no Python source to read"
         )
     return read_source(parsed.text, Path(spec.origin), module)
+
+
+def _find_file(parsed: Entrypoint, folders: Sequence[str]) -> Path:
+    for folder in folders:
+        found = Path(folder, parsed.file or "")
+        if found.is_file():
+            return found
+    raise ConfigError(
+        f"entry point {parsed.text!r}: there is no file {parsed.file} in {' or '.join(folders)}"
+    )
 
 
 def _find_function(
@@ -249,11 +261,16 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
-def load_entrypoint(entrypoint: str) -> Callable[..., Any]:
+def load_entrypoint(entrypoint: str, *, folders: Sequence[str] | None = None) -> Callable[..., Any]:
     """Import the training function. Runs the user's module; for the trainer only.
 
-    A file's folder, or the working directory for a module, is put on Python's path first, as
+    A file's folder, or the folders for a module, are put on Python's path first, as
     ``python FILE`` and ``python -m MODULE`` do.
+
+    Parameters
+    ----------
+    entrypoint, folders
+        As `read_signature` takes them.
 
     Raises
     ------
@@ -262,7 +279,9 @@ def load_entrypoint(entrypoint: str) -> Callable[..., Any]:
         was imported (the message names where).
     """
     parsed = parse_entrypoint(entrypoint)
-    module = _import_file(parsed) if parsed.file is not None else _import_module(parsed)
+    own = list(folders or [os.getcwd()])
+    _put_on_path(own)
+    module = _import_file(parsed, own) if parsed.file is not None else _import_module(parsed)
     function = getattr(module, parsed.function, None)
     if function is None:
         names = [name for name, value in vars(module).items() if callable(value)]
@@ -281,7 +300,6 @@ def load_entrypoint(entrypoint: str) -> Callable[..., Any]:
 
 def _import_module(parsed: Entrypoint) -> ModuleType:
     name = parsed.module or ""
-    _put_on_path(os.getcwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -295,12 +313,12 @@ def _import_module(parsed: Entrypoint) -> ModuleType:
         raise _import_failed(parsed, error) from error
 
 
-def _import_file(parsed: Entrypoint) -> ModuleType:
-    path = Path(parsed.file or "").resolve()
+def _import_file(parsed: Entrypoint, folders: Sequence[str]) -> ModuleType:
+    path = _find_file(parsed, folders).resolve()
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"entry point {parsed.text!r}: there is no file {path}")
-    _put_on_path(str(path.parent))
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"entry point {parsed.text!r}: {path} is no Python file")
+    _put_on_path([str(path.parent)])
     module = importlib.util.module_from_spec(spec)
     # Pickling by loader workers looks the module up by its name.
     sys.modules[spec.name] = module
@@ -312,9 +330,8 @@ def _import_file(parsed: Entrypoint) -> ModuleType:
     return module
 
 
-def _put_on_path(folder: str) -> None:
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+def _put_on_path(folders: list[str]) -> None:
+    sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
 
 
 def _import_failed(parsed: Entrypoint, error: BaseException) -> ConfigError:

@@ -58,6 +58,8 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
         Take the run over even from another invocation's live attempt.
     recorded_as
         What records and registries call the entry point, where it is a file that goes away.
+    folders
+        Where the training's code may lie, besides the working directory and Python's own path.
 
     Raises
     ------
@@ -75,6 +77,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
     python: str | None = None
     takeover: bool = False
     recorded_as: str | None = None
+    folders: list[str] = []
 
     def __post_init__(self) -> None:
         encode_name(self.run)

@@ -98,15 +98,16 @@ def _load(spec: TrainSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
 
     Raises `ConfigError` for any mistake in them, before anything exists in the store.
     """
+    folders = [os.getcwd(), *spec.folders]
     try:
-        signature = read_signature(spec.entrypoint)
+        signature = read_signature(spec.entrypoint, folders=folders)
     except ConfigError:
         # It says what is wrong, unless the function is one whose source cannot be read.
-        function = load_entrypoint(spec.entrypoint)
+        function = load_entrypoint(spec.entrypoint, folders=folders)
         _check_call(function, spec.entrypoint, spec.params)
         return function, spec.params
     params = check_params(signature, spec.params)
-    return load_entrypoint(spec.entrypoint), params
+    return load_entrypoint(spec.entrypoint, folders=folders), params
 
 
 def _check_call(function: Callable[..., Any], entrypoint: str, params: Mapping[str, Any]) -> None:

@@ -215,3 +215,13 @@ def test_options_of_a_wrong_type_are_masked() -> None:
         StoreConfig(options={"anon": True, "client_secret": "hush-hush", 3: "x"})  # type: ignore[dict-item]
     assert "hush-hush" not in str(caught.value)
     assert "'anon': True" in str(caught.value)
+
+
+def test_repr_shows_no_credentials() -> None:
+    """Orchestrators log and keep what they are given as text."""
+    config = CheckpointConfig(
+        registry=RegistryConfig(tracking_uri="https://me:hush@mlflow.example.org/?token=hush")
+    )
+    assert "mlflow.example.org" in repr(config)
+    assert "hush" not in repr(config)
+    assert repr(ScheduleConfig(every_steps=3)).startswith("ScheduleConfig(every_steps=3, ")

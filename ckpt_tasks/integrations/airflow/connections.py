@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 from airflow.sdk import BaseHook, Connection
 
 from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.masking import mask_url
 from ckpt_tasks.tasks.credentials import environment
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "address_of",
     "extra_of",
     "find_connection",
+    "refuse_credentials",
     "split_connection",
     "storage_credentials",
     "whole_identity",
@@ -130,6 +132,21 @@ def split_connection(url: str) -> tuple[str, str | None]:
     if not separator or ":" in conn_id:
         return url, None
     return urlunsplit(parts._replace(netloc=host)), conn_id
+
+
+def refuse_credentials(address: Any) -> None:
+    """Raise `ConfigError` for an address that has credentials in it.
+
+    Airflow keeps an operator's arguments in its database and shows them in its pages.
+    """
+    if not isinstance(address, str):
+        return  # none, or the output of a task
+    bare = split_connection(address)[0]
+    if mask_url(bare) != bare:
+        raise ConfigError(
+            f"{mask_url(bare)} has credentials in it, which Airflow would keep in its database "
+            "and show; put them in a connection (ckpt_conn_id, or conn_id@ in the address)"
+        )
 
 
 def storage_credentials(conn_id: str | None) -> Credentials:

@@ -9,6 +9,7 @@ from airflow.sdk import DAG, chain
 
 from ckpt_tasks.config import AttemptConfig, RegistryConfig, ScheduleConfig
 from ckpt_tasks.integrations.airflow.assets import run_asset
+from ckpt_tasks.integrations.airflow.dag_folder import dag_file, signature_at_parse
 from ckpt_tasks.integrations.airflow.operators import (
     PromoteOperator,
     RecoverOperator,
@@ -19,7 +20,6 @@ from ckpt_tasks.integrations.airflow.operators import (
 )
 from ckpt_tasks.integrations.airflow.params import form_params
 from ckpt_tasks.tasks.form import RESUME
-from ckpt_tasks.tasks.resolve import signature_of_entrypoint
 
 __all__ = ["resumable_dag"]
 
@@ -54,16 +54,16 @@ def resumable_dag(
     ----------
     entrypoint
         ``package.module:train`` or ``path/to/file.py:train``, its source readable where DAGs are
-        parsed; it is not imported there.
+        parsed; it is not imported there. Files and modules beside the DAG file are found.
     dag_id
         Default: the function's name.
     store, ckpt_conn_id, registry, mlflow_conn_id, schedule, attempt, python
         As `TrainOperator` takes them.
     run_name
         Name of the training run, a template. A name without ``run_id`` goes on with the same
-        training run in later DAG runs.
+        training run in later DAG runs, of which only one is active at a time.
     retries, retry_delay
-        Of the train task, for outcomes worth retrying.
+        Of each task, for outcomes worth retrying.
     alias
         Alias that is set on the newest checkpoint once it is verified; ``None``: no such task.
     dag_schedule
@@ -77,10 +77,16 @@ def resumable_dag(
     ConfigError
         There is no such function, or an argument cannot work.
     """
-    signature = signature_of_entrypoint(entrypoint, python)
+    file = dag_file()
+    signature = signature_at_parse(entrypoint, python, file)
     name = dag_id or signature.function.replace("_", "-")
     dag_arguments.setdefault("doc_md", signature.summary or f"Train {entrypoint}, resumably.")
+    if "run_id" not in run_name:
+        # Two at once would find the training run busy.
+        dag_arguments.setdefault("max_active_runs", 1)
     run: dict[str, Any] = {
+        "retries": retries,
+        "retry_delay": retry_delay,
         "run_name": run_name,
         "store": store,
         "ckpt_conn_id": ckpt_conn_id,
@@ -101,9 +107,10 @@ def resumable_dag(
         schedule=dag_schedule,
         **dag_arguments,
     ) as dag:
+        dag.fileloc = file
         resolve = ResolveOperator(task_id="resolve", **training)
         recover = RecoverOperator(task_id="recover", **training)
-        train = TrainOperator(task_id="train", retries=retries, retry_delay=retry_delay, **training)
+        train = TrainOperator(task_id="train", **training)
         verify = VerifyOperator(task_id="verify", **run)
         steps: list[Any] = [resolve, recover, train, verify]
         if alias is not None and (mlflow_conn_id or (registry and registry.tracking_uri)):

@@ -6,17 +6,19 @@ Airflow owns the retries. What a retry cannot change fails at once, with one lin
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from ckpt_tasks.config import AttemptConfig, CheckpointConfig, RegistryConfig, ScheduleConfig
-from ckpt_tasks.errors import CkptTasksError, ConfigError
+from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, ConfigError
 from ckpt_tasks.integrations.airflow.configuration import Settings
+from ckpt_tasks.integrations.airflow.connections import refuse_credentials
 from ckpt_tasks.integrations.airflow.links import MlflowModelVersionLink, MlflowRunLink
+from ckpt_tasks.integrations.airflow.params import refuse_templates
 from ckpt_tasks.sizes import readable_size
 
 if TYPE_CHECKING:
@@ -57,6 +59,11 @@ class RunOperator(BaseOperator):
         Connection of the type ``mlflow``. Default: the tracking URI of `registry`, if it has one.
     registry
         Experiment, registered model, and what is best.
+
+    Raises
+    ------
+    ConfigError
+        `store` has credentials in it, which Airflow would show.
     """
 
     template_fields: Sequence[str] = ("run_name", "store", "ckpt_conn_id", "mlflow_conn_id")
@@ -73,6 +80,7 @@ class RunOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        refuse_credentials(store)
         self.run_name = run_name
         self.store = store
         self.ckpt_conn_id = ckpt_conn_id
@@ -118,10 +126,13 @@ class _AttemptOperator(StepOperator):
     Parameters
     ----------
     entrypoint
-        ``package.module:train`` or ``path/to/file.py:train`` of the training function.
+        ``package.module:train`` or ``path/to/file.py:train`` of the training function. Files and
+        modules beside the DAG file are found.
     params
         Its hyperparameters, as Airflow Params. Those of the DAG that have the name of a
         hyperparameter are taken too, and a trigger's configuration overrides both.
+    hyperparameters
+        The same as values: templates, or what earlier tasks return. They win over Params.
     schedule
         When checkpoints are saved. Default: the environment's (``CKPT_TASKS_SCHEDULE_...``), else
         each epoch; and at the end.
@@ -137,6 +148,7 @@ class _AttemptOperator(StepOperator):
     template_fields: Sequence[str] = (
         *RunOperator.template_fields,
         "entrypoint",
+        "hyperparameters",
         "python",
         "resume",
     )
@@ -148,6 +160,7 @@ class _AttemptOperator(StepOperator):
         *,
         entrypoint: str,
         run_name: str = _OWN_RUN_NAME,
+        hyperparameters: Mapping[str, Any] | None = None,
         schedule: ScheduleConfig | None = None,
         attempt: AttemptConfig | None = None,
         python: str | None = None,
@@ -155,7 +168,9 @@ class _AttemptOperator(StepOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(run_name=run_name, **kwargs)
+        refuse_templates(self.params)
         self.entrypoint = entrypoint
+        self.hyperparameters = hyperparameters
         self.schedule = schedule
         self.attempt = attempt
         self.python = python
@@ -175,9 +190,11 @@ class _AttemptOperator(StepOperator):
         self, context: Context, config: CheckpointConfig, *, task_id: str | None = None
     ) -> TrainSpec:
         from ckpt_tasks import tasks
+        from ckpt_tasks.integrations.airflow.dag_folder import code_folders
         from ckpt_tasks.integrations.airflow.task_instance import invocation_of, tags_of
 
-        signature = tasks.signature_of_entrypoint(self.entrypoint, self.python)
+        folders = code_folders(context["dag"], context)
+        signature = tasks.signature_of_entrypoint(self.entrypoint, self.python, folders)
         return tasks.resolve(
             self.entrypoint,
             run=self.run_name,
@@ -188,20 +205,24 @@ class _AttemptOperator(StepOperator):
             tags=tags_of(context),
             python=self.python,
             recorded_as=self._recorded_as,
+            folders=folders,
         )
 
     def _hyperparameters(self, signature: EntrypointSignature, context: Context) -> dict[str, Any]:
         from ckpt_tasks.integrations.airflow.params import hyperparameters_of
 
-        return hyperparameters_of(signature, self, context["params"])
+        chosen = hyperparameters_of(signature, self, context["params"])
+        return {**chosen, **(self.hyperparameters or {})}
 
 
 class ResolveOperator(_AttemptOperator):
     """Check the function, its hyperparameters and the store before anything is started."""
 
     def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
+        from ckpt_tasks.integrations.airflow.params import check_conf
         from ckpt_tasks.masking import mask_hyperparameters, mask_url
 
+        check_conf(context)
         spec = self._spec(context, config)
         store = mask_url(config.store.url)
         self.log.info("training run %r in store %s", spec.run, store)
@@ -214,7 +235,8 @@ class RecoverOperator(_AttemptOperator):
     Parameters
     ----------
     train_task_id
-        The task that will train: where `resume` binds its first try only, whether that has been.
+        The task that will train, beside this one: where `resume` binds its first try only,
+        whether that has been.
     """
 
     def __init__(self, *, train_task_id: str = "train", **kwargs: Any) -> None:
@@ -226,8 +248,14 @@ class RecoverOperator(_AttemptOperator):
 
         from ckpt_tasks import tasks
 
-        found = tasks.recover(self._spec(context, config, task_id=self.train_task_id))
-        self.log.info("%s: %s", found, found.why)
+        train_task_id = self.train_task_id
+        if self.task_group is not None:
+            train_task_id = self.task_group.child_id(train_task_id)  # type: ignore[no-untyped-call]
+        found = tasks.recover(self._spec(context, config, task_id=train_task_id))
+        if found.restorable:
+            self.log.info("%s: %s", found, found.why)
+        else:
+            self.log.warning("%s", found)
         for passed in found.passed_over:
             self.log.warning("passed over: %s", passed)
         report: dict[str, Any] = msgspec.to_builtins(found)
@@ -345,7 +373,11 @@ class ReportOperator(StepOperator):
 
         from ckpt_tasks import tasks
 
-        report = tasks.report(config.store, self.run_name)
+        try:
+            report = tasks.report(config.store, self.run_name)
+        except CheckpointNotFoundError as error:
+            # A failure here would draw the eye from the one that kept the run from beginning.
+            raise AirflowSkipException(f"nothing to report: {error}") from None
         for line in report.markdown.splitlines():
             self.log.info("%s", line)
         result: dict[str, Any] = msgspec.to_builtins(report)

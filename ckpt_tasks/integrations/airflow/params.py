@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from airflow.sdk import BaseOperator, Param
+from airflow.sdk import BaseOperator, Context, Param
 from airflow.sdk.definitions.param import ParamsDict
 
 from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.suggest import did_you_mean
 from ckpt_tasks.tasks.form import (
     RESUME,
     RESUME_HELP,
@@ -20,7 +21,7 @@ from ckpt_tasks.tasks.form import (
 )
 from ckpt_tasks.training.entrypoint import EntrypointSignature, Hyperparameter
 
-__all__ = ["form_params", "hyperparameters_of"]
+__all__ = ["check_conf", "form_params", "hyperparameters_of", "refuse_templates"]
 
 _NULL = {"type": "null"}
 
@@ -69,6 +70,29 @@ def hyperparameters_of(
         names.update(name for name in own if own.get_param(name).source != "dag")
     chosen = {name: value for name, value in values.items() if name in names}
     return given_parameters(signature.hyperparameters, chosen)
+
+
+def check_conf(context: Context) -> None:
+    """Raise `ConfigError` for a name in the DAG run's conf that is no Param of the DAG.
+
+    Airflow passes it over, and a misspelt hyperparameter would be trained with its default.
+    """
+    dag = context["dag"]
+    for name in context["dag_run"].conf or {}:
+        if name not in dag.params:
+            hint = did_you_mean(name, dag.params, what="Params")
+            raise ConfigError(f"DAG {dag.dag_id!r} has no Param {name!r}; {hint}")
+
+
+def refuse_templates(params: ParamsDict | Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a template among Params, which Airflow renders nowhere."""
+    for name, param in params.items():
+        value = param.value if isinstance(param, Param) else param
+        if isinstance(value, str) and "{{" in value:
+            raise ConfigError(
+                f"params={{{name!r}: {value!r}}}: Params are no templates; say "
+                f"hyperparameters={{{name!r}: ...}}"
+            )
 
 
 def _param(hyperparameter: Hyperparameter) -> Param:

@@ -9,8 +9,12 @@ from typing import Any
 from airflow.sdk import DAG, Context, Param
 
 from ckpt_tasks.config import AttemptConfig, CheckpointConfig, RegistryConfig, ScheduleConfig
+from ckpt_tasks.integrations.airflow.dag_folder import (
+    code_folders,
+    dag_file,
+    signature_at_parse,
+)
 from ckpt_tasks.integrations.airflow.operators import StepOperator, TrainOperator
-from ckpt_tasks.tasks.resolve import signature_of_entrypoint
 
 __all__ = ["PlanOperator", "RankOperator", "resumable_sweep"]
 
@@ -51,8 +55,11 @@ class PlanOperator(StepOperator):
 
     def _execute(self, context: Context, config: CheckpointConfig) -> list[dict[str, Any]]:
         from ckpt_tasks import tasks
+        from ckpt_tasks.integrations.airflow.params import check_conf
 
-        signature = signature_of_entrypoint(self.entrypoint, self.python)
+        check_conf(context)
+        folders = code_folders(context["dag"], context)
+        signature = tasks.signature_of_entrypoint(self.entrypoint, self.python, folders)
         grid = self.grid if self.grid is not None else context["params"]["grid"]
         planned = tasks.combinations(signature, grid)
         self.log.info("%s training runs: %s", len(planned), self.run_name)
@@ -137,9 +144,12 @@ retry_delay
     """
     from ckpt_tasks.tasks.sweep import combinations
 
-    signature = signature_of_entrypoint(entrypoint, python)
+    file = dag_file()
+    signature = signature_at_parse(entrypoint, python, file)
     combinations(signature, grid)
     run: dict[str, Any] = {
+        "retries": retries,
+        "retry_delay": retry_delay,
         "store": store,
         "ckpt_conn_id": ckpt_conn_id,
         "mlflow_conn_id": mlflow_conn_id,
@@ -148,6 +158,7 @@ retry_delay
     name = dag_id or f"sweep-{signature.function.replace('_', '-')}"
     dag_arguments.setdefault("schedule", None)
     with DAG(name, params={"grid": _grid_param(grid)}, **dag_arguments) as dag:
+        dag.fileloc = file
         plan = PlanOperator(
             task_id="plan", entrypoint=entrypoint, python=python, run_name=_RUN_NAME, **run
         )
@@ -157,8 +168,6 @@ retry_delay
             schedule=schedule,
             attempt=attempt,
             python=python,
-            retries=retries,
-            retry_delay=retry_delay,
             max_active_tis_per_dagrun=at_once,
             map_index_template=_LABEL,
             **run,

@@ -131,13 +131,14 @@ def test_train_dag_trains_verifies_and_reports(trained: DagRun) -> None:
 
 
 def test_checkpoint_that_is_not_there_fails_the_dag_run(home: DagHome) -> None:
-    """What a trigger asks for and cannot be had spends no retry."""
+    """What a trigger asks for and cannot be had spends no retry; one task fails, for one reason."""
     done = home.run("train-digits", {"resume": "step-00000099-a1-s1", "epochs": 1})
 
     assert done.state == "failed"
     assert (done.state_of("train"), done.tries_of("train")) == ("failed", 1)
-    assert done.state_of("verify") == "upstream_failed"
+    assert (done.state_of("verify"), done.state_of("report")) == ("upstream_failed", "skipped")
     assert "step-00000099-a1-s1" in done.log
+    assert "cannot be resumed: there is no such run yet" in done.log
 
 
 def test_sweep_trains_each_combination_and_ranks_them(home: DagHome) -> None:

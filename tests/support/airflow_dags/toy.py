@@ -10,7 +10,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, Param, task
 
 from ckpt_tasks.config import AttemptConfig, ScheduleConfig, load_config
 from ckpt_tasks.integrations.airflow import TrainOperator, resumable_dag
@@ -36,7 +36,7 @@ HOW: dict[str, Any] = {
 }
 
 # Every step as a task.
-resumable_dag(
+toy = resumable_dag(
     ENTRYPOINT,
     dag_id="toy",
     default_args=DEFAULTS,
@@ -44,6 +44,8 @@ resumable_dag(
     retry_delay=timedelta(seconds=1),
     **HOW,
 )
+
+toy.params["environment"] = Param({}, type="object")
 
 # Runs by itself whenever the DAG above has a new model.
 with DAG("follow", schedule=[run_asset("toy")]):

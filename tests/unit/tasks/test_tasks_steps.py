@@ -108,6 +108,13 @@ def test_recover_reports_the_beginning_for_a_new_run(config: CheckpointConfig) -
     assert found.restorable
 
 
+def test_recover_of_a_checkpoint_needs_its_run(config: CheckpointConfig) -> None:
+    """Of a run that nobody began only the beginning can be had."""
+    found = tasks.recover(_spec(config, resume="step-00000008-a1-s1"))
+    assert not found.restorable
+    assert "there is no such run yet" in str(found)
+
+
 def test_recover_reports_what_a_retry_would_start_from(
     store: Store, config: CheckpointConfig
 ) -> None:
@@ -191,6 +198,19 @@ def test_report_tells_what_each_attempt_resumed_from(
     assert first in report.markdown
     assert second in report.markdown
     assert "not complete" in report.markdown
+
+
+def test_report_of_a_long_run_shows_the_newest(store: Store, config: CheckpointConfig) -> None:
+    """Orchestrators keep it in their databases: it does not grow with the run."""
+    run = MadeRun(store, RUN)
+    attempt = run.begin()
+    made = [attempt.commit(step) for step in range(1, 106)]
+
+    report = tasks.report(config.store, RUN)
+
+    assert [row["checkpoint"] for row in report.checkpoints] == made[:-101:-1]
+    assert "105 checkpoint(s)" in report.markdown
+    assert "and 5 older checkpoints" in report.markdown
 
 
 @pytest.mark.parametrize("result", ["recovery", "report", "verification"])

@@ -72,12 +72,33 @@ def test_a_signature_is_read_without_importing(project: Path, entrypoint: str) -
     assert not {"userpkg", "script"} & set(sys.modules)
 
 
-def test_a_search_path_is_looked_through_first(project: Path, tmp_path: Path) -> None:
-    """Modules are found in the given folders, not in the working directory."""
+def test_a_search_path_is_looked_through_too(project: Path, tmp_path: Path) -> None:
+    """Another interpreter's modules are found in its folders."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "other.py").write_text("def go(run, x=1): ...")
-    assert read_signature("other:go", search_path=[folder]).function == "go"
+    assert read_signature("other:go", search_path=[str(folder)]).function == "go"
+
+
+@pytest.mark.parametrize("entrypoint", ["beside:go", "beside.py:go", "nested/beside.py:go"])
+def test_code_is_found_in_the_folders_where_it_lies(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entrypoint: str
+) -> None:
+    """Modules and files, read and imported alike, with what lies beside them."""
+    folder = tmp_path / "elsewhere"
+    for place in (folder, folder / "nested"):
+        place.mkdir()
+        (place / "beside.py").write_text("from helper_beside import y\ndef go(run, x=1): ...")
+    (folder / "helper_beside.py").write_text("y = 2")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folders = [str(project), str(folder)]
+
+    assert read_signature(entrypoint, folders=folders).hyperparameters[0].default == 1
+    assert load_entrypoint(entrypoint, folders=folders).__globals__["y"] == 2
+    assert {str(project), str(folder)} <= set(sys.path)
+
+    for name in ("beside", "helper_beside"):
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize(
