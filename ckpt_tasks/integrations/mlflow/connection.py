@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from ckpt_tasks.errors import CkptTasksError, ConfigError, RegistryError, RegistryRefusedError
+from ckpt_tasks.integrations.mlflow import database
 from ckpt_tasks.masking import mask_text, mask_url
 
 __all__ = ["Connection", "error_code"]
@@ -55,7 +56,7 @@ class Connection:
         """The client; for a database the first use also makes its tables."""
         if self._client is None:
             try:
-                self._client = MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
+                self._client = self._opened()
             except UnsupportedModelRegistryStoreURIException as error:
                 raise self._unusable("is nothing that MLflow opens") from error
             except MlflowException as error:
@@ -63,6 +64,14 @@ class Connection:
                     raise
                 raise self._unusable("is a folder, which MLflow no longer writes to") from error
         return self._client
+
+    def _opened(self) -> MlflowClient:
+        with database.opening(self.tracking_uri):
+            client = MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
+            if database.is_database(self.tracking_uri):
+                # The client opens the registry of models, which makes tables too, at its first use.
+                client.search_registered_models(max_results=1)
+        return client
 
     def _unusable(self, why: str) -> ConfigError:
         return ConfigError(
