@@ -156,6 +156,12 @@ class DagRun:
         links: dict[str, str | None] = answer["extra_links"]
         return links
 
+    def pointer(self, task_id: str = "train") -> dict[str, Any]:
+        """What the task's state store says of the newest checkpoint."""
+        path = f"{self._path}/taskInstances/{task_id}/state-store/ckpt_tasks"
+        value: dict[str, Any] = self.airflow.api.call("GET", path)["value"]
+        return value
+
     def asset_event(self, name: str) -> dict[str, Any]:
         """What the only event of this DAG run on an asset says."""
         found = self.airflow.api.call("GET", "assets/events", source_run_id=self.run_id)

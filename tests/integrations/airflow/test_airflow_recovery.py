@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -59,6 +62,19 @@ def test_asset_event_tells_of_the_promoted_checkpoint(killed: DagRun) -> None:
     assert int(told["version"]) > 0
 
 
+def test_state_store_points_at_the_newest_checkpoint(killed: DagRun) -> None:
+    """Airflow's pages and API show where the run stands, and a killed try takes nothing away."""
+    view = killed.view()
+    assert view.newest is not None
+    assert killed.pointer() == {
+        "run": killed.run,
+        "uid": view.run.uid,
+        "attempt": 2,
+        "checkpoint": view.newest.id,
+        "step": 32,
+    }
+
+
 def test_new_model_starts_the_dag_that_waits_for_it(killed: DagRun) -> None:
     """A DAG scheduled by the asset runs by itself, and is told which checkpoint it is."""
     followed = killed.followed_by("follow")
@@ -96,6 +112,27 @@ def test_killed_task_process_is_retried(
     assert_one_whole_run(run, whole_digest, attempts=2)
 
 
+def test_worker_that_is_shut_down_saves_and_the_retry_goes_on(
+    airflow: Airflow, whole_digest: str, tmp_path: Path
+) -> None:
+    """SIGTERM to Airflow's supervisor, as of a drained node: nothing is lost but the time."""
+    run = airflow.trigger(tmp_path, pace=2 * PACE)
+    trainer = wait_for_step(tmp_path, 10)
+    os.kill(Processes.above(trainer).supervisor, signal.SIGTERM)
+
+    assert run.wait_for_state("success", "failed") == "success", run.told()
+
+    assert run.task()["try_number"] == 2
+    assert_one_whole_run(run, whole_digest, attempts=2)
+    first, second = run.view().attempts
+    resumed = next(c for c in run.view().checkpoints if c.id == second.resumed.checkpoint)
+    assert resumed.record is not None
+    assert resumed.record.trigger == "signal"
+    done = [step for pid, step in steps_done(tmp_path)]
+    assert done == list(range(1, 33)), "no step was done twice"
+    assert first.claim is not None
+
+
 def test_killed_supervisor_and_task_come_back_by_heartbeat(
     airflow: Airflow, whole_digest: str, tmp_path: Path
 ) -> None:
@@ -110,6 +147,29 @@ def test_killed_supervisor_and_task_come_back_by_heartbeat(
     assert run.task()["try_number"] == 2
     assert not psutil.pid_exists(trainer)
     assert_one_whole_run(run, whole_digest, attempts=2)
+
+
+def test_sensor_wakes_at_a_new_checkpoint(airflow: Airflow, tmp_path: Path) -> None:
+    """It waits in the triggerer, without a worker, until the run has one that is good enough."""
+    waiting = airflow.trigger(tmp_path, "wait", run_name="awaited")
+    waiting.wait_for_task("deferred", task_id="wait")
+
+    with train_in_shell(airflow, tmp_path, "awaited", pace=PACE) as training:
+        assert waiting.wait_for_state("success", "failed") == "success", waiting.log("wait")
+        still_training = training.poll() is None
+        training.terminate()
+
+    assert still_training
+    told = waiting.xcom("wait")
+    assert told["step"] > 8
+    assert told["metrics"]["loss"] < 100
+    (found,) = [
+        c
+        for c in dataclasses.replace(waiting, run="awaited").view().checkpoints
+        if c.id == told["checkpoint"]
+    ]
+    assert found.standing == "valid"
+    assert int(told["version"]) > 0
 
 
 def test_task_marked_failed_saves_and_goes_on_when_cleared(

@@ -47,6 +47,40 @@ def test_ui_shows_what_killed_a_try_and_what_the_next_resumed_from(
     browser.screenshot(tmp_path / "links.png")
 
 
+def test_buttons_lead_to_pages_of_mlflow(killed: DagRun, browser: Browser, tmp_path: Path) -> None:
+    """The run, with its metrics; and the version, with what it is."""
+    links = killed.links()
+    newest = killed.asset_event("toy")
+    browser.open(str(links["MLflow run"]))
+    browser.wait_for_text(killed.run, "loss")
+    browser.screenshot(tmp_path / "mlflow-run.png")
+    browser.open(str(links["MLflow model version"]))
+    browser.wait_for_text(f"Version {newest['version']}", newest["checkpoint"])
+    browser.screenshot(tmp_path / "mlflow-version.png")
+
+
+def test_ui_has_a_field_for_each_kind_of_hyperparameter(
+    airflow: Airflow, browser: Browser, tmp_path: Path
+) -> None:
+    """Text, number, switch, choice, list; what may be left out is not required."""
+    browser.open(f"{airflow.api.url}/dags/form")
+    browser.wait_for_text("Trigger")
+    browser.click("Trigger")
+    browser.wait_for_text(
+        "What the model is called.",
+        "Learning rate.",
+        "Use mixed precision.",
+        "Which loss is minimised.",
+        "Hidden units of each layer.",
+        "Largest norm of the gradients.",
+    )
+    form = browser.wait_for_text("This field is required")
+    browser.screenshot(tmp_path / "kinds.png")
+    fields = "[...document.querySelectorAll('[role=dialog] input')].map(e => e.type)"
+    assert {"text", "checkbox"} <= set(browser.evaluate(fields))
+    assert form.count("This field is required") == 1  # the one without a default
+
+
 def test_ui_asks_for_the_hyperparameters(
     airflow: Airflow, browser: Browser, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, task
 
 from ckpt_tasks.config import AttemptConfig, ScheduleConfig, load_config
-from ckpt_tasks.integrations.airflow import TrainOperator, resumable_dag
+from ckpt_tasks.integrations.airflow import CheckpointSensor, TrainOperator, resumable_dag
 from ckpt_tasks.integrations.airflow.assets import run_asset
 
 ENTRYPOINT = "support.toy_training:train"
@@ -67,6 +67,21 @@ with DAG("quick", schedule=None, default_args=DEFAULTS, params={"resume": "auto"
         outlets=[run_asset("quick")],
         **HOW,
     )
+
+# Waits for a checkpoint of the run that its conf names.
+with DAG("wait", schedule=None, params={"run_name": Param("", type="string")}):
+    CheckpointSensor(
+        task_id="wait",
+        run_name="{{ params.run_name }}",
+        newer_than=8,
+        better_than="loss:min:100",
+        registry=HOW["registry"],
+        deferrable=True,
+        poke_interval=1,
+    )
+
+# A field of the form for each kind of hyperparameter; never run.
+resumable_dag("support.many_kinds:train", dag_id="form", store="unused")
 
 # Each fails at its own mistake.
 with DAG("wrong", schedule=None, default_args=DEFAULTS):
