@@ -30,6 +30,6 @@ def demo(ctx: click.Context, arguments: tuple[str, ...]) -> None:
             f"the demo needs {', '.join(missing)}, not installed here: "
             f"pip install 'ckpt-tasks[{extras}"
         )
-    from ckpt_tasks.demo import main
+    from ckpt_tasks.demo.show import main
 
     ctx.exit(main(list(arguments)))

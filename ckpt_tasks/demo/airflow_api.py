@@ -102,9 +102,13 @@ class AirflowApi:
         entries = self.call("GET", path, full_content="true")["content"]
         return [line for entry in entries for line in _lines(entry)]
 
+    def dag_page(self, dag_id: str) -> str:
+        """Address of a DAG's page."""
+        return f"{self.url}/dags/{quote(dag_id)}"
+
     def run_page(self, dag_id: str, run_id: str) -> str:
         """Address of a DAG run's page."""
-        return f"{self.url}/dags/{quote(dag_id)}/runs/{quote(run_id)}"
+        return f"{self.dag_page(dag_id)}/runs/{quote(run_id)}"
 
 
 def _lines(entry: dict[str, Any]) -> Iterator[LogLine]:

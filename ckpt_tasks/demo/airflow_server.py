@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ckpt_tasks.demo.airflow_api import AirflowApi
 from ckpt_tasks.demo.processes import Server, end_servers, free_port, is_up, undisturbed, wait_until
+from ckpt_tasks.demo.watcher import Watcher
 from ckpt_tasks.errors import CkptTasksError
 
 __all__ = ["airflow_environment", "airflow_server"]
@@ -75,7 +76,7 @@ def airflow_server(
     Parameters
     ----------
     home
-        A fresh folder.
+        Of an earlier one, or a fresh folder.
     dags
         Folder of DAG files.
     settings
@@ -89,10 +90,22 @@ def airflow_server(
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     environment = {**airflow_environment(home, dags, port), **(settings or {})}
+    with Watcher() as watcher:
+        _migrate(home, environment, watcher)
+        with _running(home, environment, watcher) as api:
+            yield api
+
+
+@contextlib.contextmanager
+def _running(home: Path, environment: Mapping[str, str], watcher: Watcher) -> Iterator[AirflowApi]:
     api = AirflowApi(environment["AIRFLOW__API__BASE_URL"])
-    _migrate(home, environment)
     servers = {
-        name: Server("airflow", *arguments, environment=environment, log=home / f"{name}.log")
+        name: Server(
+            *("airflow", *arguments),
+            environment=environment,
+            log=home / f"{name}.log",
+            watcher=watcher,
+        )
         for name, arguments in _COMPONENTS.items()
     }
     try:
@@ -107,9 +120,12 @@ def airflow_server(
             end_servers(*servers.values(), grace=_END_SECONDS)
 
 
-def _migrate(home: Path, environment: Mapping[str, str]) -> None:
+def _migrate(home: Path, environment: Mapping[str, str], watcher: Watcher) -> None:
     migration = Server(
-        *("airflow", "db", "migrate"), environment=environment, log=home / "db-migrate.log"
+        *("airflow", "db", "migrate"),
+        environment=environment,
+        log=home / "db-migrate.log",
+        watcher=watcher,
     )
     try:
         code = migration.process.wait(_START_SECONDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -14,8 +13,10 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ckpt_tasks.demo.families import end_families
+from ckpt_tasks.demo.watcher import Watcher
 from ckpt_tasks.errors import CkptTasksError
-from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
+from ckpt_tasks.fencing.process import this_process
 
 __all__ = ["Server", "end_servers", "free_port", "is_up", "undisturbed", "wait_until"]
 
@@ -33,9 +34,13 @@ class Server:
         All of the process's environment.
     log
         Takes what it prints.
+    watcher
+        Ends it where this process cannot.
     """
 
-    def __init__(self, *module: str, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, *module: str, environment: Mapping[str, str], log: Path, watcher: Watcher
+    ) -> None:
         self.name = " ".join(module)
         self.log = log
         with log.open("ab") as output:
@@ -48,6 +53,8 @@ class Server:
                 stderr=output,
                 start_new_session=True,
             )
+        self.identity = this_process(self.process.pid)
+        watcher.watch(self.identity)
 
     @property
     def running(self) -> bool:
@@ -55,10 +62,7 @@ class Server:
 
 
 def end_servers(*servers: Server, grace: float) -> None:
-    """SIGTERM to the servers' process groups; then SIGKILL to whatever is left of them.
-
-    Processes that they have started in sessions of their own (trainers that save before they
-    stop, say) have `grace` as well.
+    """End the servers with all that they have started, by force where it takes too long.
 
     Parameters
     ----------
@@ -66,21 +70,9 @@ def end_servers(*servers: Server, grace: float) -> None:
         Seconds for the servers, and as much again for what they have started.
     """
     with undisturbed():
-        family = [this_process(pid) for server in servers for pid in _descendants(server)]
+        end_families([server.identity for server in servers], grace=grace)
         for server in servers:
-            _signal(os.killpg, server.process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        for server in servers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.process.wait(max(0.0, deadline - time.monotonic()))
-            for pid in _session(server.process.pid):
-                _signal(os.kill, pid, signal.SIGKILL)
             server.process.wait()
-        deadline = time.monotonic() + grace
-        while any(map(process_is_alive, family)) and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        for process in family:
-            end_process(process)
 
 
 @contextlib.contextmanager
@@ -143,38 +135,3 @@ def wait_until(
             logs = ", ".join(str(server.log) for server in servers)
             raise CkptTasksError(f"{what}: not within {within:g} s; see {logs}")
         time.sleep(_POLL_SECONDS)
-
-
-def _descendants(server: Server) -> set[int]:
-    """Processes that descend from the server, whatever their sessions."""
-    parents: dict[int, int] = {}
-    for pid in _processes():
-        with contextlib.suppress(OSError):
-            stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-            # The command's name, in parentheses, may hold spaces (proc(5)).
-            parents[pid] = int(stat.rpartition(")")[2].split()[1])
-    found: set[int] = set()
-    level = {server.process.pid}
-    while level:
-        level = {pid for pid, parent in parents.items() if parent in level}
-        found |= level
-    return found
-
-
-def _session(leader: int) -> list[int]:
-    """Processes of a session that are still there."""
-    members = []
-    for pid in _processes():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(pid) == leader:
-                members.append(pid)
-    return members
-
-
-def _processes() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _signal(send: Callable[[int, int], None], target: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        send(target, number)

@@ -11,11 +11,14 @@ from ckpt_tasks.demo.account import Account
 from ckpt_tasks.demo.killer import Killer
 from ckpt_tasks.store.open import open_store
 
-__all__ = ["KILLS", "RUN", "Stage"]
+__all__ = ["DATABASE", "KILLS", "RUN", "STORE", "Stage"]
 
 KILLS = 2
 RUN = "digits"
 """Name of the training run that is killed."""
+STORE = "store"
+DATABASE = "mlflow.db"
+"""MLflow's, in the stage's folder as the store is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +30,11 @@ class Stage:
 
     @property
     def store_url(self) -> str:
-        return str(self.folder / "store")
+        return str(self.folder / STORE)
 
     @property
     def tracking_uri(self) -> str:
-        return f"sqlite:///{self.folder / 'mlflow.db'}"
+        return f"sqlite:///{self.folder / DATABASE}"
 
     @contextlib.contextmanager
     def killing(self) -> Iterator[list[int]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ckpt_tasks.demo import reader
 from ckpt_tasks.demo.account import Account
 from ckpt_tasks.demo.airflow_api import AirflowApi
 from ckpt_tasks.demo.airflow_server import airflow_server
@@ -24,13 +25,15 @@ _PARSE_SECONDS = 120.0
 _POLL_SECONDS = 0.5
 _OPERATORS = "airflow.task.operators."
 _UNTOLD_TASKS = ("report",)
-_QUIET = "AIRFLOW__CORE__LOAD_EXAMPLES=False AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS=True"
 
 
 class WithAirflow:
     """Triggers the DAG through the REST API of an Airflow of its own."""
 
+    name = "Airflow"
     title = "an Airflow DAG"
+    options: tuple[str, ...] = ("--airflow",)
+    home = "airflow"
 
     @contextlib.contextmanager
     def show(self, stage: Stage) -> Iterator[list[int]]:
@@ -38,6 +41,26 @@ class WithAirflow:
 
         Where a person watches, Airflow stays up until they have seen its pages.
         """
+        say = stage.account.say
+        with self._server(stage) as api:
+            until = "" if reader.is_there() else ", until the end of the demo"
+            say("airflow", f"is up{until}: {api.url}")
+            wait_until(lambda: api.has_dag(_DAG), (), within=_PARSE_SECONDS, what=f"DAG {_DAG}")
+            with stage.killing() as killed:
+                self._run_dag(api, stage)
+            yield killed
+            if reader.is_there():
+                say("airflow", f"still up: {api.url}; Enter ends it")
+                reader.wait_until_seen()
+            say("airflow", "ending")
+
+    def look(self, stage: Stage) -> None:
+        """Start its Airflow again, until its pages have been seen."""
+        with self._server(stage) as api:
+            stage.account.say("airflow", f"is up: {api.dag_page(_DAG)}; Ctrl-C ends it")
+            reader.wait_until_seen()
+
+    def _server(self, stage: Stage) -> AbstractContextManager[AirflowApi]:
         settings = {
             "CKPT_TASKS_STORE_URL": stage.store_url,
             "CKPT_TASKS_REGISTRY_TRACKING_URI": stage.tracking_uri,
@@ -45,37 +68,22 @@ class WithAirflow:
             "CKPT_TASKS_REGISTRY_BEST": "val_accuracy:max",
         }
         stage.account.say("airflow", "starting, which takes half a minute")
-        with airflow_server(stage.folder / "airflow", _DAGS, settings) as api:
-            stage.account.say("airflow", f"is up: {api.url}")
-            wait_until(lambda: api.has_dag(_DAG), (), within=_PARSE_SECONDS, what=f"DAG {_DAG}")
-            with stage.killing() as killed:
-                _run_dag(api, stage.account)
-            yield killed
-            _wait_for_the_reader(stage.account, api)
+        return airflow_server(stage.folder / self.home, _DAGS, settings)
 
-    def where_to_look(self, stage: Stage) -> str:
-        home = stage.folder / "airflow"
-        return f"Airflow:  AIRFLOW_HOME={home} {_QUIET} airflow standalone"
-
-
-def _run_dag(api: AirflowApi, account: Account) -> None:
-    run_id = api.trigger(_DAG, {})
-    account.say("airflow", f"DAG run triggered: {api.run_page(_DAG, run_id)}")
-    follower = _Follower(api, account, run_id)
-    while (state := api.state(_DAG, run_id)) not in ("success", "failed"):
+    def _run_dag(self, api: AirflowApi, stage: Stage) -> None:
+        say = stage.account.say
+        run_id = api.trigger(_DAG, {})
+        page = api.run_page(_DAG, run_id)
+        say("airflow", f"DAG run triggered: {page if reader.is_there() else run_id}")
+        follower = _Follower(api, stage.account, run_id)
+        while (state := api.state(_DAG, run_id)) not in ("success", "failed"):
+            follower.tell()
+            time.sleep(_POLL_SECONDS)
         follower.tell()
-        time.sleep(_POLL_SECONDS)
-    follower.tell()
-    account.say("airflow", f"DAG run: {state}")
-    if state != "success":
-        raise CkptTasksError(f"the DAG run failed: {api.run_page(_DAG, run_id)}")
-
-
-def _wait_for_the_reader(account: Account, api: AirflowApi) -> None:
-    if sys.stdin.isatty():
-        account.say("airflow", f"still up: {api.url}; Enter ends it")
-        sys.stdin.readline()
-    account.say("airflow", "ending")
+        say("airflow", f"DAG run: {state}")
+        if state != "success":
+            logs = stage.folder / self.home / "logs"
+            raise CkptTasksError(f"the DAG run {run_id} failed; see {logs}")
 
 
 class _Follower:

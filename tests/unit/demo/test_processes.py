@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from support.launches import wait_until
 
 from ckpt_tasks.demo import processes
 from ckpt_tasks.demo.processes import Server, end_servers, undisturbed
+from ckpt_tasks.demo.watcher import Watcher
 from ckpt_tasks.errors import CkptTasksError
 from ckpt_tasks.fencing.process import process_is_alive, this_process
 from ckpt_tasks.format.records import Process
@@ -27,10 +29,17 @@ time.sleep(300)
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Server:
+def watcher() -> Iterator[Watcher]:
+    with Watcher() as watcher:
+        yield watcher
+
+
+@pytest.fixture
+def server(tmp_path: Path, watcher: Watcher) -> Server:
     (tmp_path / "stubborn.py").write_text(SCRIPT, "utf-8")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    return Server("stubborn", environment=environment, log=tmp_path / "server.log")
+    log = tmp_path / "server.log"
+    return Server("stubborn", environment=environment, log=log, watcher=watcher)
 
 
 def _family(folder: Path) -> list[Process]:
@@ -49,9 +58,10 @@ def test_end_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
     assert [process_is_alive(process) for process in family] == [False, False]
 
 
-def test_server_that_ends_is_told_with_its_log(tmp_path: Path) -> None:
+def test_server_that_ends_is_told_with_its_log(tmp_path: Path, watcher: Watcher) -> None:
     """What waits for it does not wait on, and names the log to look into."""
-    server = Server("no_such_module", environment=dict(os.environ), log=tmp_path / "server.log")
+    log = tmp_path / "server.log"
+    server = Server("no_such_module", environment=dict(os.environ), log=log, watcher=watcher)
     with pytest.raises(
         CkptTasksError, match=r"up: 'no_such_module' ended with 1; see .*server.log"
     ):
