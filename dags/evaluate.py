@@ -11,7 +11,7 @@ import sys
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from ckpt_tasks.integrations.airflow.assets import run_asset
+from ckpt_tasks.integrations.airflow import run_asset
 
 PYTHON = os.environ.get("CKPT_TASKS_DAGS_PYTHON", sys.executable)
 

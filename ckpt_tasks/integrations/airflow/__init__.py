@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckpt_tasks.integrations.airflow.assets import run_asset
     from ckpt_tasks.integrations.airflow.dag import resumable_dag
     from ckpt_tasks.integrations.airflow.decorators import resumable_training_task
     from ckpt_tasks.integrations.airflow.hooks import CheckpointHook, MlflowHook
@@ -38,6 +39,7 @@ __all__ = [
     "resumable_dag",
     "resumable_sweep",
     "resumable_training_task",
+    "run_asset",
 ]
 
 _MODULES = {
@@ -49,6 +51,7 @@ _MODULES = {
     "resumable_dag": "dag",
     "resumable_sweep": "sweep",
     "resumable_training_task": "decorators",
+    "run_asset": "assets",
 }
 
 

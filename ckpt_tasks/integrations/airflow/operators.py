@@ -269,8 +269,9 @@ class TrainOperator(_AttemptOperator):
     the task is stopped (marked as failed or cleared in the UI, or its worker is shut down), the
     trainer saves at its next boundary and stops. Airflow gives a task 5 seconds for that. Then
     it kills the task's process, but not the trainer, which goes on saving for `attempt.grace`
-    (30 s by default); where the pod goes away with the task, make
-    ``terminationGracePeriodSeconds`` longer than that.
+    (30 s by default). Under KubernetesExecutor the pod goes away with the task, so there a task
+    that is marked or cleared has those 5 seconds; one whose pod is deleted or whose node is drained
+    has ``terminationGracePeriodSeconds``, which should be longer than `attempt.grace`.
 
     `outlets`, if there are any, are told of the run's newest checkpoint by the event's extra:
     ``run``, ``uri``, ``digest``, ``epoch``, ``step``, ``mlflow_run_id``, ``version``, ... While

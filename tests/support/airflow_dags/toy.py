@@ -13,8 +13,12 @@ from typing import Any
 from airflow.sdk import DAG, Param, task
 
 from ckpt_tasks.config import AttemptConfig, ScheduleConfig, load_config
-from ckpt_tasks.integrations.airflow import CheckpointSensor, TrainOperator, resumable_dag
-from ckpt_tasks.integrations.airflow.assets import run_asset
+from ckpt_tasks.integrations.airflow import (
+    CheckpointSensor,
+    TrainOperator,
+    resumable_dag,
+    run_asset,
+)
 
 ENTRYPOINT = "support.toy_training:train"
 
