@@ -14,7 +14,7 @@ from support.s3_servers import CREDENTIALS, S3Server
 from xdist.scheduler import LoadFileScheduling
 
 # Its files go to one worker: a second Airflow is a dozen processes and 2 GB more.
-_ONE_AIRFLOW = "tests/integrations/airflow/"
+_ONE_AIRFLOW = "tests/integrations/airflow/scheduler/"
 
 
 class _FewServers(LoadFileScheduling):
