@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from ckpt_tasks.checkpointer.arena import Arena
 from ckpt_tasks.checkpointer.commit import commit, new_write_id
-from ckpt_tasks.checkpointer.writer import StagedState, write_rank
+from ckpt_tasks.checkpointer.image import Planner
+from ckpt_tasks.checkpointer.staged import StagedState
+from ckpt_tasks.checkpointer.writer import write_rank
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import Lineage
 from ckpt_tasks.format.layout import RunLayout
@@ -80,10 +83,16 @@ class Checkpointer:
         self._environment = dict(environment)
         self._unique = unique
         self._sequence = 0
+        self._arena = Arena()
+        self._planner = Planner()
 
     def next_id(self, position: Position) -> CheckpointId:
         """The id that the next save will have."""
         return CheckpointId(position.step, self._fence.attempt, self._sequence + 1)
+
+    def prepare(self, state: StagedState) -> None:
+        """Get ready for saves of states like this one, in the background."""
+        self._arena.prepare(self._planner.plan(state).size)
 
     def save(self, state: StagedState, request: SaveRequest) -> CommitRecord:
         """Write `state` and commit it; when this returns, the checkpoint exists.
@@ -101,8 +110,18 @@ class Checkpointer:
         self._sequence = checkpoint.sequence  # never reused, whatever becomes of this save
         write_id = new_write_id(checkpoint.attempt, checkpoint.sequence, self._unique())
         started = time.perf_counter()
+        image = self._planner.plan(state)
+        memory = self._arena.reserve(image.size)
+        image.fill(memory, state)
+        staged = time.perf_counter()
         written = write_rank(
-            self._store, self._layout, state, write_id=write_id, metrics=request.rows
+            self._store,
+            self._layout,
+            image,
+            memory,
+            state.trees,
+            write_id=write_id,
+            metrics=request.rows,
         )
         record = CommitRecord(
             uid=self._run.uid,
@@ -116,7 +135,8 @@ class Checkpointer:
             reason=request.decision.reason,
             timings={
                 "capture": request.capture_seconds,
-                "write": time.perf_counter() - started,
+                "stage": staged - started,
+                "write": time.perf_counter() - staged,
             },
             environment=self._environment,
             world_size=1,

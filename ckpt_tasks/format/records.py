@@ -208,7 +208,7 @@ class CommitRecord(Record, frozen=True, kw_only=True):
         False where only the data's order, not the random numbers drawn inside loader workers,
         is restored (``data_order_only``).
     timings
-        Seconds: ``capture``, ``write``.
+        Seconds: ``capture``, ``stage``, ``write``.
     size
         Bytes of all the checkpoint's files.
     """

@@ -7,7 +7,7 @@ no CPU tensor that is row-major already.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
 from ckpt_tasks.state import arrays, sparse
 from ckpt_tasks.state.modules import canonical_state_dict, nonfinite_parameters
 from ckpt_tasks.state.optimizers import optimizer_state_dict
+from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import (
     TensorImage,
     check_supported,
@@ -55,6 +56,10 @@ class CapturedState:
         self.tensors = tensors
         self.nonfinite = nonfinite
 
+    def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
+        """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
+        copy_images(self.tensors, buffer, offsets)
+
 
 class RestoredValues(dict[str, Any]):
     """Tracked name to state dict or plain value.
@@ -91,7 +96,7 @@ def capture(items: Mapping[str, Any]) -> CapturedState:
     Returns
     -------
     CapturedState
-        Its CPU tensors share memory with the live ones: write them before training goes on.
+        Its CPU tensors share memory with the live ones: copy them before training goes on.
 
     Raises
     ------

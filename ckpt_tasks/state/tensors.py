@@ -88,7 +88,7 @@ class TensorImage:
         Of the image; for complex128 one dimension more than the tensor's.
     data
         Row-major contiguous, detached, on the tensor's own device. On CPU it shares memory with
-        the live tensor wherever that is row-major itself, so write it before training goes on.
+        the live tensor wherever that is row-major itself, so copy it before training goes on.
     """
 
     __slots__ = ("data", "dtype", "item", "key", "shape")
@@ -109,14 +109,6 @@ class TensorImage:
     def nbytes(self) -> int:
         """Bytes of the image."""
         return self.data.numel() * self.data.element_size()
-
-    def buffer(self) -> memoryview:
-        """The bytes: without a copy on CPU, through host memory for other devices."""
-        if self.nbytes == 0:
-            return memoryview(b"")
-        flat = self.data.reshape(-1).view(torch.uint8)
-        array: Any = flat.cpu().numpy()
-        return memoryview(array)
 
 
 def check_supported(tensor: torch.Tensor, path: Path) -> None:

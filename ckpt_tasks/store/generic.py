@@ -21,6 +21,7 @@ from ckpt_tasks.store.base import ObjectInfo, Store
 
 __all__ = ["FsspecStore", "modified_time"]
 
+_PIECE_BYTES = 16 * 1024 * 1024
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _MODIFIED = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 
@@ -90,7 +91,7 @@ class FsspecStore(Store):
             try:
                 with self._fs.open(full, "wb") as file:
                     for part in parts:
-                        file.write(part)
+                        _write_in_pieces(file, part)
                 self._confirm_size(path, size)
             except BaseException:
                 with contextlib.suppress(Exception):  # the error under way says more
@@ -217,3 +218,10 @@ def modified_time(info: dict[str, Any]) -> float | None:
             with contextlib.suppress(ValueError):
                 return datetime.fromisoformat(value).timestamp()
     return None
+
+
+def _write_in_pieces(file: Any, part: Any) -> None:
+    """A buffered file takes a copy of all that it is given at once."""
+    view = memoryview(part).cast("B")
+    for start in range(0, view.nbytes, _PIECE_BYTES):
+        file.write(view[start : start + _PIECE_BYTES])

@@ -24,6 +24,7 @@ from ckpt_tasks.errors import (
     StoreError,
 )
 from ckpt_tasks.format.layout import check_relative
+from ckpt_tasks.store._direct import direct_view, write_direct
 from ckpt_tasks.store._posix import (
     fsync_folder,
     no_space_message,
@@ -108,7 +109,9 @@ class LocalStore(Store):
         full = self._full(path)
         with self._errors("write", path, needed=size):
             with self._new_file(full) as descriptor:
-                write_all(descriptor, parts)
+                view = direct_view(parts)
+                if view is None or not write_direct(descriptor, view):
+                    write_all(descriptor, parts)
                 os.fsync(descriptor)
                 written = os.fstat(descriptor).st_size
                 if written != size:

@@ -152,7 +152,7 @@ class Saver:
             elif not self._captured_once:
                 # State made lazily, by the first step, must be representable too: better known
                 # now than at the first save, hours later.
-                self._capture()
+                self._checkpointer.prepare(self._capture())
             self._captured_once = True
             if signal is not None:
                 self.flush(counters.position)

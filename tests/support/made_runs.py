@@ -9,9 +9,12 @@ from typing import Any
 
 import msgspec
 
+from ckpt_tasks.checkpointer.arena import Arena
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.checkpointer.image import plan_image
 from ckpt_tasks.checkpointer.marks import write_completed
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
+from ckpt_tasks.checkpointer.writer import WrittenRank, write_rank
 from ckpt_tasks.events import EventSink, discard_event
 from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run
 from ckpt_tasks.fencing.fence import Fence
@@ -57,9 +60,6 @@ class Tensor:
     def shape(self) -> tuple[int, ...]:
         return (len(self.data),) if self.extents is None else self.extents
 
-    def buffer(self) -> memoryview:
-        return memoryview(self.data)
-
 
 @dataclass(frozen=True)
 class State:
@@ -68,11 +68,25 @@ class State:
     trees: Mapping[str, Any] = field(default_factory=dict)
     tensors: Sequence[Tensor] = ()
 
+    def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
+        for tensor, offset in zip(self.tensors, offsets, strict=True):
+            buffer[offset : offset + len(tensor.data)] = tensor.data
+
 
 def small_state(value: int = 0) -> State:
     """Two items, one of them with a tensor; another `value` is another state."""
     weight = Tensor("model", "weight", bytes([value]))
     return State({"model": {}, "loop": {"best": value}}, [weight])
+
+
+def write_state(
+    store: Store, layout: RunLayout, state: State, *, write_id: str, **how: Any
+) -> WrittenRank:
+    """Write a state as a checkpointer does, without a commit."""
+    image = plan_image(state.tensors)
+    memory = Arena().reserve(image.size)
+    image.fill(memory, state)
+    return write_rank(store, layout, image, memory, state.trees, write_id=write_id, **how)
 
 
 def save_request(step: int, **changes: Any) -> SaveRequest:

@@ -13,13 +13,13 @@ from support.made_runs import (
     memory_store,
     save_request,
     small_state,
+    write_state,
 )
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints
 from ckpt_tasks.checkpointer.commit import commit, new_write_id
 from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_index
-from ckpt_tasks.checkpointer.writer import write_rank
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, StaleAttemptError, StoreError
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import MarkKind
@@ -237,7 +237,7 @@ def test_reference_to_missing_bytes(run: MadeRun) -> None:
 
 def test_missing_checkpoint_is_not_found(run: MadeRun) -> None:
     """An id without a commit record is no checkpoint, whatever data lies there."""
-    write_rank(run.store, run.layout, small_state(), write_id="a0001-s0001-ff")
+    write_state(run.store, run.layout, small_state(), write_id="a0001-s0001-ff")
     with pytest.raises(CheckpointNotFoundError, match="has no checkpoint step-00000010-a1-s1"):
         run.record(CheckpointId(10, 1, 1))
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.made_runs import MadeRun, State, Tensor, memory_store, small_state
+from support.made_runs import MadeRun, State, Tensor, memory_store, small_state, write_state
 
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_commit, read_index
 from ckpt_tasks.checkpointer.verify import state_digest, verify_checkpoint
-from ckpt_tasks.checkpointer.writer import write_rank
 from ckpt_tasks.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -262,7 +261,7 @@ def test_verify_names_the_damage(run: MadeRun, checkpoint: CheckpointId) -> None
 def test_verify_reads_every_rank(run: MadeRun, checkpoint: CheckpointId) -> None:
     """Proving needs no restoring, so a checkpoint of two ranks is verified too."""
     record = run.record(checkpoint)
-    second = write_rank(
+    second = write_state(
         run.store, run.layout, small_state(), write_id=record.write_id, rank=1, world_size=2
     )
     wide = msgspec.structs.replace(record, world_size=2, indexes=[*record.indexes, second.ref])

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from safetensors import safe_open
-from support.made_runs import HookedStore, State, Tensor, memory_store
+from support.made_runs import HookedStore, State, Tensor, memory_store, write_state
 
-from ckpt_tasks.checkpointer.writer import WrittenRank, write_rank
+from ckpt_tasks.checkpointer.writer import WrittenRank
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest
@@ -28,7 +28,7 @@ def store() -> Store:
 
 
 def write(store: Store, state: State) -> WrittenRank:
-    return write_rank(store, LAYOUT, state, write_id=WRITE_ID)
+    return write_state(store, LAYOUT, state, write_id=WRITE_ID)
 
 
 def paths(store: Store) -> list[str]:
@@ -112,7 +112,7 @@ def test_no_tensors(store: Store) -> None:
 def test_metrics_stand_in_the_index(store: Store) -> None:
     """Rows logged since the previous checkpoint survive with it."""
     rows = [("loss", 0.5, 1, 1000), ("loss", "nan", 2, 1001)]
-    written = write_rank(store, LAYOUT, State(), write_id=WRITE_ID, metrics=rows)
+    written = write_state(store, LAYOUT, State(), write_id=WRITE_ID, metrics=rows)
     assert written.index.metrics == rows
 
 
@@ -160,8 +160,8 @@ def test_failure_while_removing_hides_nothing(store: Store) -> None:
 def test_equal_state_gives_equal_entries(store: Store) -> None:
     """Two writes of one state differ in their paths alone."""
     state = State({"a": {}}, [Tensor("a", "x", b"abc")])
-    one = write_rank(store, LAYOUT, state, write_id="a0001-s0001-01").index
-    two = write_rank(store, LAYOUT, state, write_id="a0002-s0009-02").index
+    one = write_state(store, LAYOUT, state, write_id="a0001-s0001-01").index
+    two = write_state(store, LAYOUT, state, write_id="a0002-s0009-02").index
     assert one.tensors == two.tensors
     assert one.files[0].path != two.files[0].path
     assert msgspec.structs.replace(one.files[0], path="") == msgspec.structs.replace(

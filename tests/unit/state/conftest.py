@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from support.images import bytes_of
 
 from ckpt_tasks.state.capture import CapturedState, RestoredValues, capture, restore_values
 from ckpt_tasks.state.tensors import tensor_from_buffer
@@ -18,7 +19,7 @@ def restored(captured: CapturedState) -> RestoredValues:
 
     def tensor_at(index: int) -> torch.Tensor:
         image = captured.tensors[index]
-        return tensor_from_buffer(bytearray(image.buffer()), image.dtype, image.shape)
+        return tensor_from_buffer(bytes_of(image), image.dtype, image.shape)
 
     return restore_values(msgspec.json.decode(msgspec.json.encode(captured.trees)), tensor_at)
 

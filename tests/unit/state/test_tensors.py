@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.images import bytes_of
 
 from ckpt_tasks.errors import CorruptCheckpointError, StateError
 from ckpt_tasks.format.safetensors import DTYPE_BYTES
@@ -203,8 +204,8 @@ def test_contiguous_tensors_are_not_copied() -> None:
     image = capture({"item": tensor}).tensors[0]
     tensor.fill_(1.0)
     assert image.data.data_ptr() == tensor.data_ptr()
-    assert bytes(image.buffer()) == np.ones(4, dtype="float32").tobytes()
-    assert image.buffer().nbytes == image.nbytes == 16
+    assert bytes(bytes_of(image)) == np.ones(4, dtype="float32").tobytes()
+    assert len(bytes_of(image)) == image.nbytes == 16
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -212,7 +213,7 @@ def test_images_are_of_the_size_they_say(dtype: torch.dtype) -> None:
     """Dtype and shape of an image give exactly the bytes of its buffer."""
     image = capture({"item": tensor_of(dtype, 2, 3)}).tensors[0]
     size = int(np.prod(image.shape)) * DTYPE_BYTES[image.dtype]
-    assert image.buffer().nbytes == image.nbytes == size
+    assert len(bytes_of(image)) == image.nbytes == size
 
 
 def test_a_writable_buffer_becomes_the_tensor() -> None:

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import torch
 from blake3 import blake3
+from support.images import bytes_of
 from torch import nn
 from torch.optim import swa_utils
 from torch.optim.lr_scheduler import (
@@ -320,7 +321,7 @@ def save(folder: Path, items: Mapping[str, Any]) -> None:
         with (folder / f"{item}.safetensors").open("wb") as file:
             file.write(build_header(specs, {}))
             for image in images:
-                file.write(image.buffer())
+                file.write(bytes_of(image))
     places = [[image.item, image.key] for image in captured.tensors]
     index = msgspec.json.encode({"trees": captured.trees, "tensors": places})
     (folder / "index.json").write_bytes(index)

@@ -28,7 +28,7 @@ class DirtyModel:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.dirty: set[str] = set()
         self.names: dict[int, str] = {}
-        for name in ("open", "mkdir", "writev", "fsync", "link", "rename", "unlink"):
+        for name in ("open", "mkdir", "writev", "pwrite", "fsync", "link", "rename", "unlink"):
             follow = functools.partial(self._follow, name, getattr(os, name))
             monkeypatch.setattr(os, name, follow)
 
@@ -40,7 +40,7 @@ class DirtyModel:
                 self.dirty |= {f"entry {args[0]}", f"data {args[0]}"}
         elif name == "mkdir":
             self.dirty.add(f"entry {args[0]}")
-        elif name == "writev":
+        elif name in ("writev", "pwrite"):
             self.dirty.add(f"data {self.names[args[0]]}")
         elif name in ("link", "rename"):
             source, target = args

@@ -1,0 +1,100 @@
+"""The image of one rank's tensor files: which bytes lie where, before any is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ckpt_tasks.checkpointer.staged import StagedState, StagedTensor
+from ckpt_tasks.format.safetensors import HEADER_ALIGNMENT, TensorSpec, build_header
+
+__all__ = ["FileImage", "Image", "Planner", "plan_image"]
+
+
+class FileImage(msgspec.Struct, frozen=True, kw_only=True):
+    """One safetensors file of an image.
+
+    Parameters
+    ----------
+    item
+        The tracked name whose tensors it holds.
+    header
+        Its first bytes.
+    start, size
+        Where it lies in the image, on a page, and its bytes.
+    positions
+        Of its tensors in the state, in the order of the file.
+    """
+
+    item: str
+    header: bytes
+    start: int
+    size: int
+    positions: list[int]
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """All files, one behind the other.
+
+    Parameters
+    ----------
+    specs, offsets
+        Of each tensor of the state, by position: what it is, and where its bytes lie in the image.
+    size
+        Bytes of the image.
+    """
+
+    files: list[FileImage]
+    specs: list[TensorSpec]
+    offsets: list[int]
+    size: int
+
+    def fill(self, memory: memoryview, state: StagedState) -> None:
+        """Copy headers and tensors to where they lie; then training may go on."""
+        for file in self.files:
+            memory[file.start : file.start + len(file.header)] = file.header
+        state.copy_into(memory, self.offsets)
+
+
+class Planner:
+    """Plans images. A state of the same tensors as the one before has the same plan."""
+
+    def __init__(self) -> None:
+        self._fingerprint: object = None
+        self._image: Image | None = None
+
+    def plan(self, state: StagedState) -> Image:
+        fingerprint = [(t.item, t.key, t.dtype, t.shape) for t in state.tensors]
+        if self._image is None or fingerprint != self._fingerprint:
+            self._image = plan_image(state.tensors)
+            self._fingerprint = fingerprint
+        return self._image
+
+
+def plan_image(tensors: Sequence[StagedTensor]) -> Image:
+    """Lay out one file for each tracked name, its tensors behind its header."""
+    specs = [TensorSpec(t.key, t.dtype, tuple(t.shape)) for t in tensors]
+    offsets = [0] * len(specs)
+    files: list[FileImage] = []
+    start = 0
+    for item, positions in _by_item(tensors).items():
+        header = build_header(
+            [specs[position] for position in positions], {"format": "pt", "ckpt_tasks": item}
+        )
+        stop = start + len(header)
+        for position in positions:
+            offsets[position] = stop
+            stop += specs[position].size
+        files.append(
+            FileImage(item=item, header=header, start=start, size=stop - start, positions=positions)
+        )
+        start = -(-stop // HEADER_ALIGNMENT) * HEADER_ALIGNMENT
+    return Image(files=files, specs=specs, offsets=offsets, size=start)
+
+
+def _by_item(tensors: Sequence[StagedTensor]) -> dict[str, list[int]]:
+    positions: dict[str, list[int]] = {}
+    for position, tensor in enumerate(tensors):
+        positions.setdefault(tensor.item, []).append(position)
+    return positions

@@ -1,0 +1,46 @@
+"""What the checkpointer asks of a captured state; `ckpt_tasks.state` has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+__all__ = ["StagedState", "StagedTensor"]
+
+
+class StagedTensor(Protocol):
+    """A tensor to be written."""
+
+    @property
+    def item(self) -> str:
+        """The tracked name it belongs to."""
+
+    @property
+    def key(self) -> str:
+        """Its name in that item's file."""
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors spells it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its extents."""
+
+
+class StagedState(Protocol):
+    """One rank's state: trees, and the tensors they refer to by position."""
+
+    @property
+    def trees(self) -> Mapping[str, Any]:
+        """Tracked name to JSON-ready tree."""
+
+    @property
+    def tensors(self) -> Sequence[StagedTensor]:
+        """In the order of their positions."""
+
+    def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
+        """Copy each tensor's bytes, row-major, to its offset in `buffer`.
+
+        When this returns, training may go on and change them.
+        """
