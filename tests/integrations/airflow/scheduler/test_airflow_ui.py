@@ -49,13 +49,13 @@ def test_ui_shows_what_killed_a_try_and_what_the_next_resumed_from(
 
 def test_buttons_lead_to_pages_of_mlflow(killed: DagRun, browser: Browser, tmp_path: Path) -> None:
     """The run, with its metrics; and the version, with what it is."""
-    links = killed.links()
-    newest = killed.asset_event("toy")
+    links, newest = killed.links(), killed.view().newest
+    assert newest is not None
     browser.open(str(links["MLflow run"]))
     browser.wait_for_text(killed.run, "loss")
     browser.screenshot(tmp_path / "mlflow-run.png")
     browser.open(str(links["MLflow model version"]))
-    browser.wait_for_text(f"Version {newest['version']}", newest["checkpoint"])
+    browser.wait_for_text("Version", newest.id)
     browser.screenshot(tmp_path / "mlflow-version.png")
 
 
