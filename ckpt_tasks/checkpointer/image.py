@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import msgspec
 
 from ckpt_tasks.checkpointer.staged import StagedState, StagedTensor
-from ckpt_tasks.format.safetensors import HEADER_ALIGNMENT, TensorSpec, build_header
+from ckpt_tasks.format.safetensors import (
+    HEADER_ALIGNMENT,
+    TENSOR_ALIGNMENT,
+    TensorSpec,
+    build_header,
+)
 
 __all__ = ["FileImage", "Image", "Planner", "plan_image"]
 
@@ -79,6 +84,9 @@ def plan_image(tensors: Sequence[StagedTensor]) -> Image:
     files: list[FileImage] = []
     start = 0
     for item, positions in _by_item(tensors).items():
+        # Those of odd sizes last: before them each tensor begins where torch would put it, and a
+        # load can use the bytes where they lie.
+        positions.sort(key=lambda position: specs[position].size % TENSOR_ALIGNMENT != 0)
         header = build_header(
             [specs[position] for position in positions], {"format": "pt", "ckpt_tasks": item}
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import mmap
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,6 +41,7 @@ __all__ = [
     "read_index",
 ]
 
+_PAGE = 4096
 _WINDOW_BYTES = 2 * CHUNK_BYTES
 _PARALLEL_WINDOWS = 4
 """With `_WINDOW_BYTES`, what checking a checkpoint of any size holds in memory at once."""
@@ -54,12 +57,13 @@ class LoadedCheckpoint(msgspec.Struct, frozen=True):
     index
         This rank's index.
     tensors
-        Bytes of each tensor of `index.tensors`, in that order.
+        Bytes of the tensors of `index.tensors` that were asked for, by position; writable, and
+        theirs alone.
     """
 
     record: CommitRecord
     index: Index
-    tensors: list[memoryview]
+    tensors: dict[int, memoryview]
 
     @property
     def trees(self) -> dict[str, Any]:
@@ -117,8 +121,19 @@ def read_index(store: Store, layout: RunLayout, ref: IndexRef) -> Index:
     return index
 
 
-def load_checkpoint(store: Store, layout: RunLayout, record: CommitRecord) -> LoadedCheckpoint:
-    """Read and verify the whole checkpoint into host memory.
+def load_checkpoint(
+    store: Store,
+    layout: RunLayout,
+    record: CommitRecord,
+    *,
+    names: Collection[str] | None = None,
+) -> LoadedCheckpoint:
+    """Read and verify a checkpoint into host memory.
+
+    Parameters
+    ----------
+    names
+        Tracked names whose tensors are wanted; default: all. Only their bytes are read.
 
     Raises
     ------
@@ -131,13 +146,34 @@ def load_checkpoint(store: Store, layout: RunLayout, record: CommitRecord) -> Lo
     """
     check_restorable(layout, record)
     index = read_index(store, layout, record.indexes[0])
-    tensors: list[memoryview | None] = [None] * len(index.tensors)
-    with ThreadPoolExecutor(2, thread_name_prefix="digest") as pool:
+    wanted = None if names is None else _tensors_of(index, names)
+    tensors: dict[int, memoryview] = {}
+    with ThreadPoolExecutor(_PARALLEL_WINDOWS, thread_name_prefix="load") as pool:
         for file, members in _by_file(index):
-            found = _load_file(store, layout.in_run(file.path), file, members, pool)
-            for position, data in found.items():
-                tensors[position] = data
-    return LoadedCheckpoint(record, index, [t for t in tensors if t is not None])
+            chosen = {p: t for p, t in members.items() if wanted is None or p in wanted}
+            if chosen or wanted is None:
+                path = layout.in_run(file.path)
+                tensors.update(_load_file(store, path, file, chosen, pool))
+    return LoadedCheckpoint(record, index, tensors)
+
+
+def _tensors_of(index: Index, names: Collection[str]) -> set[int]:
+    """Positions of the tensors that the trees of these names refer to: one that several share
+    lies with the first.
+    """
+    found: set[int] = set()
+    pending: list[Any] = [tree for name, tree in index.items.items() if name in names]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list):
+            pending.extend(node)
+        elif isinstance(node, dict):
+            pending.extend(node.values())
+            reference = node.get("v") if node.get("$") == "tensor" else None
+            position = reference.get("index") if isinstance(reference, dict) else reference
+            if isinstance(position, int):
+                found.add(position)
+    return found
 
 
 def check_restorable(layout: RunLayout, record: CommitRecord) -> None:
@@ -188,19 +224,47 @@ def _load_file(
     pool: ThreadPoolExecutor,
 ) -> dict[int, memoryview]:
     """The bytes of a file's tensors, verified, by position."""
-    data = memoryview(_read_exactly(store, path, file.size))
-    _check_header(path, file, data, members.values())
-    found = {
-        position: data[tensor.offset : tensor.offset + tensor.size]
+    _check_size(store, path, file.size)
+    memory = _fresh_memory(file.size)
+    _fill(store, path, memory, 0, file.header_size)
+    _check_header(path, file, memory, members.values())
+    windows = _windows(members.values())
+    for _ in pool.map(partial(_load_window, store, path, memory), windows):
+        pass
+    return {
+        position: memory[tensor.offset : tensor.offset + tensor.size]
         for position, tensor in members.items()
     }
-    jobs = [
-        (tensor, pool.submit(_digests, found[position])) for position, tensor in members.items()
-    ]
-    for tensor, job in jobs:
-        for number, actual in enumerate(job.result()):
-            _check_chunk(path, tensor, number, actual)
-    return found
+
+
+def _fresh_memory(size: int) -> memoryview:
+    """Whole pages for `size` bytes, large ones where there are: the first touch of small pages
+    takes longer than the reading.
+    """
+    memory = mmap.mmap(-1, max(_paged(size), _PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
+
+
+def _load_window(store: Store, path: str, memory: memoryview, window: _Window) -> None:
+    _fill(store, path, memory, window[0].start, max(chunk.stop for chunk in window))
+    for chunk in window:
+        _check_chunk(path, chunk.tensor, chunk.number, digest(memory[chunk.start : chunk.stop]))
+
+
+def _fill(store: Store, path: str, memory: memoryview, start: int, stop: int) -> None:
+    """Read whole pages: neighbours read the one that they share with the same bytes."""
+    start -= start % _PAGE
+    try:
+        store.read_into(path, start, stop, memory[start : _paged(stop)])
+    except ObjectNotFoundError as error:
+        raise _missing(store, path) from error
+
+
+def _paged(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
 
 
 class _Chunk(NamedTuple):
@@ -287,10 +351,6 @@ def _check_header(
         entry = (tensor.dtype, tuple(tensor.shape), tensor.offset, tensor.size)
         if spec is None or entry != (spec.dtype, spec.shape, file.header_size + start, spec.size):
             raise CorruptCheckpointError(f"{path}: header and index differ on {tensor.key!r}")
-
-
-def _digests(data: memoryview) -> list[str]:
-    return [digest(data[start:stop]) for start, stop in chunk_spans(data.nbytes)]
 
 
 def _check_chunk(path: str, tensor: TensorEntry, number: int, actual: str) -> None:

@@ -14,10 +14,20 @@ import msgspec
 
 from ckpt_tasks.format.records import MAX_HEADER_BYTES
 
-__all__ = ["DTYPE_BYTES", "HEADER_ALIGNMENT", "TensorSpec", "build_header", "parse_header"]
+__all__ = [
+    "DTYPE_BYTES",
+    "HEADER_ALIGNMENT",
+    "TENSOR_ALIGNMENT",
+    "TensorSpec",
+    "build_header",
+    "parse_header",
+]
 
 HEADER_ALIGNMENT = 4096
 """Tensors start on a page, so that a direct write or a mapping of them is aligned."""
+
+TENSOR_ALIGNMENT = 64
+"""Where torch's own allocator puts a tensor's first byte, in the process' memory."""
 
 _MAX_DIMENSIONS = 64  # torch's own limit
 

@@ -28,6 +28,7 @@ from typing import Any, Final
 import torch
 
 from ckpt_tasks.errors import StateError
+from ckpt_tasks.format.safetensors import TENSOR_ALIGNMENT
 from ckpt_tasks.format.tree import Path, path_text
 
 __all__ = [
@@ -223,7 +224,7 @@ def tensor_from_buffer(buffer: Any, dtype: str, shape: Sequence[int]) -> torch.T
     ----------
     buffer
         Bytes-like. A writable one is used as the tensor's memory, and belongs to it from then
-        on; a read-only or unaligned one is copied.
+        on; one that is read-only, or does not begin where torch would put it, is copied.
     dtype
         As safetensors spells it.
     shape
@@ -245,7 +246,8 @@ def tensor_from_buffer(buffer: Any, dtype: str, shape: Sequence[int]) -> torch.T
     if view.readonly:
         view = memoryview(bytearray(view))
     flat = torch.frombuffer(view, dtype=torch.uint8)
-    if flat.data_ptr() % torch_dtype.itemsize:
+    if flat.data_ptr() % TENSOR_ALIGNMENT:
+        # Kernels may compute in another order on it, with other roundings.
         flat = flat.clone()
     return flat.view(torch_dtype).view(tuple(shape))
 

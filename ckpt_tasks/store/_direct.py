@@ -1,4 +1,4 @@
-"""Writing large files past the page cache: a tenth of the CPU time, and nothing of it evicts what
+"""Large files past the page cache: a fraction of the CPU time, and nothing of it evicts what
 others have cached.
 
 Sources: open(2) on ``O_DIRECT``, fallocate(2).
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-__all__ = ["ALIGNMENT", "direct_view", "write_direct"]
+__all__ = ["ALIGNMENT", "direct_view", "read_direct", "write_direct"]
 
 ALIGNMENT = 4096
 """Of addresses, offsets and lengths: no device asks for more than a page."""
@@ -30,10 +30,13 @@ def direct_view(parts: Iterable[Any]) -> memoryview | None:
     if not isinstance(parts, list) or len(parts) != 1 or not hasattr(os, "O_DIRECT"):
         return None
     view = memoryview(parts[0]).cast("B")
-    if view.readonly or view.nbytes < _LEAST_BYTES:
-        return None
-    address = ctypes.addressof(ctypes.c_char.from_buffer(view))
-    return view if address % ALIGNMENT == 0 else None
+    return view if view.nbytes >= _LEAST_BYTES and _is_aligned(view) else None
+
+
+def _is_aligned(view: memoryview) -> bool:
+    if view.readonly:
+        return False  # its address is not told
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) % ALIGNMENT == 0
 
 
 def write_direct(descriptor: int, view: memoryview) -> bool:
@@ -65,6 +68,56 @@ def write_direct(descriptor: int, view: memoryview) -> bool:
         _set_direct(descriptor, False)
     _write(descriptor, view[body:], body)
     return True
+
+
+def read_direct(path: str, start: int, buffer: memoryview) -> int:
+    """Fill `buffer` from a file; past the page cache where memory, place and file system allow.
+
+    Returns
+    -------
+    int
+        How many bytes; fewer than `buffer` takes at the file's end.
+
+    Raises
+    ------
+    OSError
+        It could not be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _could_be_direct(start, buffer):
+            try:
+                _set_direct(descriptor, True)
+                return _read(descriptor, start, buffer)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                _set_direct(descriptor, False)
+        return _read(descriptor, start, buffer)
+    finally:
+        os.close(descriptor)
+
+
+def _could_be_direct(start: int, buffer: memoryview) -> bool:
+    return (
+        hasattr(os, "O_DIRECT")
+        and buffer.nbytes >= _LEAST_BYTES
+        and not (start % ALIGNMENT or buffer.nbytes % ALIGNMENT)
+        and _is_aligned(buffer)
+    )
+
+
+def _read(descriptor: int, start: int, buffer: memoryview) -> int:
+    done = 0
+    while done < buffer.nbytes:
+        count = os.preadv(descriptor, [buffer[done:]], start + done)
+        if count == 0:
+            break
+        done += count
+        if done % ALIGNMENT:
+            # At the end of the file, as a rule; a direct read could not go on from here.
+            _set_direct(descriptor, False)
+    return done
 
 
 def _set_direct(descriptor: int, direct: bool) -> None:

@@ -68,6 +68,14 @@ class Store(ABC):
         `CorruptCheckpointError` when the object ends before `stop`.
         """
 
+    def read_into(self, path: str, start: int, stop: int, buffer: memoryview) -> None:
+        """Bytes `start` to `stop` (exclusive) into the beginning of `buffer`.
+
+        What lies behind them in `buffer` may be overwritten: whole pages can be read faster.
+        Raises as `read_range`.
+        """
+        buffer[: stop - start] = self.read_range(path, start, stop)
+
     @abstractmethod
     def create(self, path: str, data: bytes) -> None:
         """Make a small object durable, whole, and only if there is none at `path`.

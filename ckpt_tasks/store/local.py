@@ -24,7 +24,7 @@ from ckpt_tasks.errors import (
     StoreError,
 )
 from ckpt_tasks.format.layout import check_relative
-from ckpt_tasks.store._direct import direct_view, write_direct
+from ckpt_tasks.store._direct import direct_view, read_direct, write_direct
 from ckpt_tasks.store._posix import (
     fsync_folder,
     no_space_message,
@@ -81,10 +81,13 @@ class LocalStore(Store):
                 data = _read_exactly(file.fileno(), start, stop)
                 if len(data) == stop - start:
                     return data
-            raise CorruptCheckpointError(
-                f"{self._full(path)} ends after {size} bytes; bytes {start} to {stop} were asked "
-                "for"
-            )
+            raise self._ends_early(path, size, start, stop)
+
+    def read_into(self, path: str, start: int, stop: int, buffer: memoryview) -> None:
+        with self._errors("read", path):
+            count = read_direct(self._full(path), start, buffer)
+        if start + count < stop:
+            raise self._ends_early(path, start + count, start, stop)
 
     def create(self, path: str, data: bytes) -> None:
         full = self._full(path)
@@ -181,6 +184,11 @@ class LocalStore(Store):
             return os.path.join(self._root, check_relative(path))
         except ValueError as error:
             raise ConfigError(f"{error}; the store {self._root} does not open it") from error
+
+    def _ends_early(self, path: str, size: int, start: int, stop: int) -> CorruptCheckpointError:
+        return CorruptCheckpointError(
+            f"{self._full(path)} ends after {size} bytes; bytes {start} to {stop} were asked for"
+        )
 
     def _folder(self, prefix: str) -> str:
         return self._full(prefix.removesuffix("/")) if prefix else self._root

@@ -19,6 +19,7 @@ Example
 
 from __future__ import annotations
 
+import mmap
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -107,6 +108,39 @@ class StoreTests(ABC):
         """`read_range` returns bytes `start` to `stop`, exclusive."""
         self.set(store, "run/x", b"01234")
         assert store.read_range("run/x", start, stop) == b"01234"[start:stop]
+
+    @pytest.mark.parametrize(("start", "stop"), [(0, 5), (0, 1), (2, 4), (4, 5), (0, 0), (5, 5)])
+    @pytest.mark.parametrize("room", [0, 3, 4096])
+    def test_range_is_read_into_memory(
+        self, store: Store, start: int, stop: int, room: int
+    ) -> None:
+        """`read_into` puts the same bytes at the beginning of a buffer, which may have room."""
+        self.set(store, "run/x", b"01234")
+        buffer = bytearray(stop - start + room)
+        store.read_into("run/x", start, stop, memoryview(buffer))
+        assert buffer[: stop - start] == b"01234"[start:stop]
+
+    def test_large_range_is_read_into_pages(self, store: Store) -> None:
+        """Whole pages in aligned memory, which stores may read in another way."""
+        size = 3 * 1024 * 1024 + 5
+        content = b"".join(number.to_bytes(4, "little") for number in range(-(-size // 4)))[:size]
+        store.write("run/data/w1/x", [content], size)
+        buffer = memoryview(mmap.mmap(-1, 3 * 1024 * 1024))
+        start = 1024 * 1024
+        store.read_into("run/data/w1/x", start, size, buffer[: -(-(size - start) // 4096) * 4096])
+        assert buffer[: size - start] == content[start:]
+        buffer.release()
+
+    def test_short_object_fills_no_memory(self, store: Store) -> None:
+        """`read_into` beyond the object's end raises, as does a missing object."""
+        self.set(store, "run/x", b"01234")
+        buffer = memoryview(mmap.mmap(-1, 2 * 1024 * 1024))
+        for stop in (6, 2 * 1024 * 1024):
+            with pytest.raises(CorruptCheckpointError, match="5 bytes"):
+                store.read_into("run/x", 0, stop, buffer)
+        with pytest.raises(ObjectNotFoundError, match="run/missing"):
+            store.read_into("run/missing", 0, 1, buffer)
+        buffer.release()
 
     @pytest.mark.parametrize(("start", "stop"), [(0, 6), (4, 9), (5, 6), (8, 9), (9, 9)])
     def test_short_object_is_damage(self, store: Store, start: int, stop: int) -> None:

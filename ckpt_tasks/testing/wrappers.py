@@ -24,15 +24,15 @@ __all__ = [
 ]
 
 Operation = Literal[
-    "read", "read_range", "create", "put", "write", "exists", "size", "list_objects",
-    "list_folders", "delete",
+    "read", "read_range", "read_into", "create", "put", "write", "exists", "size",
+    "list_objects", "list_folders", "delete",
 ]  # fmt: skip
 
 CHANGES: frozenset[Operation] = frozenset({"create", "put", "write", "delete"})
 """Operations that change the store."""
 
 OPERATIONS: frozenset[Operation] = CHANGES | {
-    "read", "read_range", "exists", "size", "list_objects", "list_folders",
+    "read", "read_range", "read_into", "exists", "size", "list_objects", "list_folders",
 }  # fmt: skip
 
 T = TypeVar("T")
@@ -61,6 +61,9 @@ class WrapperStore(Store):
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         return self._run("read_range", path, lambda: self.store.read_range(path, start, stop))
+
+    def read_into(self, path: str, start: int, stop: int, buffer: memoryview) -> None:
+        self._run("read_into", path, lambda: self.store.read_into(path, start, stop, buffer))
 
     def create(self, path: str, data: bytes) -> None:
         self._run("create", path, lambda: self.store.create(path, data))

@@ -52,7 +52,8 @@ def load_uri(uri: str, names: Collection[str], *, digest: str | None = None) -> 
                 f"{uri} is not what was told: its digest is {digest_of(data)}, not {digest}"
             )
         record = decode(data, CommitRecord, path=path)
-        return restored_values(load_checkpoint(store, layout, record), names, only=names)
+        loaded = load_checkpoint(store, layout, record, names=names)
+        return restored_values(loaded, names, only=names)
     finally:
         store.close()
 

@@ -60,7 +60,9 @@ def test_saved_checkpoint_is_whole(run: MadeRun) -> None:
     assert (record.id, record.metrics) == ("step-00000010-a1-s1", {"loss": 0.5})
     assert record.uid == run.identity.uid
     assert [e.attempt for e in record.lineage] == [1]
-    assert [bytes(t) for t in load_checkpoint(run.store, run.layout, record).tensors] == [b"\x03"]
+    assert [bytes(t) for t in load_checkpoint(run.store, run.layout, record).tensors.values()] == [
+        b"\x03"
+    ]
 
 
 def test_size_counts_every_file(run: MadeRun) -> None:

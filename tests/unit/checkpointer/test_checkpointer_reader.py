@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.made_runs import MadeRun, State, Tensor, memory_store, small_state, write_state
+from support.made_runs import (
+    HookedStore,
+    MadeRun,
+    State,
+    Tensor,
+    memory_store,
+    small_state,
+    write_state,
+)
 
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_commit, read_index
 from ckpt_tasks.checkpointer.verify import state_digest, verify_checkpoint
@@ -68,7 +76,8 @@ def forge(run: MadeRun, checkpoint: CheckpointId, index: Index, **changes: Any) 
 
 def load(run: MadeRun, checkpoint: CheckpointId) -> list[bytes]:
     record = read_commit(run.store, run.layout, checkpoint, uid=run.identity.uid)
-    return [bytes(t) for t in load_checkpoint(run.store, run.layout, record).tensors]
+    tensors = load_checkpoint(run.store, run.layout, record).tensors
+    return [bytes(tensor) for _, tensor in sorted(tensors.items())]
 
 
 def test_tensors_in_the_order_of_the_index(run: MadeRun, checkpoint: CheckpointId) -> None:
@@ -127,7 +136,7 @@ def test_missing_record(run: MadeRun) -> None:
 
 def test_failing_store_is_not_damage(run: MadeRun, checkpoint: CheckpointId) -> None:
     """What cannot be read now may be read later."""
-    store = FaultyStore(run.store, [Fault(at=3)], counted={"read"})
+    store = FaultyStore(run.store, [Fault(at=3)], counted={"read_into"})
     record = read_commit(store, run.layout, checkpoint)
     with pytest.raises(StoreError):
         load_checkpoint(store, run.layout, record)
@@ -382,3 +391,24 @@ def test_record_types_are_read_back(run: MadeRun, checkpoint: CheckpointId) -> N
     record = run.record(checkpoint)
     assert isinstance(record, CommitRecord)
     assert encode(record) == run.store.read(run.layout.commit(checkpoint))
+
+
+def test_only_the_tensors_that_names_refer_to_are_read(run: MadeRun) -> None:
+    """Wherever they lie: one that two names share is in the first one's file."""
+    state = State(
+        {
+            "model": {"$": "dict", "v": [["w", {"$": "tensor", "v": 0}]]},
+            "ema": [{"$": "tensor", "v": {"index": 0, "grad": True}}, {"$": "tensor", "v": 2}],
+            "optimizer": {"$": "tensor", "v": 1},
+        },
+        [Tensor("model", "w", b"w"), Tensor("optimizer", "m", b"m"), Tensor("ema", "e", b"e")],
+    )
+    checkpoint = run.begin().save(10, state)
+    record = run.record(checkpoint)
+    asked: list[str] = []
+    store = HookedStore(run.store, lambda operation, path: asked.append(path))
+
+    loaded = load_checkpoint(store, run.layout, record, names=["ema"])
+
+    assert {p: bytes(tensor) for p, tensor in loaded.tensors.items()} == {0: b"w", 2: b"e"}
+    assert not [path for path in asked if "optimizer" in path]

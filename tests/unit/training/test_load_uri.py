@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,20 @@ def test_what_is_loaded_fits_a_module(located: LocatedCheckpoint) -> None:
     module.load_state_dict({"weight": weights[0]})
 
     assert torch.equal(module.weight, weights[0])
+
+
+def test_only_what_is_asked_for_is_read(located: LocatedCheckpoint, tmp_path: Path) -> None:
+    """A model is loaded where the optimizer's file is gone, and not the other way round."""
+    root = Path(located.uri.removeprefix("file://")).parents[2]
+    copy = tmp_path / "store"
+    shutil.copytree(root, copy)
+    for path in copy.rglob("optimizer.rank0000.safetensors"):
+        path.unlink()
+    uri = located.uri.replace(str(root), str(copy))
+
+    model = load_uri(uri, ["model"])["model"]
+
+    whole = load_uri(located.uri, ["model", "optimizer"])
+    assert all(torch.equal(model[name], value) for name, value in whole["model"].items())
+    with pytest.raises(CorruptCheckpointError, match=r"optimizer.* is missing"):
+        load_uri(uri, ["model", "optimizer"])
