@@ -44,7 +44,7 @@ demo-airflow: $(STAMP)
 	$(VENV)/bin/ckpt-tasks demo --airflow
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --durations 20
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --durations 20
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -23,8 +23,6 @@ from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
 
 __all__ = ["WrittenRank", "write_rank"]
-
-_INLINE_DIGEST_BYTES = 256 * 1024  # below this, handing the work to a thread costs more
 
 
 class WrittenRank(msgspec.Struct, frozen=True):
@@ -105,13 +103,12 @@ def _write_files(
         for file in image.files:
             path = f"{folder}/{layout.tensors_name(file.item, rank)}"
             written.append(layout.in_run(path))
-            # Digests are computed beside the writing.
-            pending = [_digests(pool, image, memory, position) for position in file.positions]
             content = memory[file.start : file.start + file.size]
+            # Digests need the processor while the writing waits for the device.
+            digests = pool.submit(_digests, image, memory, file)
             store.write(layout.in_run(path), [content], file.size)
             entries.append(_file_entry(path, file))
-            for position, digests in zip(file.positions, pending, strict=True):
-                chunks[position] = [d if isinstance(d, str) else d.result() for d in digests]
+            chunks.update(digests.result())
     return entries, _tensor_entries(image, chunks)
 
 
@@ -140,16 +137,11 @@ def _tensor_entries(image: Image, chunks: Mapping[int, list[str]]) -> list[Tenso
     ]
 
 
-def _digests(
-    pool: ThreadPoolExecutor, image: Image, memory: memoryview, position: int
-) -> list[str | Future[str]]:
-    """Of each chunk of a tensor; of larger ones a thread computes them."""
-    start = image.offsets[position]
-    spans = chunk_spans(image.specs[position].size)
-    return [_digest(pool, memory[start + i : start + j]) for i, j in spans]
-
-
-def _digest(pool: ThreadPoolExecutor, chunk: memoryview) -> str | Future[str]:
-    if chunk.nbytes < _INLINE_DIGEST_BYTES:
-        return digest(chunk)
-    return pool.submit(digest, chunk)
+def _digests(image: Image, memory: memoryview, file: FileImage) -> dict[int, list[str]]:
+    """Of each chunk of the file's tensors, by position."""
+    found: dict[int, list[str]] = {}
+    for position in file.positions:
+        start = image.offsets[position]
+        spans = chunk_spans(image.specs[position].size)
+        found[position] = [digest(memory[start + i : start + j]) for i, j in spans]
+    return found

@@ -22,6 +22,7 @@ from ckpt_tasks.types import EXIT_FAILED, EXIT_USAGE
 __all__ = ["main"]
 
 _COMMANDS = {
+    "bench": "ckpt_tasks.cli.bench:bench",
     "demo": "ckpt_tasks.cli.demo:demo",
     "ls": "ckpt_tasks.cli.browse:ls",
     "runs": "ckpt_tasks.cli.browse:runs",

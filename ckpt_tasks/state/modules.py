@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -77,25 +77,33 @@ def load_module(name: str, module: nn.Module, state: Any) -> None:
 def nonfinite_parameters(name: str, module: nn.Module) -> list[str]:
     """Names (``model.fc.weight``) of parameters that hold NaN or infinity; buffers never count."""
     prefixes = _wrapper_prefixes(module)
-    extremes: dict[tuple[torch.device, torch.dtype], list[tuple[str, torch.Tensor]]] = {}
+    sums: dict[tuple[torch.device, torch.dtype], list[_Sum]] = {}
     for raw, parameter in module.named_parameters():
         values = _checkable(parameter)
         if values is not None:
-            found = extremes.setdefault((values.device, values.dtype), [])
-            found.append((raw, torch.stack(torch.aminmax(values))))
-    bad = {raw for found in extremes.values() for raw in _nonfinite(found)}
+            found = sums.setdefault((values.device, values.dtype), [])
+            found.append(_Sum(raw, values, values.sum()))
+    bad = {raw for found in sums.values() for raw in _nonfinite(found)}
     names = [raw for raw, _ in module.named_parameters() if raw in bad] if bad else []
     return [f"{name}.{_canonical(raw, prefixes)}" for raw in names]
 
 
-def _nonfinite(extremes: list[tuple[str, torch.Tensor]]) -> list[str]:
+class _Sum(NamedTuple):
+    raw: str
+    values: torch.Tensor
+    sum: torch.Tensor
+
+
+def _nonfinite(sums: list[_Sum]) -> list[str]:
     # One transfer for all parameters of a device, not one wait for each.
-    finite = torch.stack([pair for _, pair in extremes]).isfinite().all(dim=1).tolist()
-    return [raw for (raw, _), fine in zip(extremes, finite, strict=True) if not fine]
+    finite = torch.stack([each.sum for each in sums]).isfinite().tolist()
+    suspects = [each for each, fine in zip(sums, finite, strict=True) if not fine]
+    # A sum is not finite where a value is not; also where it is too large for its dtype.
+    return [each.raw for each in suspects if not each.values.isfinite().all()]
 
 
 def _checkable(parameter: torch.Tensor) -> torch.Tensor | None:
-    """Real values whose extremes are finite exactly if all are; None where all always are."""
+    """Real values that are finite exactly if the parameter's are; None where all always are."""
     values = parameter.detach()
     if values.layout is not torch.strided or values.numel() == 0:
         return None

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import torch
@@ -166,6 +167,7 @@ def image_of(tensor: torch.Tensor, path: Path) -> tuple[str, torch.Tensor]:
     raise StateError(f"{path_text(path)} is a tensor of {data.dtype}, which cannot be saved")
 
 
+@lru_cache(maxsize=4096)
 def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """The strides of a contiguous tensor of this shape."""
     strides = []

@@ -18,7 +18,7 @@ def test_version_and_help(call):
     assert call("--version").out == f"ckpt-tasks, version {__version__}\n"
     answer = call("--help")
     assert answer.code == 0
-    for name in ("demo", "ls", "prefect", "runs", "show", "train", "verify"):
+    for name in ("bench", "demo", "ls", "prefect", "runs", "show", "train", "verify"):
         assert f"\n  {name} " in answer.out
     assert "..." not in answer.out.partition("Commands:")[2]  # no summary is cut off
 

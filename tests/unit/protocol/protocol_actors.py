@@ -50,6 +50,10 @@ class History:
 
     tensors: Sequence[Any] = ()
 
+    def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
+        assert not self.tensors
+        assert not offsets
+
 
 def empty_store() -> MemoryStore:
     """A store that holds the run's identity and nothing else."""

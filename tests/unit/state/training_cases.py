@@ -19,7 +19,6 @@ import msgspec
 import numpy as np
 import torch
 from blake3 import blake3
-from support.images import bytes_of
 from torch import nn
 from torch.optim import swa_utils
 from torch.optim.lr_scheduler import (
@@ -36,6 +35,7 @@ from torch.optim.lr_scheduler import (
 from ckpt_tasks.format.safetensors import TensorSpec, build_header, parse_header
 from ckpt_tasks.state.capture import capture, restore_values
 from ckpt_tasks.state.rng import capture_rng, restore_rng
+from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import tensor_from_buffer
 from ckpt_tasks.state.tracked import TrackedItems
 
@@ -321,7 +321,9 @@ def save(folder: Path, items: Mapping[str, Any]) -> None:
         with (folder / f"{item}.safetensors").open("wb") as file:
             file.write(build_header(specs, {}))
             for image in images:
-                file.write(bytes_of(image))
+                data = bytearray(image.nbytes)
+                copy_images([image], memoryview(data), [0])
+                file.write(data)
     places = [[image.item, image.key] for image in captured.tensors]
     index = msgspec.json.encode({"trees": captured.trees, "tensors": places})
     (folder / "index.json").write_bytes(index)

@@ -1,0 +1,1 @@
+"""What a storage can do, measured beside what else writes checkpoints."""

@@ -1,0 +1,121 @@
+"""The benchmark: fair, complete, and gone without a trace."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from support.shell import ckpt_tasks
+
+from ckpt_tasks.bench.measure import Contestant, Measured, alternate
+from ckpt_tasks.bench.report import figures_of, interval
+from ckpt_tasks.bench.run import run_bench
+from ckpt_tasks.bench.states import STATES, make_state
+from ckpt_tasks.config import StoreConfig
+from ckpt_tasks.errors import ConfigError
+
+
+def test_contestants_take_turns_and_the_first_round_does_not_count() -> None:
+    """What disturbs the machine for a while disturbs all of them."""
+    calls: list[str] = []
+
+    def contestant(name: str) -> Contestant:
+        return Contestant(
+            name=name,
+            prepare=lambda number: calls.append(f"prepare {name} {number}"),
+            run=lambda number: calls.append(f"{name} {number}"),
+        )
+
+    measured = alternate([contestant("a"), contestant("b")], rounds=2)
+
+    assert [call for call in calls if "prepare" not in call] == [
+        *("a 0", "b 0"),
+        *("a 1", "b 1"),
+        *("a 2", "b 2"),
+    ]
+    assert calls[:2] == ["prepare a 0", "a 0"]
+    assert {name: len(each.seconds) for name, each in measured.items()} == {"a": 2, "b": 2}
+
+
+def test_figures_are_medians_and_ratios() -> None:
+    """Of the state's bytes, the fastest first, against the one that is named."""
+    slow = Measured(name="slow", seconds=[4.0, 100.0, 3.0], cpu_seconds=[1.0, 2.0, 9.0])
+    fast = Measured(name="fast", seconds=[1.0, 1.0, 1.0], cpu_seconds=[0.5, 0.5, 0.5])
+
+    first, second = figures_of({"slow": slow, "fast": fast}, 2_000_000_000, against="slow")
+
+    assert (first.name, first.seconds, first.ratio) == ("fast", 1.0, 0.25)
+    assert (first.gigabytes_per_second, first.cpu_seconds_per_gigabyte) == (2.0, 0.25)
+    assert (second.seconds, second.ratio, second.cpu_seconds_per_gigabyte) == (4.0, 1.0, 1.0)
+    (alone,) = figures_of({"fast": fast}, 1_000_000_000, against="slow")
+    assert alone.ratio is None
+
+
+@pytest.mark.parametrize(
+    ("cost", "between", "expected"),
+    [(1.0, 7200.0, math.sqrt(2 * 7200.0)), (10.0, 100.0, 10.0 / 0.035), (0.5, 1.0, 0.5 / 0.035)],
+)
+def test_interval_is_youngs_unless_saves_would_take_too_much(
+    cost: float, between: float, expected: float
+) -> None:
+    """The optimum of cost and expected loss, bounded by a budget of 3.5 %."""
+    assert interval(cost, between) == pytest.approx(expected)
+
+
+def test_states_are_as_large_as_their_names_say() -> None:
+    """Bytes of parameters and optimizer, within a few percent; the global generator is as it was.
+
+    Only the two that take no gigabytes.
+    """
+    import torch
+
+    before = torch.random.get_rng_state()
+    from ckpt_tasks.state.capture import capture
+
+    for name, size in (("mlp-300MB", 300e6), ("many-100MB", 100e6)):
+        images = capture(make_state(name)).tensors
+        assert sum(image.nbytes for image in images) == pytest.approx(size, rel=0.02)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert "gpt-1.5GB" in STATES
+
+
+def test_unknown_state_is_told() -> None:
+    """With the nearest that there is."""
+    with pytest.raises(ConfigError, match="did you mean 'many-100MB'"):
+        make_state("many-10MB")
+
+
+def test_command_measures_us_and_others_and_leaves_nothing(tmp_path: Path) -> None:
+    """Each operation has a time; peers that are installed are there; the store is as it was."""
+    (tmp_path / "mine").write_text("kept")
+    done = ckpt_tasks(
+        *("bench", "--store", str(tmp_path), "--state", "many-100MB", "--rounds", "1", "--json"),
+        folder=tmp_path,
+    )
+    assert done.code == 0, done.err
+
+    (report,) = done.json
+
+    names = {part: {f["name"] for f in report[part]} for part in ("limits", "saves", "loads")}
+    assert names["limits"] == {"copy", "hash", "raw write", "raw read"}
+    assert names["saves"] == {"ckpt-tasks", "torch.save + fsync", "safetensors + fsync", "DCP"}
+    assert names["loads"] == {
+        *("ckpt-tasks", "ckpt-tasks, model only", "torch.load", "safetensors", "DCP")
+    }
+    assert all(f["seconds"] > 0 for part in names for f in report[part])
+    assert report["every"] > 0
+    assert "bounds a save" in report["bound"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_other_stores_are_measured_too() -> None:
+    """Peers write to a temporary folder; what we have written is removed."""
+    from ckpt_tasks.store import open_store
+
+    config = StoreConfig(url="memory://bench")
+    report = run_bench(config, "many-100MB", rounds=1, mean_time_between_failures=3600)
+
+    assert report.size == pytest.approx(100e6, rel=0.01)
+    with open_store(config) as store:
+        assert store.list_objects("") == []
