@@ -227,12 +227,16 @@ def prefect_run(
 def taken_over(airflow: Airflow, prefect_run: ServedToy) -> DagRun:
     """A DAG run that has gone on with the training run of a Prefect flow run.
 
-    While it trained, Airflow's buttons led to MLflow.
+    While it trained, Airflow's buttons led to MLflow, and its log and state store said how far it
+    was.
     """
     folder = prefect_run.folder
     run = airflow.trigger(folder, run_name="shared")
     with paused(wait_for_step(folder, 16)):
         wait_until(lambda: all(run.links().values()), timeout=60, what="the links lead somewhere")
+        told = wait_until(run.log, timeout=60, what="the log shows something")
+        assert any("resumed from step-" in line for line in told), "lines come while it trains"
+        assert run.pointer()["step"] >= 8
         assert run.state == "running"
     assert run.wait_for_state("success", "failed") == "success", run.told()
     return run
