@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
+from urllib.parse import quote
 
 import msgspec
 
@@ -152,6 +153,26 @@ class AttemptConfig(_Section, frozen=True, kw_only=True):
             )
 
 
+class DashboardConfig(_Section, frozen=True, kw_only=True):
+    """Where people look at a run, besides the registry's own pages."""
+
+    url: _Name | None = None
+    """Address of a run's page; ``{run}`` in it stands for the run's name. Orchestrators link to
+    it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"dashboard.url = {self.url!r} is no address of a page; write "
+                "https://HOST/PATH, with {run} where the run's name belongs"
+            )
+
+    def page(self, run: str) -> str | None:
+        """Address of the page of `run`, where there is one."""
+        return self.url and self.url.replace("{run}", quote(run, safe=""))
+
+
 class CheckpointConfig(_Section, frozen=True, kw_only=True):
     """All of it."""
 
@@ -159,6 +180,7 @@ class CheckpointConfig(_Section, frozen=True, kw_only=True):
     schedule: ScheduleConfig = ScheduleConfig()
     registry: RegistryConfig = RegistryConfig()
     attempt: AttemptConfig = AttemptConfig()
+    dashboard: DashboardConfig = DashboardConfig()
 
 
 _SECTIONS: dict[str, type[_Section]] = {
@@ -166,6 +188,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "schedule": ScheduleConfig,
     "registry": RegistryConfig,
     "attempt": AttemptConfig,
+    "dashboard": DashboardConfig,
 }
 
 

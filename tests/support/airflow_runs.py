@@ -73,6 +73,7 @@ def running_airflow(folder: Path, tracking_uri: str) -> Iterator[Airflow]:
         "CKPT_TASKS_REGISTRY_TRACKING_URI": tracking_uri,
         "CKPT_TASKS_REGISTRY_EXPERIMENT": "toy",
         "CKPT_TASKS_REGISTRY_BEST": "loss:min",
+        "CKPT_TASKS_DASHBOARD_URL": "https://dashboard.example.org/runs/{run}",
     }
     with airflow_server(folder / "airflow", DAGS, settings) as api:
         for dag_id in ("wrong", "evaluate-digits"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
+    DashboardConfig,
     RegistryConfig,
     ScheduleConfig,
     StoreConfig,
@@ -225,3 +226,12 @@ def test_repr_shows_no_credentials() -> None:
     assert "mlflow.example.org" in repr(config)
     assert "hush" not in repr(config)
     assert repr(ScheduleConfig(every_steps=3)).startswith("ScheduleConfig(every_steps=3, ")
+
+
+def test_dashboard_has_a_page_for_each_run() -> None:
+    """The run's name stands where it belongs, whatever it is; without an address there is none."""
+    dashboard = DashboardConfig(url="https://ckpt.example.org/runs/{run}")
+    assert dashboard.page("a b/c") == "https://ckpt.example.org/runs/a%20b%2Fc"
+    assert DashboardConfig().page("x") is None
+    with pytest.raises(ConfigError, match="no address of a page"):
+        DashboardConfig(url="ckpt.example.org")

@@ -1,4 +1,4 @@
-"""Buttons of a training task in Airflow's UI that lead to MLflow.
+"""Buttons of a training task in Airflow's UI that lead to pages about its run.
 
 The task writes the addresses as XComs while it runs, so they are there before it ends, and stay
 when its process is killed.
@@ -11,22 +11,22 @@ from typing import Any, ClassVar
 import attrs
 from airflow.sdk import BaseOperatorLink
 
-__all__ = ["MlflowModelVersionLink", "MlflowRunLink", "RegistryLink"]
+__all__ = ["DashboardLink", "MlflowModelVersionLink", "MlflowRunLink", "PageLink"]
 
 
 @attrs.define()
-class RegistryLink(BaseOperatorLink):
-    """A page of the registry; `page` is the registry's name for this kind of page."""
+class PageLink(BaseOperatorLink):
+    """A page about the run; `page` is what kind: ``run`` and ``version`` are the registry's."""
 
     page: ClassVar[str]
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """The address; called in the task's own process when the task has ended."""
-        return str(operator.registry_links.get(self.page, ""))
+        return str(operator.page_links.get(self.page, ""))
 
 
 @attrs.define()
-class MlflowRunLink(RegistryLink):
+class MlflowRunLink(PageLink):
     """The training run's page."""
 
     name = "MLflow run"
@@ -34,8 +34,16 @@ class MlflowRunLink(RegistryLink):
 
 
 @attrs.define()
-class MlflowModelVersionLink(RegistryLink):
+class MlflowModelVersionLink(PageLink):
     """The page of the newest registered checkpoint's model version."""
 
     name = "MLflow model version"
     page = "version"
+
+
+@attrs.define()
+class DashboardLink(PageLink):
+    """The run's page on the dashboard that ``dashboard.url`` names."""
+
+    name = "Dashboard"
+    page = "dashboard"

@@ -17,7 +17,11 @@ from ckpt_tasks.config import AttemptConfig, CheckpointConfig, RegistryConfig, S
 from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, ConfigError
 from ckpt_tasks.integrations.airflow.configuration import Settings
 from ckpt_tasks.integrations.airflow.connections import refuse_credentials
-from ckpt_tasks.integrations.airflow.links import MlflowModelVersionLink, MlflowRunLink
+from ckpt_tasks.integrations.airflow.links import (
+    DashboardLink,
+    MlflowModelVersionLink,
+    MlflowRunLink,
+)
 from ckpt_tasks.integrations.airflow.params import refuse_templates
 from ckpt_tasks.sizes import readable_size
 
@@ -279,12 +283,12 @@ class TrainOperator(_AttemptOperator):
     the key ``ckpt_tasks``.
     """
 
-    operator_extra_links = (MlflowRunLink(), MlflowModelVersionLink())
+    operator_extra_links = (MlflowRunLink(), MlflowModelVersionLink(), DashboardLink())
     _stopping = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.registry_links: dict[str, str] = {}
+        self.page_links: dict[str, str] = {}
 
     def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
         import msgspec
@@ -294,7 +298,7 @@ class TrainOperator(_AttemptOperator):
         from ckpt_tasks.integrations.airflow.relay import Relay
 
         spec = self._spec(context, config)
-        relay = Relay(self, context, spec, self.registry_links)
+        relay = Relay(self, context, spec, self.page_links)
         outcome = tasks.train(spec, relay, stop_requested=lambda: self._stopping)
         if outcome.checkpoint is not None:
             if "version" not in relay.registered:

@@ -67,6 +67,7 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": [
             f"{_PACKAGE}.links.MlflowRunLink",
             f"{_PACKAGE}.links.MlflowModelVersionLink",
+            f"{_PACKAGE}.links.DashboardLink",
         ],
         "task-decorators": [
             {

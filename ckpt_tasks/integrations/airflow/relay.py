@@ -11,7 +11,7 @@ from airflow.sdk import BaseOperator, Context
 
 from ckpt_tasks import events, tasks
 from ckpt_tasks.integrations.airflow.assets import names_of
-from ckpt_tasks.integrations.airflow.links import RegistryLink
+from ckpt_tasks.integrations.airflow.links import PageLink
 from ckpt_tasks.training.spec import TrainSpec
 
 __all__ = ["STATE_KEY", "Relay"]
@@ -36,7 +36,7 @@ class Relay:
     spec
         What is trained.
     links
-        Filled with the registry's pages, for when Airflow asks for them at the task's end.
+        Filled with pages about the run, for when Airflow asks for them at the task's end.
     clock
         Seconds, monotonic; progress is logged every ten seconds.
     """
@@ -55,6 +55,8 @@ class Relay:
         self._ti = context["ti"]
         self._state = context.get("task_state_store")
         self._links = links
+        page = spec.config.dashboard.page(spec.run)
+        self._dashboard = {"dashboard": page} if page else {}
         self._clock = clock
         self._shown_at: float | None = None
         self._pointer: dict[str, Any] = {"run": spec.run}
@@ -91,7 +93,10 @@ class Relay:
     def _keep(self, event: events.Event) -> None:
         match event:
             case events.AttemptClaimed():
+                self._link(self._dashboard)
                 self._point(uid=event.uid, attempt=event.attempt)
+            case events.RunFoundComplete():
+                self._link(self._dashboard)
             case events.AttemptResumed():
                 self._point(checkpoint=event.checkpoint, step=event.position.step)
             case events.CheckpointCommitted():
@@ -116,7 +121,7 @@ class Relay:
     def _link(self, links: dict[str, str]) -> None:
         """At once, not when the task has ended: it may be killed, and people look meanwhile."""
         for link in self._operator.operator_extra_links:
-            if isinstance(link, RegistryLink) and link.page in links:
+            if isinstance(link, PageLink) and link.page in links:
                 url = links[link.page]
                 if url != self._links.get(link.page):
                     self._ti.xcom_push(key=link.xcom_key, value=url)

@@ -98,6 +98,7 @@ def test_links_and_decorator_are_found(providers: ProvidersManager) -> None:
     assert {
         "ckpt_tasks.integrations.airflow.links.MlflowRunLink",
         "ckpt_tasks.integrations.airflow.links.MlflowModelVersionLink",
+        "ckpt_tasks.integrations.airflow.links.DashboardLink",
     } <= set(providers.extra_links_class_names)
     assert task.resumable_training is integration.resumable_training_task
 

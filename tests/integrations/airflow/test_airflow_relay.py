@@ -6,12 +6,14 @@ import logging
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from support import dag_home  # noqa: F401 - before Airflow is imported
 from support.toy_runs import toy_spec
 
 # isort: split
 from ckpt_tasks import events
+from ckpt_tasks.config import CheckpointConfig, DashboardConfig
 from ckpt_tasks.integrations.airflow.operators import TrainOperator
 from ckpt_tasks.integrations.airflow.relay import STATE_KEY, Relay
 from ckpt_tasks.testing import FakeClock
@@ -102,7 +104,7 @@ def test_pages_are_there_while_it_trains(relay: Relay, kept: Kept) -> None:
         links={"run": "http://mlflow/#/run"},
     )
     relay(linked)
-    (run_link, version_link) = TrainOperator.operator_extra_links
+    run_link, version_link, _ = TrainOperator.operator_extra_links
     assert kept == {run_link.xcom_key: "http://mlflow/#/run"}
     kept.clear()
     relay(linked)
@@ -125,3 +127,25 @@ def test_what_cannot_be_shown_stops_no_training(
     kept.broken = False
     relay(COMMITTED)
     assert kept[STATE_KEY]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        events.AttemptClaimed(run="a/b", uid="u", attempt=1, invocation="i", pid=1),
+        events.RunFoundComplete(run="a/b", uid="u", attempt=1),
+    ],
+)
+def test_dashboard_is_linked_where_there_is_one(kept: Kept, event: events.Event) -> None:
+    """From the beginning, and of a run that has nothing left to train; its name is quoted."""
+    config = CheckpointConfig(dashboard=DashboardConfig(url="https://ckpt.example.org/{run}?tab=1"))
+    spec = msgspec.structs.replace(toy_spec("memory://relay", run="a/b"), config=config)
+    operator: Any = SimpleNamespace(
+        log=logging.getLogger("operator"), operator_extra_links=TrainOperator.operator_extra_links
+    )
+    context: Any = {"ti": kept}
+
+    Relay(operator, context, spec, {})(event)
+
+    dashboard = TrainOperator.operator_extra_links[-1]
+    assert kept[dashboard.xcom_key] == "https://ckpt.example.org/a%2Fb?tab=1"

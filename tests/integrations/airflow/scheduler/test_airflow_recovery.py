@@ -264,6 +264,7 @@ def test_links_and_asset_lead_to_the_registered_checkpoint(taken_over: DagRun) -
     assert str(links["MLflow run"]).startswith(server)
     assert f"/runs/{mlflow_run}?" in str(links["MLflow run"])
     assert f"/models/toy/versions/{told['version']}?" in str(links["MLflow model version"])
+    assert links["Dashboard"] == "https://dashboard.example.org/runs/shared"
 
 
 def test_fresh_begins_again_and_says_so(taken_over: DagRun, whole_digest: str) -> None:
