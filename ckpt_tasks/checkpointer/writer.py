@@ -24,6 +24,8 @@ from ckpt_tasks.types import Number
 
 __all__ = ["WrittenRank", "write_rank"]
 
+_ALONE_BYTES = 256 * 1024  # below it a thread costs more than it saves
+
 
 class WrittenRank(msgspec.Struct, frozen=True):
     """What `write_rank` leaves in the store: the reference for the commit record, the index
@@ -104,11 +106,15 @@ def _write_files(
             path = f"{folder}/{layout.tensors_name(file.item, rank)}"
             written.append(layout.in_run(path))
             content = memory[file.start : file.start + file.size]
-            # Digests need the processor while the writing waits for the device.
-            digests = pool.submit(_digests, image, memory, file)
-            store.write(layout.in_run(path), [content], file.size)
+            if file.size < _ALONE_BYTES:
+                chunks.update(_digests(image, memory, file))
+                store.write(layout.in_run(path), [content], file.size)
+            else:
+                # Digests need the processor while the writing waits for the device.
+                digests = pool.submit(_digests, image, memory, file)
+                store.write(layout.in_run(path), [content], file.size)
+                chunks.update(digests.result())
             entries.append(_file_entry(path, file))
-            chunks.update(digests.result())
     return entries, _tensor_entries(image, chunks)
 
 

@@ -47,7 +47,7 @@ STAGES_OF_OPERATIONS: tuple[tuple[Operation, str, str], ...] = (
     ("create", "/commits/", "commit record created"),
     ("read", "/commits/", "commit record read"),
     ("read", "rank0000.index.json", "index read"),
-    ("read", "holder.rank0000.safetensors", "file read"),
+    ("read_into", "holder.rank0000.safetensors", "file read"),
     ("create", ".resumed.json", "start recorded"),
 )
 STAGES_OF_EVENTS: dict[type[Event], str] = {
@@ -236,6 +236,7 @@ def test_way_back(journey: Journey, spec: TrainSpec) -> None:
         "commit record read",
         "index read",
         "index verified",
+        "file read",  # its header
         "file read",
         "chunk verified",
         "fence asked",

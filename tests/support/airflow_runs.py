@@ -24,6 +24,7 @@ from ckpt_tasks import tasks
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.demo.airflow_api import AirflowApi, LogLine
 from ckpt_tasks.demo.airflow_server import airflow_server
+from ckpt_tasks.errors import CkptTasksError
 from ckpt_tasks.store import open_store
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Airflow:
     ) -> DagRun:
         """Trigger a DAG run of the toy, whose traces go to `folder`."""
         environment = toy_environment(folder, pace)
-        run_id = self.api.trigger(dag_id, {"environment": environment, **conf})
+        run_id = change(lambda: self.api.trigger(dag_id, {"environment": environment, **conf}))
         return DagRun(self, folder, dag_id, run_id, conf.get("run_name", f"{dag_id}-{run_id}"))
 
 
@@ -142,14 +143,14 @@ class DagRun:
     def set_state(self, state: str, task_id: str = "train") -> None:
         """Mark a task as the UI's button does."""
         path = f"{self._path}/taskInstances/{task_id}"
-        self.airflow.api.call("PATCH", path, {"new_state": state})
+        change(lambda: self.airflow.api.call("PATCH", path, {"new_state": state}))
 
     def clear(self, task_id: str = "train") -> None:
         """Clear a task, and what comes after it, as the UI's button does."""
         which = {"dag_run_id": self.run_id, "task_ids": [task_id], "include_downstream": True}
         options = {"dry_run": False, "only_failed": False, "reset_dag_runs": True}
         path = f"dags/{self.dag_id}/clearTaskInstances"
-        self.airflow.api.call("POST", path, {**which, **options})
+        change(lambda: self.airflow.api.call("POST", path, {**which, **options}))
 
     def links(self, task_id: str = "train") -> dict[str, str | None]:
         """Address behind each of a task's buttons."""
@@ -224,6 +225,18 @@ class Processes:
         """Those of the task that has started `trainer` through the training's supervisor."""
         _training_supervisor, task, supervisor = psutil.Process(trainer).parents()[:3]
         return cls(trainer=trainer, task=task.pid, supervisor=supervisor.pid)
+
+
+def change(call: Callable[[], T]) -> T:
+    """Make a change; again where Airflow answers 500, as its SQLite was too busy for it."""
+    for _ in range(10):
+        try:
+            return call()
+        except CkptTasksError as error:
+            if "Database error" not in str(error):
+                raise
+            time.sleep(1)
+    return call()
 
 
 def wait_until(condition: Callable[[], T | None], *, timeout: float, what: str) -> T:
