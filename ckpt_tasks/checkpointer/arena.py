@@ -6,10 +6,13 @@ as long as copying into memory that is there already.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import threading
 import time
+
+from ckpt_tasks.errors import StoreError
 
 __all__ = ["Arena"]
 
@@ -29,8 +32,10 @@ class Arena:
 
     def prepare(self, size: int) -> None:
         """Have `size` bytes touched in the background, at half of one processor's time."""
-        if self._memory is None and size:
-            self._memory = mmap.mmap(-1, size)
+        if self._memory is not None or not size:
+            return
+        with contextlib.suppress(StoreError):  # the save that wants it tells
+            self._memory = _mapped(size)
             self._touching = threading.Thread(
                 target=_touch, args=(self._memory, size), name="arena", daemon=True
             )
@@ -40,13 +45,28 @@ class Arena:
         """The first `size` bytes, whatever they hold.
 
         Only one view is used at a time: what an earlier one shows may move.
+
+        Raises
+        ------
+        StoreError
+            There is no memory for it: the save fails, and training goes on.
         """
         if self._touching is not None:
             self._touching.join()
             self._touching = None
         if self._memory is None or len(self._memory) < size:
-            self._memory = mmap.mmap(-1, max(size, 1))
+            self._memory = _mapped(size)
         return memoryview(self._memory)[:size]
+
+
+def _mapped(size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, max(size, 1))
+    except OSError as error:
+        raise StoreError(
+            f"no memory to stage a checkpoint: {size} bytes, as many as the state has, were needed "
+            f"({error.strerror})"
+        ) from error
 
 
 def _touch(memory: mmap.mmap, size: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 
+import pytest
 from support.made_runs import State, Tensor
 
 from ckpt_tasks.checkpointer.arena import Arena
 from ckpt_tasks.checkpointer.image import Planner, plan_image
+from ckpt_tasks.errors import StoreError
 from ckpt_tasks.format.safetensors import HEADER_ALIGNMENT, parse_header
 
 
@@ -98,3 +100,12 @@ def test_plan_is_made_once_for_states_alike() -> None:
         Tensor("a", "x", b"1234", "F32", (1,)),
     ):
         assert planner.plan(State({}, [other])) is not first
+
+
+def test_want_of_memory_is_a_save_that_fails() -> None:
+    """Not a training that does: it says what was needed, and a smaller state still fits."""
+    arena = Arena()
+    arena.prepare(2**62)
+    with pytest.raises(StoreError, match=f"no memory to stage a checkpoint: {2**62} bytes"):
+        arena.reserve(2**62)
+    assert arena.reserve(10).nbytes == 10
