@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ckpt_tasks.demo import reader
+from ckpt_tasks.demo import viewer
 from ckpt_tasks.demo.account import Account
 from ckpt_tasks.demo.airflow_api import AirflowApi
 from ckpt_tasks.demo.airflow_server import airflow_server
@@ -43,22 +43,22 @@ class WithAirflow:
         """
         say = stage.account.say
         with self._server(stage) as api:
-            until = "" if reader.is_there() else ", until the end of the demo"
+            until = "" if viewer.is_there() else ", until the end of the demo"
             say("airflow", f"is up{until}: {api.url}")
             wait_until(lambda: api.has_dag(_DAG), (), within=_PARSE_SECONDS, what=f"DAG {_DAG}")
             with stage.killing() as killed:
                 self._run_dag(api, stage)
             yield killed
-            if reader.is_there():
+            if viewer.is_there():
                 say("airflow", f"still up: {api.url}; Enter ends it")
-                reader.wait_until_seen()
+                viewer.wait_until_seen()
             say("airflow", "ending")
 
     def look(self, stage: Stage) -> None:
         """Start its Airflow again, until its pages have been seen."""
         with self._server(stage) as api:
             stage.account.say("airflow", f"is up: {api.dag_page(_DAG)}; Ctrl-C ends it")
-            reader.wait_until_seen()
+            viewer.wait_until_seen()
 
     def _server(self, stage: Stage) -> AbstractContextManager[AirflowApi]:
         settings = {
@@ -74,7 +74,7 @@ class WithAirflow:
         say = stage.account.say
         run_id = api.trigger(_DAG, {})
         page = api.run_page(_DAG, run_id)
-        say("airflow", f"DAG run triggered: {page if reader.is_there() else run_id}")
+        say("airflow", f"DAG run triggered: {page if viewer.is_there() else run_id}")
         follower = _Follower(api, stage.account, run_id)
         while (state := api.state(_DAG, run_id)) not in ("success", "failed"):
             follower.tell()

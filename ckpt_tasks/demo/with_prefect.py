@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 
-from ckpt_tasks.demo import reader
+from ckpt_tasks.demo import viewer
 from ckpt_tasks.demo.account import Account
 from ckpt_tasks.demo.prefect_server import prefect_environment, prefect_server
 from ckpt_tasks.demo.processes import Server, end_servers
@@ -48,7 +48,7 @@ class WithPrefect:
         """Start its server again, until its pages have been seen."""
         with Watcher() as watcher, prefect_server(stage.folder / self.home, watcher) as url:
             stage.account.say("prefect", f"server is up: {url}; Ctrl-C ends it")
-            reader.wait_until_seen()
+            viewer.wait_until_seen()
 
 
 def _run_flow(stage: Stage, environment: Mapping[str, str], watcher: Watcher) -> None:

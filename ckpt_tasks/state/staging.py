@@ -24,16 +24,12 @@ _Piece = tuple[int, int, int]
 def copy_images(images: Sequence[TensorImage], buffer: memoryview, offsets: Sequence[int]) -> None:
     """Copy each image's bytes to its offset in `buffer`.
 
-    What lies in host memory is copied by several threads, without the interpreter's lock. What
-    lies on a device is copied by its own engine meanwhile.
+    What lies in host memory is copied by several threads, without the interpreter's lock; what
+    lies on a device, one tensor after the other.
     """
-    on_device = [
-        (image, offset)
-        for image, offset in zip(images, offsets, strict=True)
-        if not image.data.is_cpu
-    ]
-    if on_device:
-        _copy_from_device(on_device, buffer)
+    for image, offset in zip(images, offsets, strict=True):
+        if image.nbytes and not image.data.is_cpu:
+            _copy_from_device(image, buffer[offset : offset + image.nbytes])
     pieces = list(_pieces(images, buffer, offsets))
     if sum(size for _, _, size in pieces) < _ALONE_BYTES:
         _copy(pieces)
@@ -41,8 +37,6 @@ def copy_images(images: Sequence[TensorImage], buffer: memoryview, offsets: Sequ
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="stage") as pool:
             for _ in pool.map(_copy, _shares(pieces)):
                 pass
-    if on_device:
-        torch.accelerator.synchronize()
 
 
 def _pieces(
@@ -83,9 +77,6 @@ def _copy(pieces: Sequence[_Piece]) -> None:
         ctypes.memmove(target, source, size)
 
 
-def _copy_from_device(on_device: Sequence[tuple[TensorImage, int]], buffer: memoryview) -> None:
-    arena = torch.frombuffer(buffer, dtype=torch.uint8)
-    for image, offset in on_device:
-        if image.nbytes:
-            flat = image.data.reshape(-1).view(torch.uint8)
-            arena[offset : offset + image.nbytes].copy_(flat, non_blocking=True)
+def _copy_from_device(image: TensorImage, target: memoryview) -> None:
+    flat = image.data.reshape(-1).view(torch.uint8)
+    torch.frombuffer(target, dtype=torch.uint8).copy_(flat)

@@ -85,15 +85,13 @@ def read_direct(path: str, start: int, buffer: memoryview) -> int:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _could_be_direct(start, buffer):
-            try:
-                _set_direct(descriptor, True)
-                return _read(descriptor, start, buffer)
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-                _set_direct(descriptor, False)
-        return _read(descriptor, start, buffer)
+        done = _read_pages(descriptor, start, buffer) if _could_be_direct(start, buffer) else 0
+        while done < buffer.nbytes:
+            count = os.preadv(descriptor, [buffer[done:]], start + done)
+            if count == 0:
+                break
+            done += count
+        return done
     finally:
         os.close(descriptor)
 
@@ -107,16 +105,23 @@ def _could_be_direct(start: int, buffer: memoryview) -> bool:
     )
 
 
-def _read(descriptor: int, start: int, buffer: memoryview) -> int:
+def _read_pages(descriptor: int, start: int, buffer: memoryview) -> int:
+    """Read past the page cache as far as that goes: not at all on some file systems, else to the
+    file's end, or until a call ends off a page.
+    """
     done = 0
-    while done < buffer.nbytes:
-        count = os.preadv(descriptor, [buffer[done:]], start + done)
-        if count == 0:
-            break
-        done += count
-        if done % ALIGNMENT:
-            # At the end of the file, as a rule; a direct read could not go on from here.
-            _set_direct(descriptor, False)
+    try:
+        _set_direct(descriptor, True)
+        while done < buffer.nbytes and done % ALIGNMENT == 0:
+            count = os.preadv(descriptor, [buffer[done:]], start + done)
+            if count == 0:
+                break
+            done += count
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        _set_direct(descriptor, False)
     return done
 
 

@@ -22,7 +22,11 @@ from ckpt_tasks.integrations.airflow.links import (
     MlflowModelVersionLink,
     MlflowRunLink,
 )
-from ckpt_tasks.integrations.airflow.params import refuse_templates
+from ckpt_tasks.integrations.airflow.params import (
+    check_conf,
+    hyperparameters_of,
+    refuse_templates,
+)
 from ckpt_tasks.sizes import readable_size
 
 if TYPE_CHECKING:
@@ -213,8 +217,6 @@ class _AttemptOperator(StepOperator):
         )
 
     def _hyperparameters(self, signature: EntrypointSignature, context: Context) -> dict[str, Any]:
-        from ckpt_tasks.integrations.airflow.params import hyperparameters_of
-
         chosen = hyperparameters_of(signature, self, context["params"])
         return {**chosen, **(self.hyperparameters or {})}
 
@@ -223,7 +225,6 @@ class ResolveOperator(_AttemptOperator):
     """Check the function, its hyperparameters and the store before anything is started."""
 
     def _execute(self, context: Context, config: CheckpointConfig) -> dict[str, Any]:
-        from ckpt_tasks.integrations.airflow.params import check_conf
         from ckpt_tasks.masking import mask_hyperparameters, mask_url
 
         check_conf(context)
