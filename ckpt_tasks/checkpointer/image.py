@@ -68,13 +68,21 @@ class Planner:
     def __init__(self) -> None:
         self._fingerprint: object = None
         self._image: Image | None = None
+        self._encoded: msgspec.Raw | None = None
 
     def plan(self, state: StagedState) -> Image:
         fingerprint = [(t.item, t.key, t.dtype, t.shape) for t in state.tensors]
         if self._image is None or fingerprint != self._fingerprint:
             self._image = plan_image(state.tensors)
-            self._fingerprint = fingerprint
+            self._fingerprint, self._encoded = fingerprint, None
         return self._image
+
+    @property
+    def encoded(self) -> msgspec.Raw:
+        """The latest plan, as another process reads it (MessagePack)."""
+        if self._encoded is None:
+            self._encoded = msgspec.Raw(msgspec.msgpack.encode(self._image))
+        return self._encoded
 
 
 def plan_image(tensors: Sequence[StagedTensor]) -> Image:

@@ -51,10 +51,13 @@ class Store(ABC):
         Whether `create` is atomic among all writers, in this and other processes and hosts.
         Where it is not, `checkpointer` refuses to write unless the store was declared
         single-writer.
+    is_shared
+        Whether another process that opens `url` finds the same objects.
     """
 
     url: str
     supports_conditional_create: bool
+    is_shared: bool = True
 
     @abstractmethod
     def read(self, path: str, *, limit: int | None = None) -> bytes:

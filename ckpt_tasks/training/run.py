@@ -303,7 +303,7 @@ class TrainingRun:
         self._need_tracked("save")
         if self._loops.inside_epochs:
             self._saver.request_save(reason)
-        elif self._counters.looped and self.position == self._saver.saved:
+        elif self._counters.looped and self.position == self._saver.newest:
             if self.checkpoint != self.resumed_from:
                 self._saver.warn_once(
                     f"run.save() saved nothing, as no step was done since {self.checkpoint}; in "
@@ -347,8 +347,12 @@ class TrainingRun:
         self._saver.request_stop(reason)
 
     def report(self) -> None:
-        """Send what was logged for the steps that are done, which nothing else may do any more."""
+        """Send what was logged for the steps that are done, and wait for the save in flight.
+
+        Nothing else may be done any more.
+        """
         self._saver.flush(self.position)
+        self._saver.settle()
 
     def finish(self) -> None:
         """The training function has returned: save its end, unless that is saved already.
@@ -363,6 +367,7 @@ class TrainingRun:
                 "saved, so the run is not complete; track its model, optimizer and loader before "
                 "the loops"
             )
+        self._saver.settle()
         if self.step == 0 and self.checkpoint is None:
             self._saver.warn_once(
                 "the training function returned without a step done, and the run counts as "

@@ -11,6 +11,7 @@ import msgspec
 
 from ckpt_tasks.checkpointer.arena import Arena
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.checkpointer.drain import InlineDrain
 from ckpt_tasks.checkpointer.image import plan_image
 from ckpt_tasks.checkpointer.marks import write_completed
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
@@ -231,10 +232,9 @@ class MadeRun:
     def checkpointer(self, store: Store, attempt: Attempt, recovered: Recovered) -> Checkpointer:
         """Saves of a recovered attempt into `store`."""
         return Checkpointer(
-            store,
-            self.layout,
+            InlineDrain(store, self.layout, Fence(store, self.layout, attempt.number)),
             self.identity,
-            Fence(store, self.layout, attempt.number),
+            attempt.number,
             recovered.lineage,
             hyperparameters={"lr": 0.1},
             environment={"python": "3"},

@@ -13,6 +13,7 @@ from typing import Any
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.checkpointer.drain import InlineDrain
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_commit
 from ckpt_tasks.fencing import (
     ClaimRequest,
@@ -79,7 +80,12 @@ def attempt(saves: int) -> Actor:
             fence.check()
             register(store, recovered.checkpoint.record.checkpoint)
         checkpointer = Checkpointer(
-            store, LAYOUT, run, fence, recovered.lineage, hyperparameters={}, environment={}
+            InlineDrain(store, LAYOUT, fence),
+            run,
+            claimed.number,
+            recovered.lineage,
+            hyperparameters={},
+            environment={},
         )
         for _ in range(saves):
             history.attempts.append(claimed.number)

@@ -1,0 +1,89 @@
+"""Where a staged save goes: written and committed by another process, or in this one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from ckpt_tasks.checkpointer.arena import Arena
+from ckpt_tasks.checkpointer.job import SaveJob, run_job
+from ckpt_tasks.errors import CkptTasksError
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.store.base import Store
+
+__all__ = ["Drain", "InlineDrain", "WriterDiedError"]
+
+
+class WriterDiedError(Exception):
+    """The process that wrote is gone; what it had begun is no checkpoint unless it is listed."""
+
+
+class Drain(ABC):
+    """Takes one save at a time from the arena to a commit.
+
+    Attributes
+    ----------
+    tells
+        It tells of each commit itself, so that one is told even where nobody asks any more.
+    """
+
+    tells: bool
+
+    @abstractmethod
+    def prepare(self, arena: Arena) -> None:
+        """Get ready, without waiting for it."""
+
+    @abstractmethod
+    def hand_over(self, job: SaveJob, arena: Arena, size: int) -> None:
+        """Begin to write the image that fills `size` bytes of the arena, which is not touched
+        until `poll` has told how it went.
+
+        Raises `StoreError` where it cannot begin.
+        """
+
+    @abstractmethod
+    def poll(self, timeout: float) -> CommitRecord | None:
+        """The commit record, or ``None`` where the save still goes on after `timeout` seconds.
+
+        Raises
+        ------
+        WriterDiedError
+            It did not end; it can be handed over again, under another name.
+        CkptTasksError
+            It failed; see `run_job`.
+        """
+
+    def stop(self) -> None:  # noqa: B027 - most have nothing to stop
+        """Give the save up that is under way; afterwards the arena may be used again."""
+
+    def close(self) -> None:  # noqa: B027
+        """Nothing more will be handed over; what was goes on."""
+
+
+class InlineDrain(Drain):
+    """Writes in this process, while training waits."""
+
+    tells = False
+
+    def __init__(self, store: Store, layout: RunLayout, fence: Fence) -> None:
+        self._store = store
+        self._layout = layout
+        self._fence = fence
+        self._ended: CommitRecord | CkptTasksError | None = None
+
+    def prepare(self, arena: Arena) -> None:
+        pass
+
+    def hand_over(self, job: SaveJob, arena: Arena, size: int) -> None:
+        memory = arena.reserve(size)
+        try:
+            self._ended = run_job(self._store, self._layout, self._fence, job, memory)
+        except CkptTasksError as error:
+            self._ended = error
+
+    def poll(self, timeout: float) -> CommitRecord | None:
+        ended, self._ended = self._ended, None
+        if isinstance(ended, CkptTasksError):
+            raise ended
+        return ended
