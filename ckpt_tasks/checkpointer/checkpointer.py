@@ -230,7 +230,7 @@ class Checkpointer:
         lost = flight.job.draft.id
         if flight.deaths + 1 >= _MAX_DEATHS:
             raise StoreError(
-                f"the process that wrote {lost} {died}, the {_MAX_DEATHS}th in a row"
+                f"the process that wrote {lost} {died}, like the {_MAX_DEATHS - 1} before it"
             ) from died
         checkpoint = self._take_id(flight.job.draft.position)
         job = flight.job.renamed(str(checkpoint), self._new_write_id(checkpoint))

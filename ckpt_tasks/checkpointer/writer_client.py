@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import subprocess
@@ -97,7 +98,7 @@ class ProcessDrain(Drain):
         with theirs:
             command = [
                 *(sys.executable, "-m", "ckpt_tasks.checkpointer.writer_process"),
-                *(str(theirs.fileno()), str(arena.descriptor)),
+                *(str(theirs.fileno()), str(arena.descriptor), str(os.getpid())),
             ]
             try:
                 self._process = subprocess.Popen(

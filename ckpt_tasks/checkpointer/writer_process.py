@@ -1,9 +1,9 @@
 """The writer: digests, writes and commits what lies in the arena, in a process of its own.
 
-``python -m ckpt_tasks.checkpointer.writer_process SOCKET_FD ARENA_FD``. It imports neither torch
-nor numpy, lives in a session of its own, and takes one job at a time from its socket. A trainer
-that dies after it has handed a save over costs that save nothing: it is written and committed,
-under the fence, and then the writer ends. One that dies before leaves nothing to be done.
+``python -m ckpt_tasks.checkpointer.writer_process SOCKET_FD ARENA_FD TRAINER_PID``. It imports
+neither torch nor numpy, lives in a session of its own, and takes one job at a time from its socket.
+A trainer that dies after it has handed a save over costs that save nothing: it is written and
+committed, under the fence, and then the writer ends. One that dies before leaves nothing to do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ckpt_tasks.checkpointer.arena import map_arena
 from ckpt_tasks.checkpointer.job import SaveJob, committed_event, run_job
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import CkptTasksError, StoreError
-from ckpt_tasks.events import EventLog
+from ckpt_tasks.events import EventLog, EventSink, discard_event
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
@@ -96,15 +96,17 @@ class Writer:
         Its only other end is the trainer's.
     arena
         Descriptor of the arena's file.
+    trainer
+        Process id of the trainer, this process's parent.
     """
 
-    def __init__(self, channel: socket.socket, arena: int) -> None:
+    def __init__(self, channel: socket.socket, arena: int, trainer: int) -> None:
         self._channel = channel
         self._arena = arena
-        self._trainer = os.getppid()
+        self._trainer = trainer
         self._memory: mmap.mmap | None = None
         self._spec = self._receive_spec()
-        self._events = EventLog(self._spec.events)
+        self._events = _open_log(self._spec.events)
         self._layout = RunLayout(self._spec.run)
         self._store: Store | None = None
 
@@ -175,12 +177,19 @@ class Writer:
         return self._store
 
 
+def _open_log(path: str) -> EventSink:
+    try:
+        return EventLog(path)
+    except FileNotFoundError:  # of an attempt that is over: nobody is left to read it
+        return discard_event
+
+
 def main() -> int:
     # Whoever ends the training's processes must leave this one to finish.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
-    Writer(channel, int(sys.argv[2])).run()
+    Writer(channel, int(sys.argv[2]), int(sys.argv[3])).run()
     return 0
 
 
