@@ -24,11 +24,12 @@ class Drain(ABC):
 
     Attributes
     ----------
-    tells
-        It tells of each commit itself, so that one is told even where nobody asks any more.
+    is_concurrent
+        Training goes on meanwhile, and it tells of each commit itself, so that one is told even
+        where nobody asks any more.
     """
 
-    tells: bool
+    is_concurrent: bool
 
     @abstractmethod
     def prepare(self, arena: Arena) -> None:
@@ -64,7 +65,7 @@ class Drain(ABC):
 class InlineDrain(Drain):
     """Writes in this process, while training waits."""
 
-    tells = False
+    is_concurrent = False
 
     def __init__(self, store: Store, layout: RunLayout, fence: Fence) -> None:
         self._store = store

@@ -40,7 +40,7 @@ class ProcessDrain(Drain):
         Given the process id of each writer that is started, before it is told anything.
     """
 
-    tells = True
+    is_concurrent = True
 
     def __init__(self, spec: WriterSpec, on_start: Callable[[int], None]) -> None:
         self._spec = spec

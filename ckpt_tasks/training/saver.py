@@ -285,7 +285,6 @@ class Saver:
             decision=decision,
             metrics=dict(self._metrics.of_step),
             rows=self._metrics.journal(),
-            nonfinite=state.nonfinite,
             exact=self._exact(),
             capture_seconds=self._clock() - started,
         )

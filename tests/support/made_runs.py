@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -68,10 +68,14 @@ class State:
 
     trees: Mapping[str, Any] = field(default_factory=dict)
     tensors: Sequence[Tensor] = ()
+    nonfinite: Sequence[str] = ()
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         for tensor, offset in zip(self.tensors, offsets, strict=True):
             buffer[offset : offset + len(tensor.data)] = tensor.data
+
+    def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
+        return list(self.nonfinite)
 
 
 def small_state(value: int = 0) -> State:
@@ -122,9 +126,17 @@ class MadeAttempt:
         """Id of the checkpoint that it started from."""
         return self.recovered.resumed.checkpoint
 
-    def save(self, step: int, state: State | None = None, **request: Any) -> CheckpointId:
-        """Commit a checkpoint; returns its id."""
-        record = self.checkpointer.save(state or small_state(), save_request(step, **request))
+    def save(
+        self,
+        step: int,
+        state: State | None = None,
+        *,
+        nonfinite: Sequence[str] = (),
+        **request: Any,
+    ) -> CheckpointId:
+        """Commit a checkpoint, with parameters that are `nonfinite`; returns its id."""
+        state = replace(state or small_state(), nonfinite=nonfinite)
+        record = self.checkpointer.save(state, save_request(step, **request))
         return record.checkpoint
 
     def commit(self, step: int, *, epoch: int = 0, data: bytes = b"weights" * 100) -> str:

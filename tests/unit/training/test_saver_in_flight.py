@@ -41,7 +41,7 @@ class HeldDrain(Drain):
     as often as told.
     """
 
-    tells = False
+    is_concurrent = False
 
     def __init__(self, inline: InlineDrain, clock: FakeClock) -> None:
         self._inline = inline
