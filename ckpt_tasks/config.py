@@ -108,6 +108,9 @@ class SaveConfig(_Section, frozen=True, kw_only=True):
     asynchronous: bool = True
     """Training waits only until the state is copied, and another process writes it. Else training
     waits for the commit."""
+    incremental: bool = True
+    """Tensors that have not changed since the last checkpoint, such as frozen weights, are referred
+    to and not written again."""
 
 
 class RegistryConfig(_Section, frozen=True, kw_only=True):

@@ -5,12 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from ckpt_tasks.checkpointer.arena import Arena
-from ckpt_tasks.checkpointer.job import SaveJob, run_job
+from ckpt_tasks.checkpointer.job import JobRunner, SaveJob
 from ckpt_tasks.errors import CkptTasksError
-from ckpt_tasks.fencing.fence import Fence
-from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
-from ckpt_tasks.store.base import Store
 
 __all__ = ["Drain", "InlineDrain", "WriterDiedError"]
 
@@ -52,7 +49,7 @@ class Drain(ABC):
         WriterDiedError
             It did not end; it can be handed over again, under another name.
         CkptTasksError
-            It failed; see `run_job`.
+            It failed; see `JobRunner`.
         """
 
     def stop(self) -> None:  # noqa: B027 - most have nothing to stop
@@ -67,10 +64,8 @@ class InlineDrain(Drain):
 
     is_concurrent = False
 
-    def __init__(self, store: Store, layout: RunLayout, fence: Fence) -> None:
-        self._store = store
-        self._layout = layout
-        self._fence = fence
+    def __init__(self, runner: JobRunner) -> None:
+        self._runner = runner
         self._ended: CommitRecord | CkptTasksError | None = None
 
     def prepare(self, arena: Arena) -> None:
@@ -79,7 +74,7 @@ class InlineDrain(Drain):
     def hand_over(self, job: SaveJob, arena: Arena, size: int) -> None:
         memory = arena.reserve(size)
         try:
-            self._ended = run_job(self._store, self._layout, self._fence, job, memory)
+            self._ended = self._runner.run(job, memory)
         except CkptTasksError as error:
             self._ended = error
 

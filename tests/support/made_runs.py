@@ -13,6 +13,7 @@ from ckpt_tasks.checkpointer.arena import Arena
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
 from ckpt_tasks.checkpointer.drain import InlineDrain
 from ckpt_tasks.checkpointer.image import plan_image
+from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.marks import write_completed
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
 from ckpt_tasks.checkpointer.writer import WrittenRank, write_rank
@@ -241,10 +242,15 @@ class MadeRun:
         """Every object of the store, by path."""
         return {info.path: self.store.read(info.path) for info in self.store.list_objects("")}
 
+    def runner(self, store: Store, attempt: Attempt) -> JobRunner:
+        """Writes every byte of every checkpoint, so that no two share a file."""
+        fence = Fence(store, self.layout, attempt.number)
+        return JobRunner(store, self.layout, fence, incremental=False)
+
     def checkpointer(self, store: Store, attempt: Attempt, recovered: Recovered) -> Checkpointer:
         """Saves of a recovered attempt into `store`."""
         return Checkpointer(
-            InlineDrain(store, self.layout, Fence(store, self.layout, attempt.number)),
+            InlineDrain(self.runner(store, attempt)),
             self.identity,
             attempt.number,
             recovered.lineage,
