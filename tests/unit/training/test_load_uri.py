@@ -166,6 +166,27 @@ def test_damage_is_never_shown(tmp_path: Path) -> None:
         open_uri(uri, digest="0" * 64)
 
 
+def test_a_module_is_loaded_all_or_not_at_all(tmp_path: Path) -> None:
+    """Straight from the files into its own tensors; with damage anywhere, none is changed."""
+    saved = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    uri = save_values(tmp_path, dict(saved.state_dict()))
+    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+
+    with open_uri(uri) as checkpoint:
+        module.load_state_dict(checkpoint["values"])
+    assert all(torch.equal(module.state_dict()[k], v) for k, v in saved.state_dict().items())
+
+    module.load_state_dict(before)
+    (file,) = tmp_path.rglob("values.rank0000.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with open_uri(uri) as checkpoint, pytest.raises(CorruptCheckpointError):
+        module.load_state_dict(checkpoint["values"])
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
+
+
 def save_values(folder: Path, values: dict[str, torch.Tensor]) -> str:
     """Commit them under the name ``values``; returns the checkpoint's address."""
     run = MadeRun(LocalStore(str(folder)))
