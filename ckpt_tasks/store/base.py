@@ -79,6 +79,14 @@ class Store(ABC):
         """
         buffer[: stop - start] = self.read_range(path, start, stop)
 
+    def map(self, path: str) -> memoryview | None:
+        """The whole object as memory that takes none before it is looked at, or ``None`` where
+        the store has no such thing.
+
+        What is written to that memory stays in it. Raises `ObjectNotFoundError`.
+        """
+        return None
+
     @abstractmethod
     def create(self, path: str, data: bytes) -> None:
         """Make a small object durable, whole, and only if there is none at `path`.
