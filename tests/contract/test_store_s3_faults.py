@@ -11,7 +11,7 @@ from support.s3_servers import S3Server, free_port
 
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError, ObjectExistsError, StoreError
-from ckpt_tasks.store import Store, create_once, open_store, s3
+from ckpt_tasks.store import Store, create_once, open_store, s3_client
 
 pytestmark = pytest.mark.usefixtures("s3_credentials")
 
@@ -21,7 +21,7 @@ LARGE = bytes(range(256)) * (36 * 4096)  # 36 MiB: three parts
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same number of tries as always, without the waits between them."""
-    monkeypatch.setattr(s3, "_DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(s3_client, "_DELAYS", (0.0,) * len(s3_client._DELAYS))
 
 
 def config_of(server: S3Server, **options: object) -> StoreConfig:
