@@ -27,7 +27,8 @@ from ckpt_tasks.store.s3_client import CONNECTIONS, S3Client, retry
 __all__ = ["abort_uploads", "upload"]
 
 _PART_BYTES = 8 * 1024 * 1024
-_MAX_PARTS = 10_000  # S3's limit
+_MAX_PARTS = 10_000  # S3's limit, as is the next
+_LISTED_AT_ONCE = 1000
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _ENCRYPTION = ("ServerSideEncryption", "SSECustomerAlgorithm", "SSEKMSKeyId")
 
@@ -209,7 +210,13 @@ def _uploads_under_way(
     """Each upload neither completed nor aborted, and what time it is at the server."""
     markers: dict[str, str] = {}
     while True:
-        page = client.call("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **markers)
+        page = client.call(
+            "list_multipart_uploads",
+            Bucket=bucket,
+            Prefix=prefix,
+            MaxUploads=_LISTED_AT_ONCE,
+            **markers,
+        )
         now = _server_time(page)
         for found in page.get("Uploads", []):
             yield found, now
