@@ -121,6 +121,15 @@ class S3Client:
         except ClientError as error:
             raise translate_boto_error(error) from error
 
+    @property
+    def sends_checksums(self) -> bool:
+        """Whether bodies carry a checksum: some servers refuse requests that do.
+
+        For those, botocore's ``AWS_REQUEST_CHECKSUM_CALCULATION=when_required`` turns it off.
+        """
+        config = self._connected().meta.config
+        return bool(config.request_checksum_calculation == "when_supported")
+
     def close(self) -> None:
         if self._client is not None:
             self._client.close()

@@ -80,11 +80,11 @@ def abort_uploads(
 
 
 def _upload_whole(client: S3Client, target: _Target, block: memoryview) -> None:
-    checksum = _crc32(block)
+    checksum = _checksum(client, block)
 
     def send() -> None:
         answer = client.call_once(
-            "put_object", **target, Body=_Body(block), ChecksumCRC32=checksum, IfNoneMatch="*"
+            "put_object", **target, Body=_Body(block), **checksum, IfNoneMatch="*"
         )
         _confirm(answer, block, checksum)
 
@@ -107,7 +107,8 @@ def _upload_parts(
     def begin() -> Any:
         nonlocal begun
         begun += 1
-        return client.call_once("create_multipart_upload", **target, ChecksumAlgorithm="CRC32")
+        kind = {"ChecksumAlgorithm": "CRC32"} if client.sends_checksums else {}
+        return client.call_once("create_multipart_upload", **target, **kind)
 
     try:
         this = {**target, "UploadId": retry(begin)["UploadId"]}
@@ -144,33 +145,41 @@ def _send_parts(client: S3Client, this: _Target, blocks: Iterator[memoryview]) -
 
 
 def _send_part(client: S3Client, this: _Target, number: int, block: memoryview) -> _Part:
-    checksum = _crc32(block)
+    checksum = _checksum(client, block)
 
     def send() -> _Part:
         answer = client.call_once(
-            "upload_part", **this, PartNumber=number, Body=_Body(block), ChecksumCRC32=checksum
+            "upload_part", **this, PartNumber=number, Body=_Body(block), **checksum
         )
         _confirm(answer, block, checksum)
-        return {
-            "PartNumber": number,
-            **{name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer},
-        }
+        told = {name: answer[name] for name in ("ETag", *checksum) if name in answer}
+        return {"PartNumber": number, **told}
 
     return retry(send)
 
 
-def _confirm(answer: Any, block: memoryview, checksum: str) -> None:
+def _checksum(client: S3Client, block: memoryview) -> dict[str, str]:
+    """As an argument of a request; none where the client is configured to send none."""
+    if not client.sends_checksums:
+        return {}
+    return {"ChecksumCRC32": base64.b64encode(zlib.crc32(block).to_bytes(4, "big")).decode()}
+
+
+def _confirm(answer: Any, block: memoryview, checksum: dict[str, str]) -> None:
     """Raise an error worth a further try where the server has got other bytes.
 
     Where it tells neither checksum nor MD5, only the size of the whole object is compared.
     """
-    told = answer.get("ChecksumCRC32")
-    if told is None and not any(name in answer for name in _ENCRYPTION):
-        md5 = _MD5.fullmatch(answer.get("ETag", ""))
-        told = md5 and md5[1]
-        checksum = hashlib.md5(block, usedforsecurity=False).hexdigest() if md5 else checksum
-    if told is not None and told != checksum:
-        raise ConnectionError(f"the bytes were changed on the way: {told} instead of {checksum}")
+    told = {name: answer[name] for name in checksum if name in answer}
+    md5 = _MD5.fullmatch(answer.get("ETag", ""))
+    if told:
+        same = told == checksum
+    elif md5 and not any(name in answer for name in _ENCRYPTION):
+        same = md5[1] == hashlib.md5(block, usedforsecurity=False).hexdigest()
+    else:
+        same = True
+    if not same:
+        raise ConnectionError(f"{block.nbytes} bytes were changed on the way")
 
 
 def _complete(client: S3Client, this: _Target, sent: list[_Part], size: int) -> None:
@@ -235,10 +244,6 @@ def _server_time(answer: Any) -> datetime:
     if told is None:
         raise StoreError("the server does not say what time it is, so no upload's age is known")
     return parsedate_to_datetime(told)
-
-
-def _crc32(block: memoryview) -> str:
-    return base64.b64encode(zlib.crc32(block).to_bytes(4, "big")).decode()
 
 
 class _Body(io.RawIOBase):

@@ -311,6 +311,20 @@ class TestChangedBytes:
         assert faults.corrupt_bodies == 0
         assert store.read("run/data/w/x") == LARGE
 
+    def test_without_checksums(
+        self, store: Store, faults: Faults, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where botocore is told to send no checksums, none are sent, and the ETag suffices."""
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        faults.matching = lambda request: is_part(request, 2)
+        faults.corrupt_bodies = 1
+        store.write("run/data/w/x", [LARGE], len(LARGE))
+        store.write("run/data/w/y", [b"small"], 5)
+        assert faults.corrupt_bodies == 0
+        assert store.read("run/data/w/x") == LARGE
+        names = {name.lower() for request in faults.seen for name in request.headers}
+        assert not any(name.startswith("x-amz-checksum") for name in names)
+
     def test_never_completed(self, store: Store, faults: Faults) -> None:
         """If it arrives changed each time, the write fails, and nothing is left of it."""
         faults.matching = lambda request: is_part(request, 2)
