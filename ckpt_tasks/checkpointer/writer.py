@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from ckpt_tasks.checkpointer.image import FileImage, Image
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.format.codec import encode, index_digest
 from ckpt_tasks.format.digest import chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import FileEntry, Index, IndexRef, TensorEntry
+from ckpt_tasks.format.records import FileEntry, Index, IndexRef, SharedTensor, TensorEntry
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
 
@@ -48,6 +49,8 @@ def write_rank(
     rank: int = 0,
     world_size: int = 1,
     metrics: Sequence[tuple[str, Number, int, int]] = (),
+    shared: Sequence[SharedTensor] = (),
+    nonfinite: Sequence[str] = (),
 ) -> WrittenRank:
     """Write one rank's files and index under `write_id`, durably.
 
@@ -59,6 +62,8 @@ def write_rank(
         Tracked name to JSON-ready tree.
     metrics
         Rows logged since the previous checkpoint of the attempt.
+    shared, nonfinite
+        As `Index` keeps them, where several ranks save.
 
     Raises
     ------
@@ -75,6 +80,8 @@ def write_rank(
             tensors=tensors,
             items=dict(trees),
             metrics=list(metrics),
+            shared=list(shared) or UNSET,
+            nonfinite=(list(nonfinite)[:20] or UNSET) if world_size > 1 else UNSET,
         )
         data = encode(index)
         path = f"{layout.write_folder_in_run(write_id)}/{layout.index_name(rank)}"
