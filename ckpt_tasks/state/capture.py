@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
-from ckpt_tasks.state import arrays, sparse
+from ckpt_tasks.state import arrays, sharding, sparse
 from ckpt_tasks.state.modules import canonical_state_dict, nonfinite_parameters
 from ckpt_tasks.state.optimizers import optimizer_state_dict
 from ckpt_tasks.state.staging import copy_images
@@ -27,6 +27,9 @@ from ckpt_tasks.state.tensors import (
     values_from_image,
     with_autograd,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["CapturedState", "RestoredValues", "capture", "is_stateful", "restore_values"]
 
@@ -117,7 +120,9 @@ def capture(items: Mapping[str, Any]) -> CapturedState:
 
 
 def restore_values(
-    trees: Mapping[str, Any], tensor_at: Callable[[int], torch.Tensor]
+    trees: Mapping[str, Any],
+    tensor_at: Callable[[int], torch.Tensor],
+    sharded_at: Callable[[int], object] | None = None,
 ) -> RestoredValues:
     """State dicts and plain values, from their trees.
 
@@ -129,13 +134,16 @@ def restore_values(
         Gives the tensor of an index, as stored (see `tensors.tensor_from_buffer`). It is called
         once for each, and its memory is used. Tensors that shared memory when they were
         captured come back as one object.
+    sharded_at
+        Gives the value of a sharded tensor, by the number that stands in its leaf (see
+        `resharding.number_sharded`).
 
     Raises
     ------
     CorruptCheckpointError
         Trees that `capture` does not write.
     """
-    restorer = _Restorer(tensor_at)
+    restorer = _Restorer(tensor_at, sharded_at)
     values = RestoredValues(restorer.index_of)
     for name, tree in trees.items():
         try:
@@ -175,6 +183,8 @@ class _Collector:
         return arrays.encode(value)
 
     def _tensor(self, tensor: torch.Tensor, path: Path) -> tuple[str, object]:
+        if sharding.is_dtensor(tensor):
+            return self._sharded(tensor, path)
         check_supported(tensor, path)
         if tensor.layout is not torch.strided:
             self._alive.append(tensor)
@@ -182,6 +192,14 @@ class _Collector:
         details = reference_details(tensor, with_device=self._with_device)
         index = self._index(tensor, path)
         return "tensor", {"index": index, **details} if details else index
+
+    def _sharded(self, tensor: DTensor, path: Path) -> tuple[str, object]:
+        part, local, leaf = sharding.decompose(tensor, path)
+        if part is not None and local is not None:
+            check_supported(local, path)
+            index = self._index(local, path)
+            self.images[index].part = part
+        return "sharded", leaf
 
     def _index(self, tensor: torch.Tensor, path: Path) -> int:
         identity = _identity(tensor)
@@ -222,8 +240,13 @@ def _identity(tensor: torch.Tensor) -> object:
 
 
 class _Restorer:
-    def __init__(self, tensor_at: Callable[[int], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        tensor_at: Callable[[int], torch.Tensor],
+        sharded_at: Callable[[int], object] | None,
+    ) -> None:
         self._tensor_at = tensor_at
+        self._sharded_at = sharded_at
         self._images: dict[int, torch.Tensor] = {}
         self._values: dict[object, torch.Tensor] = {}
         self._tensors: dict[object, torch.Tensor] = {}
@@ -238,6 +261,8 @@ class _Restorer:
                 return self._tensor(value)
             if tag == "sparse":
                 return self._sparse(value)
+            if tag == "sharded" and self._sharded_at is not None and type(value) is int:
+                return self._sharded_at(value)
             return arrays.decode(tag, value)
         except RuntimeError as error:
             raise ValueError(str(error)) from error

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ckpt_tasks.errors import StateError
+from ckpt_tasks.state.sharding import local_part
 
 __all__ = ["canonical_state_dict", "canonical_tensors", "load_module", "nonfinite_parameters"]
 
@@ -104,7 +105,7 @@ def _nonfinite(sums: list[_Sum]) -> list[str]:
 
 def _checkable(parameter: torch.Tensor) -> torch.Tensor | None:
     """Real values that are finite exactly if the parameter's are; None where all always are."""
-    values = parameter.detach()
+    values = local_part(parameter.detach())  # each rank looks at its own: no communication
     if values.layout is not torch.strided or values.numel() == 0:
         return None
     if values.is_complex():
