@@ -1,8 +1,10 @@
 """Gathering what all ranks have written: all of it is there, or nothing is committed.
 
-A rank's index is written last, when its files are durable, so that its existence says that the
-rank is done. Rank 0's writer looks for the others' in the store itself: no trainer need be alive
-for that, and none need share a machine with it.
+A rank's index is created last, whole and when its files are durable, so that its existence says
+that the rank is done. Rank 0's writer looks for the others' in the store itself: no trainer need
+be alive for that, and none need share a machine with it. (A local index may be seen a moment
+before its directory has been synchronised. The commit's own fsync, later in the same journal,
+covers that.)
 """
 
 from __future__ import annotations

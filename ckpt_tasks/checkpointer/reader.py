@@ -38,6 +38,8 @@ __all__ = [
     "check_files",
     "check_restorable",
     "load_checkpoint",
+    "load_tensors",
+    "positions_of",
     "read_commit",
     "read_index",
 ]
@@ -147,7 +149,26 @@ def load_checkpoint(
     """
     check_restorable(layout, record)
     index = read_index(store, layout, record.indexes[0])
-    wanted = None if names is None else _tensors_of(index, names)
+    wanted = (
+        None
+        if names is None
+        else positions_of(tree for name, tree in index.items.items() if name in names)
+    )
+    return LoadedCheckpoint(record, index, load_tensors(store, layout, index, wanted))
+
+
+def load_tensors(
+    store: Store, layout: RunLayout, index: Index, wanted: Collection[int] | None
+) -> dict[int, memoryview]:
+    """Bytes of one rank's tensors, verified, by their number in `index.tensors`.
+
+    Parameters
+    ----------
+    wanted
+        Which; default: all, and then every file is looked at. Only their bytes are read.
+
+    Raises as `load_checkpoint`.
+    """
     tensors: dict[int, memoryview] = {}
     with ThreadPoolExecutor(_PARALLEL_WINDOWS, thread_name_prefix="load") as pool:
         for file, members in _by_file(index):
@@ -155,20 +176,24 @@ def load_checkpoint(
             if chosen or wanted is None:
                 path = layout.in_run(file.path)
                 tensors.update(_load_file(store, path, file, chosen, pool))
-    return LoadedCheckpoint(record, index, tensors)
+    return tensors
 
 
-def _tensors_of(index: Index, names: Collection[str]) -> set[int]:
-    """Positions of the tensors that the trees of these names refer to: one that several share
-    lies with the first.
+def positions_of(trees: Iterable[Any], *, skip: str | None = None) -> set[int]:
+    """Positions of the tensors that trees refer to: one that several share lies with the first.
+
+    Parameters
+    ----------
+    skip
+        Tag of leaves that are not looked into.
     """
     found: set[int] = set()
-    pending: list[Any] = [tree for name, tree in index.items.items() if name in names]
+    pending: list[Any] = list(trees)
     while pending:
         node = pending.pop()
         if isinstance(node, list):
             pending.extend(node)
-        elif isinstance(node, dict):
+        elif isinstance(node, dict) and (skip is None or node.get("$") != skip):
             pending.extend(node.values())
             reference = node.get("v") if node.get("$") == "tensor" else None
             position = reference.get("index") if isinstance(reference, dict) else reference

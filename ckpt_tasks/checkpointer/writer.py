@@ -20,6 +20,7 @@ from ckpt_tasks.format.codec import encode, index_digest
 from ckpt_tasks.format.digest import chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import FileEntry, Index, IndexRef, SharedTensor, TensorEntry
+from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
 
@@ -86,7 +87,7 @@ def write_rank(
         data = encode(index)
         path = f"{layout.write_folder_in_run(write_id)}/{layout.index_name(rank)}"
         written.append(layout.in_run(path))
-        store.write(layout.in_run(path), [data], len(data))
+        _write_index(store, layout.in_run(path), data, world_size)
     except BaseException:
         for path in written:
             with contextlib.suppress(StoreError):
@@ -94,6 +95,14 @@ def write_rank(
         raise
     ref = IndexRef(rank=rank, path=path, size=len(data), digest=index_digest(data))
     return WrittenRank(ref, index, len(data) + sum(file.size for file in files))
+
+
+def _write_index(store: Store, path: str, data: bytes, world_size: int) -> None:
+    if world_size == 1:
+        store.write(path, [data], len(data))
+    elif not create_once(store, path, data):
+        # Another rank looks for it: it must not be there before it is whole and durable.
+        raise StoreError(f"{path} was there already; another process writes as the same rank")
 
 
 def _write_files(

@@ -74,9 +74,17 @@ class RestoredValues(dict[str, Any]):
         one index shared their memory when they were captured.
     """
 
-    def __init__(self, index_of: Mapping[int, int] | None = None) -> None:
+    def __init__(self, index_of: dict[int, int] | None = None) -> None:
         super().__init__()
         self.index_of = {} if index_of is None else index_of
+        self._kept: list[torch.Tensor] = []
+
+    def keep(self, before: torch.Tensor, after: torch.Tensor) -> None:
+        """`after` stands in the place of `before`, whose ``id()`` must not be used again."""
+        self._kept.append(before)
+        index = self.index_of.get(id(before))
+        if index is not None:
+            self.index_of[id(after)] = index
 
 
 def is_stateful(value: object) -> bool:

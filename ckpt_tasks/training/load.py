@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ckpt_tasks.checkpointer.reader import load_checkpoint
+from ckpt_tasks.checkpointer.reader import LoadedCheckpoint, load_checkpoint
+from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_sharded
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
@@ -13,6 +14,7 @@ from ckpt_tasks.format.digest import digest as digest_of
 from ckpt_tasks.format.layout import RunLayout, decode_name
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.state.capture import RestoredValues
+from ckpt_tasks.state.resharding import place
 from ckpt_tasks.store import open_store
 from ckpt_tasks.training.restore import restored_values
 
@@ -52,10 +54,21 @@ def load_uri(uri: str, names: Collection[str], *, digest: str | None = None) -> 
                 f"{uri} is not what was told: its digest is {digest_of(data)}, not {digest}"
             )
         record = decode(data, CommitRecord, path=path)
-        loaded = load_checkpoint(store, layout, record, names=names)
-        return restored_values(loaded, names, only=names)
+        if record.world_size == 1:
+            return _whole(load_checkpoint(store, layout, record, names=names), names)
+        opened = open_sharded(store, layout, record)
+        opened.preload(names)
+        return _whole(opened, names)
     finally:
         store.close()
+
+
+def _whole(start: LoadedCheckpoint | ShardedCheckpoint, names: Collection[str]) -> RestoredValues:
+    """Values with every tensor whole, whichever parts ranks saved of it."""
+    values = restored_values(start, names, only=names)
+    for name, value in values.items():
+        values[name] = place(name, None, value, values.keep)
+    return values
 
 
 def _split(uri: str) -> tuple[str, str, str]:
