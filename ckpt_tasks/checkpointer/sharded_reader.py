@@ -224,25 +224,17 @@ class ShardedCheckpoint:
         tag = first.get("$") if isinstance(first, dict) else None
         if type(first) is not type(other) or (tag and tag != other.get("$")):
             yield path
-        elif tag == "sharded":
-            return
         elif tag == "tensor":
             if self._digest(0, first["v"]) != self._digest(rank, other["v"]):
                 yield path
-        elif isinstance(first, dict):
-            if first.keys() != other.keys():
+        elif isinstance(first, dict | list) and tag != "sharded":
+            mine, others = _named(first, tag, path), _named(other, tag, path)
+            if [name for name, _ in mine] != [name for name, _ in others]:
                 yield path
                 return
-            for key, value in first.items():
-                inner = path if key == "v" and tag else f"{path}.{key}"
-                yield from self._differences(value, other[key], rank, inner)
-        elif isinstance(first, list):
-            if len(first) != len(other):
-                yield path
-                return
-            for number, (one, two) in enumerate(zip(first, other, strict=True)):
-                yield from self._differences(one, two, rank, f"{path}.{number}")
-        elif first != other:
+            for (name, one), (_, two) in zip(mine, others, strict=True):
+                yield from self._differences(one, two, rank, name)
+        elif tag is None and first != other:
             yield path
 
     def _digest(self, rank: int, reference: Any) -> object:
@@ -326,3 +318,15 @@ def _size(entry: TensorEntry) -> int:
     for extent in entry.shape:
         size *= extent
     return size
+
+
+def _named(node: Any, tag: str | None, path: str) -> list[tuple[str, Any]]:
+    """A node's children with their paths, as people know them from the value itself."""
+    if tag == "state_dict":
+        return [(path, node["v"][0]), (f"{path}._metadata", node["v"][1])]
+    if tag in ("dict", "odict", "counter"):
+        return [(f"{path}.{key}", value) for key, value in node["v"]]
+    if tag is not None:
+        return [(path, node["v"])]
+    pairs = node.items() if isinstance(node, dict) else enumerate(node)
+    return [(f"{path}.{key}", value) for key, value in pairs]
