@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from ckpt_tasks.checkpointer.earlier import Earlier, Held, probe_all
 from ckpt_tasks.checkpointer.image import FileImage, Image, file_header
@@ -19,7 +20,8 @@ from ckpt_tasks.errors import StoreError
 from ckpt_tasks.format.codec import encode, index_digest
 from ckpt_tasks.format.digest import chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import FileEntry, Index, IndexRef, TensorEntry
+from ckpt_tasks.format.records import FileEntry, Index, IndexRef, SharedTensor, TensorEntry
+from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
 
@@ -65,6 +67,8 @@ def write_rank(
     world_size: int = 1,
     metrics: Sequence[tuple[str, Number, int, int]] = (),
     earlier: Earlier | None = None,
+    shared: Sequence[SharedTensor] = (),
+    nonfinite: Sequence[str] = (),
 ) -> WrittenRank:
     """Write one rank's files and index under `write_id`, durably.
 
@@ -78,6 +82,8 @@ def write_rank(
         Rows logged since the previous checkpoint of the attempt.
     earlier
         What need not be written again; ``None`` where everything is to be.
+    shared, nonfinite
+        As `Index` keeps them, where several ranks save.
 
     Raises
     ------
@@ -94,9 +100,11 @@ def write_rank(
             tensors=tensors,
             items=dict(trees),
             metrics=list(metrics),
+            shared=list(shared) or UNSET,
+            nonfinite=(list(nonfinite)[:20] or UNSET) if world_size > 1 else UNSET,
         )
         data = encode(index)
-        path = writing.write_object(layout.index_name(rank), [data], len(data))
+        path = writing.write_index(layout.index_name(rank), data, is_alone=world_size == 1)
     except BaseException:
         writing.remove()
         raise
@@ -156,6 +164,18 @@ class _Writing:
         self._begun.append(self._layout.in_run(path))
         self._store.write(self._layout.in_run(path), parts, size)
         self.size += size
+        return path
+
+    def write_index(self, name: str, data: bytes, *, is_alone: bool) -> str:
+        """Write the index, last of all; returns its path in the run's folder."""
+        if is_alone:
+            return self.write_object(name, [data], len(data))
+        path = self._folder + name
+        self._begun.append(self._layout.in_run(path))
+        if not create_once(self._store, self._layout.in_run(path), data):
+            # Another rank looks for it: it must not be there before it is whole and durable.
+            raise StoreError(f"{path} was there already; another process writes as the same rank")
+        self.size += len(data)
         return path
 
     def remove(self) -> None:

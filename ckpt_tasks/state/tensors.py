@@ -31,6 +31,7 @@ import torch
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.format.safetensors import TENSOR_ALIGNMENT
 from ckpt_tasks.format.tree import Path, path_text
+from ckpt_tasks.state.sharding import Part
 
 __all__ = [
     "TensorImage",
@@ -94,9 +95,14 @@ class TensorImage:
     data
         Row-major contiguous, detached, on the tensor's own device. On CPU it shares memory with
         the live tensor wherever that is row-major itself, so copy it before training goes on.
+
+    Attributes
+    ----------
+    part
+        Of a DTensor, whose local part this is; ``None`` for a tensor that is whole.
     """
 
-    __slots__ = ("data", "dtype", "is_parameter", "item", "key", "shape")
+    __slots__ = ("data", "dtype", "is_parameter", "item", "key", "part", "shape")
 
     def __init__(
         self,
@@ -114,6 +120,7 @@ class TensorImage:
         self.shape = shape
         self.data = data
         self.is_parameter = is_parameter
+        self.part: Part | None = None
 
     def __repr__(self) -> str:
         return f"TensorImage({self.item!r}, {self.key!r}, {self.dtype}, {list(self.shape)})"
