@@ -154,13 +154,14 @@ class Checkpointer:
         seconds = request.capture_seconds + staged
 
         def hand_over() -> SaveJob:
+            waited = state.finish_copy(memory, image.offsets)
             bad = state.find_nonfinite(memory, image.offsets)[:_NAMED_PARAMETERS]
             job = SaveJob(
                 image=self._planner.encoded,
                 trees=msgspec.Raw(msgspec.msgpack.encode(state.trees)),
                 rows=list(request.rows),
                 draft=msgspec.structs.replace(draft, nonfinite=bad),
-                seconds=seconds,
+                seconds=seconds + waited,
             )
             self._drain.hand_over(job, self._arena, image.size)
             return job
@@ -186,6 +187,8 @@ class Checkpointer:
 
         Raises
         ------
+        TornStateError
+            The state changed while it was copied.
         StaleAttemptError
             A later attempt owns the run.
         ConfigError

@@ -59,8 +59,12 @@ class CapturedState:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
         copy_images(self.tensors, buffer, offsets)
 
+    def finish_copy(self, buffer: memoryview, offsets: Sequence[int]) -> float:
+        """Nothing is left to be copied; see `state.overlap` for where that is otherwise."""
+        return 0.0
+
     def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
-        """Names of modules' parameters that hold NaN or infinity, as `copy_into` has left them."""
+        """Names of modules' parameters that hold NaN or infinity, as they were copied."""
         return find_nonfinite(self.tensors, buffer, offsets)
 
 

@@ -67,6 +67,10 @@ class RankState:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
         copy_images(self.tensors, buffer, offsets)
 
+    def finish_copy(self, buffer: memoryview, offsets: Sequence[int]) -> float:
+        """Nothing is left to be copied."""
+        return 0.0
+
     def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
         """Names of the parameters among them that hold NaN or infinity, as they were copied."""
         return find_nonfinite(self.tensors, buffer, offsets)

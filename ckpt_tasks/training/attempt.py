@@ -246,6 +246,7 @@ class AttemptRunner:
             hyperparameters=self._hyperparameters,
             max_unprotected=config.attempt.max_unprotected,
             grace=config.attempt.grace,
+            overlap=config.save.overlap,
             on_event=self._on_event,
         )
         self.run = run

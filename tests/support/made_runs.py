@@ -75,6 +75,9 @@ class State:
         for tensor, offset in zip(self.tensors, offsets, strict=True):
             buffer[offset : offset + len(tensor.data)] = tensor.data
 
+    def finish_copy(self, buffer: memoryview, offsets: Sequence[int]) -> float:
+        return 0.0
+
     def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
         return list(self.nonfinite)
 
