@@ -108,6 +108,12 @@ class SaveConfig(_Section, frozen=True, kw_only=True):
     asynchronous: bool = True
     """Training waits only until the state is copied, and another process writes it. Else training
     waits for the commit."""
+    overlap: bool = False
+    """What only the steps of tracked optimizers change is copied during the next forward and
+    backward pass, and the step waits for it. Nothing else may change parameters in place there."""
+    incremental: bool = True
+    """Tensors that have not changed since the last checkpoint, such as frozen weights, are referred
+    to and not written again."""
 
 
 class RegistryConfig(_Section, frozen=True, kw_only=True):

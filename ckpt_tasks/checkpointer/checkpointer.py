@@ -1,7 +1,9 @@
 """The `Checkpointer`: turns captured state into committed checkpoints of one attempt.
 
 A save is *staged* (copied into the arena, while training waits), *handed over*, and then *drained*
-(written and committed, while training goes on). One is in flight at a time.
+(written and committed, while training goes on). One is in flight at a time. What need not hold
+training up, such as the search for NaN in what was staged, is done by a thread before the
+hand-over.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 
@@ -27,6 +30,7 @@ __all__ = ["Checkpointer", "SaveRequest"]
 
 _WAIT_SECONDS = 1.0
 _MAX_DEATHS = 3  # of writers, before a save has failed
+_NAMED_PARAMETERS = 20  # with NaN or infinity; a commit record is small
 
 
 class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,8 +42,6 @@ class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
         Values logged for the step of `position`, inside it or behind it; no older ones.
     rows
         Metric rows logged since the attempt's previous checkpoint.
-    nonfinite
-        Names of parameters that hold NaN or infinity.
     exact
         False where random numbers drawn inside loader workers are not restored.
     capture_seconds
@@ -50,7 +52,6 @@ class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
     decision: SaveDecision
     metrics: Mapping[str, Number] = {}
     rows: Sequence[tuple[str, Number, int, int]] = ()
-    nonfinite: Sequence[str] = ()
     exact: bool = True
     capture_seconds: float = 0.0
 
@@ -94,16 +95,17 @@ class Checkpointer:
         self._arena = Arena()
         self._planner = Planner()
         self._in_flight: _InFlight | None = None
+        self._handing_over = ThreadPoolExecutor(1, thread_name_prefix="hand-over")
 
     @property
     def tells_commits(self) -> bool:
         """Whoever commits tells of it; else the caller has to."""
-        return self._drain.tells
+        return self._drain.is_concurrent
 
     @property
     def in_flight(self) -> CheckpointId | None:
         """The checkpoint that is being written."""
-        return self._in_flight.job.draft.checkpoint if self._in_flight is not None else None
+        return self._in_flight.checkpoint if self._in_flight is not None else None
 
     def next_id(self, position: Position) -> CheckpointId:
         """The id that the next save will have."""
@@ -128,7 +130,8 @@ class Checkpointer:
         checkpoint = self._take_id(request.position)
         started = time.perf_counter()
         image = self._planner.plan(state)
-        image.fill(self._arena.reserve(image.size), state)
+        memory = self._arena.reserve(image.size)
+        image.fill(memory, state)
         staged = time.perf_counter() - started
         draft = CommitRecord(
             uid=self._run.uid,
@@ -145,19 +148,26 @@ class Checkpointer:
             world_size=1,
             size=0,
             indexes=[],
-            nonfinite=list(request.nonfinite)[:20],
             exact=request.exact,
             created_at="",
         )
-        job = SaveJob(
-            image=self._planner.encoded,
-            trees=msgspec.Raw(msgspec.msgpack.encode(state.trees)),
-            rows=list(request.rows),
-            draft=draft,
-            seconds=request.capture_seconds + staged,
-        )
-        self._drain.hand_over(job, self._arena, image.size)
-        self._in_flight = _InFlight(job, image.size)
+        seconds = request.capture_seconds + staged
+
+        def hand_over() -> SaveJob:
+            waited = state.finish_copy(memory, image.offsets)
+            bad = state.find_nonfinite(memory, image.offsets)[:_NAMED_PARAMETERS]
+            job = SaveJob(
+                image=self._planner.encoded,
+                trees=msgspec.Raw(msgspec.msgpack.encode(state.trees)),
+                rows=list(request.rows),
+                draft=msgspec.structs.replace(draft, nonfinite=bad),
+                seconds=seconds + waited,
+            )
+            self._drain.hand_over(job, self._arena, image.size)
+            return job
+
+        handed = self._submit(hand_over)
+        self._in_flight = _InFlight(checkpoint, handed, image.size)
 
     def poll(self, timeout: float = 0.0) -> CommitRecord | None:
         """How the save in flight has ended.
@@ -177,6 +187,8 @@ class Checkpointer:
 
         Raises
         ------
+        TornStateError
+            The state changed while it was copied.
         StaleAttemptError
             A later attempt owns the run.
         ConfigError
@@ -186,10 +198,14 @@ class Checkpointer:
         """
         flight = self._in_flight
         assert flight is not None, "nothing is being written"
+        deadline = time.perf_counter() + timeout
         try:
-            record = self._drain.poll(timeout)
+            job = flight.job.result(timeout)
+            record = self._drain.poll(max(0.0, deadline - time.perf_counter()))
+        except TimeoutError:
+            return None
         except WriterDiedError as error:
-            self._repeat(flight, error)
+            self._repeat(flight, job, error)
             return None
         except BaseException:
             self._in_flight = None
@@ -224,23 +240,38 @@ class Checkpointer:
     def _new_write_id(self, checkpoint: CheckpointId) -> str:
         return new_write_id(checkpoint.attempt, checkpoint.sequence, self._unique())
 
-    def _repeat(self, flight: _InFlight, died: WriterDiedError) -> None:
+    def _repeat(self, flight: _InFlight, job: SaveJob, died: WriterDiedError) -> None:
         """Hand the same image over to a new writer."""
         self._in_flight = None
-        lost = flight.job.draft.id
         if flight.deaths + 1 >= _MAX_DEATHS:
             raise StoreError(
-                f"the process that wrote {lost} {died}, like the {_MAX_DEATHS - 1} before it"
+                f"the process that wrote {flight.checkpoint} {died}, like the {_MAX_DEATHS - 1} "
+                "before it"
             ) from died
-        checkpoint = self._take_id(flight.job.draft.position)
-        job = flight.job.renamed(str(checkpoint), self._new_write_id(checkpoint))
-        self._drain.hand_over(job, self._arena, flight.size)
-        self._in_flight = _InFlight(job, flight.size, flight.deaths + 1)
+        checkpoint = self._take_id(job.draft.position)
+        again = job.renamed(str(checkpoint), self._new_write_id(checkpoint))
+        self._drain.hand_over(again, self._arena, flight.size)
+        self._in_flight = _InFlight(checkpoint, _done(again), flight.size, flight.deaths + 1)
+
+    def _submit(self, hand_over: Callable[[], SaveJob]) -> Future[SaveJob]:
+        """Have it done by a thread, where training can go on meanwhile."""
+        if self._drain.is_concurrent:
+            return self._handing_over.submit(hand_over)
+        return _done(hand_over())
+
+
+def _done(job: SaveJob) -> Future[SaveJob]:
+    future: Future[SaveJob] = Future()
+    future.set_result(job)
+    return future
 
 
 class _InFlight(msgspec.Struct, frozen=True):
-    """A job handed over, the bytes of its image, and how many writers have died of it."""
+    """A checkpoint that is being written, its job once that is handed over, the bytes of its
+    image, and how many writers have died of it.
+    """
 
-    job: SaveJob
+    checkpoint: CheckpointId
+    job: Future[SaveJob]
     size: int
     deaths: int = 0

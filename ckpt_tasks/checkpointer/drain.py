@@ -5,12 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from ckpt_tasks.checkpointer.arena import Arena
-from ckpt_tasks.checkpointer.job import SaveJob, run_job
+from ckpt_tasks.checkpointer.job import JobRunner, SaveJob
 from ckpt_tasks.errors import CkptTasksError
-from ckpt_tasks.fencing.fence import Fence
-from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
-from ckpt_tasks.store.base import Store
 
 __all__ = ["Drain", "InlineDrain", "WriterDiedError"]
 
@@ -24,11 +21,12 @@ class Drain(ABC):
 
     Attributes
     ----------
-    tells
-        It tells of each commit itself, so that one is told even where nobody asks any more.
+    is_concurrent
+        Training goes on meanwhile, and it tells of each commit itself, so that one is told even
+        where nobody asks any more.
     """
 
-    tells: bool
+    is_concurrent: bool
 
     @abstractmethod
     def prepare(self, arena: Arena) -> None:
@@ -51,7 +49,7 @@ class Drain(ABC):
         WriterDiedError
             It did not end; it can be handed over again, under another name.
         CkptTasksError
-            It failed; see `run_job`.
+            It failed; see `JobRunner`.
         """
 
     def stop(self) -> None:  # noqa: B027 - most have nothing to stop
@@ -64,12 +62,10 @@ class Drain(ABC):
 class InlineDrain(Drain):
     """Writes in this process, while training waits."""
 
-    tells = False
+    is_concurrent = False
 
-    def __init__(self, store: Store, layout: RunLayout, fence: Fence) -> None:
-        self._store = store
-        self._layout = layout
-        self._fence = fence
+    def __init__(self, runner: JobRunner) -> None:
+        self._runner = runner
         self._ended: CommitRecord | CkptTasksError | None = None
 
     def prepare(self, arena: Arena) -> None:
@@ -78,7 +74,7 @@ class InlineDrain(Drain):
     def hand_over(self, job: SaveJob, arena: Arena, size: int) -> None:
         memory = arena.reserve(size)
         try:
-            self._ended = run_job(self._store, self._layout, self._fence, job, memory)
+            self._ended = self._runner.run(job, memory)
         except CkptTasksError as error:
             self._ended = error
 

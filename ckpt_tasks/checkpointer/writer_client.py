@@ -40,7 +40,7 @@ class ProcessDrain(Drain):
         Given the process id of each writer that is started, before it is told anything.
     """
 
-    tells = True
+    is_concurrent = True
 
     def __init__(self, spec: WriterSpec, on_start: Callable[[int], None]) -> None:
         self._spec = spec
@@ -77,7 +77,10 @@ class ProcessDrain(Drain):
             message = b""
         if not message:
             raise WriterDiedError(self._how_it_died())
-        return msgspec.msgpack.decode(message, type=JobResult).unwrap()
+        record = msgspec.msgpack.decode(message, type=JobResult).unwrap()
+        # Should this writer die, the next one refers to what this one has written.
+        self._spec = msgspec.structs.replace(self._spec, base=record.indexes[0])
+        return record
 
     def stop(self) -> None:
         if self._process is not None:

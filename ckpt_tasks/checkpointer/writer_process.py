@@ -20,15 +20,14 @@ import msgspec
 
 from ckpt_tasks import errors
 from ckpt_tasks.checkpointer.arena import map_arena
-from ckpt_tasks.checkpointer.job import SaveJob, committed_event, run_job
+from ckpt_tasks.checkpointer.job import JobRunner, SaveJob, committed_event
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import CkptTasksError, StoreError
 from ckpt_tasks.events import EventLog, EventSink, discard_event
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.format.records import CommitRecord, IndexRef
 from ckpt_tasks.masking import mask_text
-from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
 
 __all__ = ["MAX_MESSAGE_BYTES", "JobResult", "Notice", "WriterSpec", "main"]
@@ -51,6 +50,8 @@ class WriterSpec(msgspec.Struct, frozen=True, kw_only=True):
         As configured, so that it opens the same.
     conditional_create
         Whether the store honours conditions, as the trainer found out when it opened it.
+    incremental, base
+        For its `JobRunner`.
     events
         Path of the log in which it tells of commits.
     """
@@ -59,6 +60,8 @@ class WriterSpec(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     store: StoreConfig
     conditional_create: bool
+    incremental: bool
+    base: IndexRef | None = None
     events: str
 
 
@@ -107,8 +110,7 @@ class Writer:
         self._memory: mmap.mmap | None = None
         self._spec = self._receive_spec()
         self._events = _open_log(self._spec.events)
-        self._layout = RunLayout(self._spec.run)
-        self._store: Store | None = None
+        self._runner: JobRunner | None = None
 
     def run(self) -> None:
         """Do what is handed over, until the trainer is gone or has nothing more."""
@@ -159,10 +161,7 @@ class Writer:
     def _write(self, notice: Notice) -> tuple[CommitRecord, float]:
         memory = self._mapped(notice.stop)
         job = msgspec.msgpack.decode(memory[notice.start : notice.stop], type=SaveJob)
-        store = self._opened_store()
-        fence = Fence(store, self._layout, self._spec.attempt)
-        record = run_job(store, self._layout, fence, job, memory[: notice.size])
-        return record, job.seconds
+        return self._opened_runner().run(job, memory[: notice.size]), job.seconds
 
     def _mapped(self, size: int) -> memoryview:
         """The arena, as far as `size`: it may have grown."""
@@ -170,11 +169,19 @@ class Writer:
             self._memory = map_arena(self._arena, size)
         return memoryview(self._memory)
 
-    def _opened_store(self) -> Store:
-        if self._store is None:
-            self._store = open_store(self._spec.store)
-            self._store.supports_conditional_create = self._spec.conditional_create
-        return self._store
+    def _opened_runner(self) -> JobRunner:
+        if self._runner is None:
+            spec, layout = self._spec, RunLayout(self._spec.run)
+            store = open_store(spec.store)
+            store.supports_conditional_create = spec.conditional_create
+            self._runner = JobRunner(
+                store,
+                layout,
+                Fence(store, layout, spec.attempt),
+                incremental=spec.incremental,
+                base=spec.base,
+            )
+        return self._runner
 
 
 def _open_log(path: str) -> EventSink:

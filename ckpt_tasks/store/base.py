@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
-__all__ = ["ObjectInfo", "Store"]
+__all__ = ["ObjectInfo", "Store", "UploadInfo"]
 
 
 class ObjectInfo(msgspec.Struct, frozen=True, order=True):
@@ -38,6 +38,21 @@ class ObjectInfo(msgspec.Struct, frozen=True, order=True):
     path: str
     size: int
     modified: float | None = None
+
+
+class UploadInfo(msgspec.Struct, frozen=True, order=True):
+    """A `Store.write` that was begun and not ended, of which the store keeps what had arrived.
+
+    Parameters
+    ----------
+    path
+        What it was to make, relative to the store's root.
+    begun
+        In seconds since the epoch by the **store's** clock.
+    """
+
+    path: str
+    begun: float
 
 
 class Store(ABC):
@@ -106,6 +121,9 @@ class Store(ABC):
         Durable, and its size confirmed by the store, when this returns. Raises
         `ObjectExistsError` if there is one already (paths contain a write-id, so there never
         is), and leaves nothing behind where it can when it fails.
+
+        The memory of `parts` must stay as it is until this returns: it is sent from where it
+        lies, perhaps twice.
         """
 
     @abstractmethod
@@ -131,6 +149,27 @@ class Store(ABC):
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove the object; no error if there is none."""
+
+    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        """Remove what writes below `prefix` left that a killed process had begun.
+
+        Stores that take objects in parts keep, and charge for, the parts of an upload that was
+        never completed; they appear in no listing.
+
+        Parameters
+        ----------
+        prefix
+            As for `list_objects`.
+        older_than
+            Seconds since the upload was begun, by the store's clock. Must exceed the longest
+            write: one that is still under way fails when it is aborted.
+
+        Returns
+        -------
+        list of UploadInfo
+            What was removed, sorted; always empty where a killed write leaves no such thing.
+        """
+        return []
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open
         """Release connections."""

@@ -290,6 +290,15 @@ class StoreTests(ABC):
             store.write("run/data/w1/x", broken(), 8)
         assert store.list_objects("") == []
 
+    def test_ended_writes_leave_nothing_to_abort(self, store: Store) -> None:
+        """`abort_uploads` finds no write that has ended, well or not, and touches no object."""
+        store.write("run/data/w1/x", [b"12345"], 5)
+        with pytest.raises(StoreError):
+            store.write("run/data/w2/x", [b"12345"], 6)
+        assert store.abort_uploads("run/", older_than=0) == []
+        assert store.abort_uploads("", older_than=0) == []
+        assert self.get(store, "run/data/w1/x") == b"12345"
+
     def test_nothing_is_cached(self, store: Store) -> None:
         """What another writer makes or replaces is seen at once by every way of asking."""
         assert not store.exists("run/commits/x")

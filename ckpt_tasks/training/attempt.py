@@ -16,7 +16,9 @@ import ckpt_tasks
 from ckpt_tasks.checkpointer.catalog import is_complete
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.drain import Drain, InlineDrain
+from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.marks import read_completed, write_completed
+from ckpt_tasks.checkpointer.reader import LoadedCheckpoint
 from ckpt_tasks.checkpointer.writer_client import ProcessDrain
 from ckpt_tasks.checkpointer.writer_process import WriterSpec
 from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError
@@ -230,7 +232,7 @@ class AttemptRunner:
             name=self._spec.run,
             attempt=attempt.number,
             checkpointer=Checkpointer(
-                self._drain(store, attempt.number),
+                self._drain(store, attempt.number, recovered.checkpoint),
                 identity,
                 attempt.number,
                 recovered.lineage,
@@ -244,6 +246,7 @@ class AttemptRunner:
             hyperparameters=self._hyperparameters,
             max_unprotected=config.attempt.max_unprotected,
             grace=config.attempt.grace,
+            overlap=config.save.overlap,
             on_event=self._on_event,
         )
         self.run = run
@@ -251,16 +254,22 @@ class AttemptRunner:
             run.request_stop(self._stop_reason)
         return run
 
-    def _drain(self, store: Store, attempt: int) -> Drain:
+    def _drain(self, store: Store, attempt: int, start: LoadedCheckpoint | None) -> Drain:
         """What writes saves: a process of its own, but for a store that only this one sees."""
-        folder, asynchronous = self._folder, self._spec.config.save.asynchronous
-        if folder is None or not asynchronous or not store.is_shared:
-            return InlineDrain(store, self._layout, Fence(store, self._layout, attempt))
+        folder, config = self._folder, self._spec.config.save
+        base = start.record.indexes[0] if start is not None else None
+        if folder is None or not config.asynchronous or not store.is_shared:
+            fence = Fence(store, self._layout, attempt)
+            return InlineDrain(
+                JobRunner(store, self._layout, fence, incremental=config.incremental, base=base)
+            )
         writer = WriterSpec(
             run=self._spec.run,
             attempt=attempt,
             store=self._spec.config.store,
             conditional_create=store.supports_conditional_create,
+            incremental=config.incremental,
+            base=base,
             events=str(folder.writer_events),
         )
         return ProcessDrain(writer, folder.write_writer)

@@ -8,7 +8,8 @@ from typing import NamedTuple, Self
 import torch
 
 from ckpt_tasks.checkpointer.lazy import LazyTensor, open_checkpoint
-from ckpt_tasks.checkpointer.reader import load_checkpoint
+from ckpt_tasks.checkpointer.reader import LoadedCheckpoint, load_checkpoint
+from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_sharded
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
@@ -17,6 +18,7 @@ from ckpt_tasks.format.digest import digest as digest_of
 from ckpt_tasks.format.layout import RunLayout, decode_name
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.state.capture import RestoredValues
+from ckpt_tasks.state.resharding import place
 from ckpt_tasks.state.tensors import tensor_from_buffer, values_from_image
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.training.restore import restored_values
@@ -47,11 +49,14 @@ def load_uri(uri: str, names: Collection[str], *, digest: str | None = None) -> 
     StoreError
         Storage did not answer.
     """
-    place = _place(uri)
-    with open_store(StoreConfig(url=place.root)) as store:
-        record = _read_record(store, place, uri, digest)
-        loaded = load_checkpoint(store, place.layout, record, names=names)
-        return restored_values(loaded, names, only=names)
+    where = _place(uri)
+    with open_store(StoreConfig(url=where.root)) as store:
+        record = _read_record(store, where, uri, digest)
+        if record.world_size == 1:
+            return _whole(load_checkpoint(store, where.layout, record, names=names), names)
+        opened = open_sharded(store, where.layout, record)
+        opened.preload(names)
+        return _whole(opened, names)
 
 
 def open_uri(uri: str, *, digest: str | None = None) -> OpenCheckpoint:
@@ -70,14 +75,22 @@ def open_uri(uri: str, *, digest: str | None = None) -> OpenCheckpoint:
 
     Raises as `load_uri`; looking at a damaged tensor raises `CorruptCheckpointError`.
     """
-    place = _place(uri)
-    store = open_store(StoreConfig(url=place.root))
+    where = _place(uri)
+    store = open_store(StoreConfig(url=where.root))
     try:
-        record = _read_record(store, place, uri, digest)
-        return OpenCheckpoint(store, record, open_checkpoint(store, place.layout, record))
+        record = _read_record(store, where, uri, digest)
+        return OpenCheckpoint(store, record, open_checkpoint(store, where.layout, record))
     except BaseException:
         store.close()
         raise
+
+
+def _whole(start: LoadedCheckpoint | ShardedCheckpoint, names: Collection[str]) -> RestoredValues:
+    """Values with every tensor whole, whichever parts ranks saved of it."""
+    values = restored_values(start, names, only=names)
+    for name, value in values.items():
+        values[name] = place(name, None, value, values.keep)
+    return values
 
 
 class OpenCheckpoint(Mapping[str, Mapping[str, torch.Tensor]]):

@@ -7,14 +7,17 @@ from typing import Any
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.reader import LoadedCheckpoint
+from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint
+from ckpt_tasks.checkpointer.staged import StagedState
 from ckpt_tasks.errors import ConfigError, StateError
 from ckpt_tasks.events import EventSink, discard_event
 from ckpt_tasks.schedule.policy import SaveDecisionPolicy
-from ckpt_tasks.state.capture import CapturedState
+from ckpt_tasks.state.overlap import StepFence
 from ckpt_tasks.state.rng import capture_rng
 from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.loops import Loops
+from ckpt_tasks.training.own import COUNTERS, OWN, RNG, STATE
 from ckpt_tasks.training.restore import restored_values
 from ckpt_tasks.training.rewind import Rewind
 from ckpt_tasks.training.saver import Saver
@@ -22,9 +25,6 @@ from ckpt_tasks.training.tracked_loaders import TrackedLoaders
 from ckpt_tasks.types import Position, Scalar
 
 __all__ = ["TrainingRun"]
-
-_COUNTERS, _RNG, _STATE = "ckpt_tasks.counters", "ckpt_tasks.rng", "ckpt_tasks.state"
-_OWN = (_COUNTERS, _RNG, _STATE)
 
 
 class TrainingRun:
@@ -85,6 +85,8 @@ class TrainingRun:
         Seconds during which saves may fail before training does.
     grace
         Seconds that a request to stop leaves for the save.
+    overlap
+        What only steps change is copied until the next one; see `state.overlap`.
     """
 
     def __init__(
@@ -94,11 +96,12 @@ class TrainingRun:
         attempt: int,
         checkpointer: Checkpointer,
         schedule: SaveDecisionPolicy,
-        start: LoadedCheckpoint | None = None,
+        start: LoadedCheckpoint | ShardedCheckpoint | None = None,
         asked_for: bool = False,
         hyperparameters: Mapping[str, Scalar] | None = None,
         max_unprotected: float = 1800.0,
         grace: float = 30.0,
+        overlap: bool = False,
         on_event: EventSink = discard_event,
     ) -> None:
         self._name = name
@@ -108,12 +111,13 @@ class TrainingRun:
         self._resumed_from = start.record.id if start else None
         self._start = start
         self._items = TrackedItems()
+        self._step_fence = StepFence() if overlap else None
         self._loaders = TrackedLoaders(lambda message: self._saver.warn_once(message))
         self._tracked = False
         self._counters = Counters()
         if start is not None:
-            values = restored_values(start, _OWN, only=[_COUNTERS])
-            self._counters = Counters.from_dict(values[_COUNTERS])
+            values = restored_values(start, OWN, only=[COUNTERS])
+            self._counters = Counters.from_dict(values[COUNTERS])
             if asked_for:
                 self._counters.stopping = self._counters.finished = False
         self._saver = Saver(
@@ -233,6 +237,8 @@ class TrainingRun:
         for name, item in items.items():
             self._items.add(name, self._loaders.add(name, item) or item)
         self._tracked = True
+        if self._step_fence is not None:
+            self._step_fence.watch(items)
         if self._start is not None:
             self._restore(self._start, rename or {}, fresh)
         self._saver.restart_clock()
@@ -384,18 +390,36 @@ class TrainingRun:
 
     # -- state --------------------------------------------------------------------------------
 
-    def _capture(self) -> CapturedState:
-        own = {_COUNTERS: self._counters.to_dict(), _RNG: capture_rng(), _STATE: self.state}
-        return self._items.capture(own)
+    def _capture(self) -> StagedState:
+        own = {COUNTERS: self._counters.to_dict(), RNG: capture_rng(), STATE: self.state}
+        captured = self._items.capture(own)
+        if self._step_fence is None or not self._saver.may_overlap:
+            return captured
+        return self._step_fence.overlap(captured)
 
     def _restore(
-        self, start: LoadedCheckpoint, rename: Mapping[str, str | None], fresh: Collection[str]
+        self,
+        start: LoadedCheckpoint | ShardedCheckpoint,
+        rename: Mapping[str, str | None],
+        fresh: Collection[str],
     ) -> None:
-        values = restored_values(start, _OWN)
-        self._items.restore(values, rename=rename, fresh=fresh, own={_STATE: self.state})
+        if isinstance(start, ShardedCheckpoint) and start.is_resharded:
+            self._warn_of_differences(start)
+        values = restored_values(start, OWN)
+        self._items.restore(values, rename=rename, fresh=fresh, own={STATE: self.state})
         self._start = None  # its memory is not needed any more
         self._loaders.prepare()
-        self._rewind.begin(values[_RNG])
+        self._rewind.begin(values[RNG])
+
+    def _warn_of_differences(self, start: ShardedCheckpoint) -> None:
+        names = [name for name in start.trees if name not in (COUNTERS, RNG)]
+        differing = start.differing(names)
+        if differing:
+            self._saver.warn_once(
+                f"{start.record.id} was saved by {start.record.world_size} ranks and is restored "
+                f"by {start.world_size}: all take rank 0's value of {', '.join(differing)}, which "
+                "differed"
+            )
 
     def _hold_by_hand(self) -> None:
         """What is now is what a checkpoint holds: training goes on in a loop kept whole."""

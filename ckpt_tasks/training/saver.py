@@ -14,7 +14,8 @@ import msgspec
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
 from ckpt_tasks.checkpointer.job import committed_event
-from ckpt_tasks.errors import CkptTasksError, StoreError
+from ckpt_tasks.checkpointer.staged import StagedState
+from ckpt_tasks.errors import CkptTasksError, StoreError, TornStateError
 from ckpt_tasks.events import (
     EventSink,
     MetricsLogged,
@@ -26,7 +27,6 @@ from ckpt_tasks.events import (
 )
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.schedule.policy import Boundary, SaveContext, SaveDecisionPolicy
-from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.metrics import JOURNAL_ROWS, MetricBuffer
 from ckpt_tasks.types import Position, SaveDecision
@@ -75,7 +75,7 @@ class Saver:
         *,
         checkpointer: Checkpointer,
         schedule: SaveDecisionPolicy,
-        capture: Callable[[], CapturedState],
+        capture: Callable[[], StagedState],
         exact: Callable[[], bool],
         on_event: EventSink,
         start: CommitRecord | None = None,
@@ -105,6 +105,8 @@ class Saver:
         self._captured_once = False
         self._warned: set[str] = set()
         self._saved_at = self._sent_at = clock()
+        self.may_overlap = True
+        """No state has changed yet while it was copied."""
         self.epochs_total: int | None = None
         self.saved: Position | None = None
         """Position of the newest checkpoint."""
@@ -285,7 +287,6 @@ class Saver:
             decision=decision,
             metrics=dict(self._metrics.of_step),
             rows=self._metrics.journal(),
-            nonfinite=state.nonfinite,
             exact=self._exact(),
             capture_seconds=self._clock() - started,
         )
@@ -310,6 +311,9 @@ class Saver:
             record = self._checkpointer.poll(timeout)
         except StoreError as error:
             self._failed(checkpoint, error)
+            return
+        except TornStateError as error:
+            self._torn(checkpoint, error)
             return
         except CkptTasksError:
             self._in_flight = None
@@ -356,6 +360,16 @@ class Saver:
                 f"{checkpoint} of run {self._run!r} could not be saved, and there has been no "
                 f"new checkpoint for {unprotected:.0f} s: {error}"
             ) from error
+
+    def _torn(self, checkpoint: str, error: TornStateError) -> None:
+        """Save again at the next boundary, and copy everything there from now on."""
+        flight, self._in_flight = self._in_flight, None
+        assert flight is not None
+        now = self._clock()
+        self.may_overlap = False
+        self._failing = _Failing(flight.decision, since=flight.staged_at, retry_at=now)
+        unprotected = now - self._saved_at
+        self._on_event(SaveFailed(checkpoint=checkpoint, why=str(error), unprotected=unprotected))
 
     def _give_up_at(self) -> float:
         """When training ends, by the clock, should saves go on failing, or one not end."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -44,23 +44,26 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_memory_left() -> object:
-    """Whatever dies, no process holds an arena afterwards."""
+def no_memory_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever dies, no process that came of this test holds an arena afterwards."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv("TEST_MARK", mark)
     yield
-    wait_until(lambda: not _holders_of_arenas(), "the end of all arenas")
+    wait_until(lambda: not _holders_of_arenas(mark), "the end of all arenas")
 
 
-def _holders_of_arenas() -> list[int]:
-    """Processes that map or hold an arena's memory."""
+def _holders_of_arenas(mark: str) -> list[int]:
+    """Processes begun with `mark` in their environment that map or hold an arena's memory."""
     found = []
-    for process in psutil.process_iter(["pid"]):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
-            links = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
-        except OSError:
+            marked = mark.encode() in (process / "environ").read_bytes()
+            maps = (process / "maps").read_text(encoding="utf-8", errors="replace")
+            links = [str(link.readlink()) for link in (process / "fd").iterdir()]
+        except OSError:  # it has ended
             continue
-        if "ckpt-tasks-arena" in maps or any("ckpt-tasks-arena" in link for link in links):
-            found.append(process.pid)
+        if marked and any("ckpt-tasks-arena" in text for text in (maps, *links)):
+            found.append(int(process.name))
     return found
 
 

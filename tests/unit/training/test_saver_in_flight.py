@@ -23,7 +23,6 @@ from ckpt_tasks.events import (
     SaveStarted,
     Warned,
 )
-from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.schedule.policy import AnyOf, AtEnd, EveryEpochs, EverySteps, OnSignal
 from ckpt_tasks.state.tracked import TrackedItems
@@ -41,7 +40,7 @@ class HeldDrain(Drain):
     as often as told.
     """
 
-    tells = False
+    is_concurrent = False
 
     def __init__(self, inline: InlineDrain, clock: FakeClock) -> None:
         self._inline = inline
@@ -83,8 +82,9 @@ class Scene:
         self.clock = FakeClock()
         self.events: list[Event] = []
         self.counters = Counters(step=5)
-        fence = Fence(self.made.store, self.made.layout, attempt.number)
-        self.drain = HeldDrain(InlineDrain(self.made.store, self.made.layout, fence), self.clock)
+        self.drain = HeldDrain(
+            InlineDrain(self.made.runner(self.made.store, attempt.attempt)), self.clock
+        )
         self.value = torch.zeros(2)
         self.saver = Saver(
             "digits",
