@@ -44,3 +44,6 @@ class StagedState(Protocol):
 
         When this returns, training may go on and change them.
         """
+
+    def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
+        """Names of parameters that hold NaN or infinity, as `copy_into` has left them."""

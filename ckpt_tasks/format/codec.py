@@ -177,6 +177,19 @@ def _validate_index(index: Index) -> None:
             raise ValueError(f"tensor {tensor.key!r} lies outside {file.path}")
         if len(tensor.chunks) != -(-tensor.size // CHUNK_BYTES):
             raise ValueError(f"tensor {tensor.key!r} has {len(tensor.chunks)} chunk digests")
+    _validate_shared(index)
+
+
+def _validate_shared(index: Index) -> None:
+    shared = index.shared or []
+    total = len(index.tensors) + len(shared)
+    if len({entry.position for entry in shared}) != len(shared):
+        raise ValueError("a shared tensor stands twice")
+    for entry in shared:
+        if entry.position >= total:
+            raise ValueError(f"shared tensor {entry.key!r} at position {entry.position} of {total}")
+        if entry.rank >= index.world_size or entry.rank == index.rank:
+            raise ValueError(f"shared tensor {entry.key!r} names rank {entry.rank}")
 
 
 def index_digest(data: bytes) -> str:

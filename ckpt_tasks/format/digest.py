@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from blake3 import blake3
 
-__all__ = ["CHUNK_BYTES", "DIGEST_HEX", "chunk_spans", "digest"]
+__all__ = ["CHUNK_BYTES", "DIGEST_HEX", "chunk_spans", "digest", "digest_of_chunks"]
 
 CHUNK_BYTES = 4 * 1024 * 1024
 """Bytes under one digest; the last chunk of a tensor is shorter."""
@@ -19,6 +19,11 @@ DIGEST_HEX = 64
 def digest(data: Any) -> str:
     """BLAKE3 of a bytes-like object, as 64 hexadecimal digits."""
     return blake3(data).hexdigest()
+
+
+def digest_of_chunks(chunks: Iterable[str]) -> str:
+    """One digest for a tensor, from those of its chunks."""
+    return digest("".join(chunks).encode("ascii"))
 
 
 def chunk_spans(size: int) -> Iterator[tuple[int, int]]:

@@ -38,6 +38,7 @@ __all__ = [
     "RegistryRunIds",
     "ResumedRecord",
     "RunRecord",
+    "SharedTensor",
     "TensorEntry",
     "now",
 ]
@@ -209,8 +210,8 @@ class CommitRecord(Record, frozen=True, kw_only=True):
         is restored (``data_order_only``).
     timings
         Seconds: ``capture``, ``stage``, ``write``.
-    size
-        Bytes of all the checkpoint's files.
+    size, written
+        Bytes of all the checkpoint's files, and those of them that no earlier write had left.
     """
 
     required_features: list[_Text] = []
@@ -227,6 +228,7 @@ class CommitRecord(Record, frozen=True, kw_only=True):
     environment: dict[str, _Text]
     world_size: _Number
     size: _Count
+    written: _Count | None = None
     indexes: list[IndexRef]
     nonfinite: list[_Text] = []
     exact: bool = True
@@ -274,6 +276,27 @@ class TensorEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     chunks: list[_Digest]
 
 
+class SharedTensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tensor of one rank's trees whose bytes another rank has written.
+
+    Parameters
+    ----------
+    position
+        What the trees refer to it by.
+    rank, item, key
+        Who wrote it, the tracked name whose file holds it, and its name there.
+    digest
+        Of this rank's own bytes (see `format.digest.digest_of_chunks`): the commit is refused where
+        those that were written are others.
+    """
+
+    position: _Count
+    rank: _Count
+    item: _Text
+    key: str
+    digest: _Digest
+
+
 class Index(Record, frozen=True, kw_only=True):
     """``rankNNNN.index.json``: all that one rank saved.
 
@@ -281,6 +304,10 @@ class Index(Record, frozen=True, kw_only=True):
     tensors are references into `tensors`. `metrics` are the rows logged since the previous
     checkpoint of this attempt, as ``[key, value, step, time_ms]``, so that no row is lost with
     the process that was to publish it. Of very many, they are the newest, and the attempt warned.
+
+    Only where several ranks saved: `shared` are the tensors that another rank has written. The
+    positions that trees refer to count all tensors of this rank; those that are not shared are
+    `tensors`, in order. `nonfinite` names this rank's parameters with NaN or infinity.
     """
 
     rank: _Count
@@ -289,6 +316,8 @@ class Index(Record, frozen=True, kw_only=True):
     tensors: list[TensorEntry]
     items: dict[str, Any]
     metrics: list[tuple[str, Number, _Count, _Count]] = []
+    shared: list[SharedTensor] | msgspec.UnsetType = msgspec.UNSET
+    nonfinite: list[_Text] | msgspec.UnsetType = msgspec.UNSET
 
 
 class MarkRecord(Record, frozen=True, kw_only=True):

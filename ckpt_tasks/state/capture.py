@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
-from ckpt_tasks.state import arrays, sparse
-from ckpt_tasks.state.modules import canonical_state_dict, nonfinite_parameters
+from ckpt_tasks.state import arrays, sharding, sparse
+from ckpt_tasks.state.health import find_nonfinite
+from ckpt_tasks.state.modules import canonical_state_dict, parameter_names
 from ckpt_tasks.state.optimizers import optimizer_state_dict
 from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import (
@@ -27,6 +28,9 @@ from ckpt_tasks.state.tensors import (
     values_from_image,
     with_autograd,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["CapturedState", "RestoredValues", "capture", "is_stateful", "restore_values"]
 
@@ -43,22 +47,21 @@ class CapturedState:
         (see `state.tensors`), by index into `tensors`.
     tensors
         The tensors to write, each memory once, those of modules first.
-    nonfinite
-        Names of modules' parameters that hold NaN or infinity.
     """
 
-    __slots__ = ("nonfinite", "tensors", "trees")
+    __slots__ = ("tensors", "trees")
 
-    def __init__(
-        self, trees: dict[str, Any], tensors: list[TensorImage], nonfinite: list[str]
-    ) -> None:
+    def __init__(self, trees: dict[str, Any], tensors: list[TensorImage]) -> None:
         self.trees = trees
         self.tensors = tensors
-        self.nonfinite = nonfinite
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
         copy_images(self.tensors, buffer, offsets)
+
+    def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
+        """Names of modules' parameters that hold NaN or infinity, as `copy_into` has left them."""
+        return find_nonfinite(self.tensors, buffer, offsets)
 
 
 class RestoredValues(dict[str, Any]):
@@ -71,9 +74,17 @@ class RestoredValues(dict[str, Any]):
         one index shared their memory when they were captured.
     """
 
-    def __init__(self, index_of: Mapping[int, int] | None = None) -> None:
+    def __init__(self, index_of: dict[int, int] | None = None) -> None:
         super().__init__()
         self.index_of = {} if index_of is None else index_of
+        self._kept: list[torch.Tensor] = []
+
+    def keep(self, before: torch.Tensor, after: torch.Tensor) -> None:
+        """`after` stands in the place of `before`, whose ``id()`` must not be used again."""
+        self._kept.append(before)
+        index = self.index_of.get(id(before))
+        if index is not None:
+            self.index_of[id(after)] = index
 
 
 def is_stateful(value: object) -> bool:
@@ -107,17 +118,13 @@ def capture(items: Mapping[str, Any]) -> CapturedState:
     # Tensors that several items share are stored with the first; weights belong to the module.
     by_module = sorted(items, key=lambda name: not isinstance(items[name], torch.nn.Module))
     trees = {name: collector.tree(name, items[name]) for name in by_module}
-    nonfinite = [
-        parameter
-        for name, item in items.items()
-        if isinstance(item, torch.nn.Module)
-        for parameter in nonfinite_parameters(name, item)
-    ]
-    return CapturedState({name: trees[name] for name in items}, collector.images, nonfinite)
+    return CapturedState({name: trees[name] for name in items}, collector.images)
 
 
 def restore_values(
-    trees: Mapping[str, Any], tensor_at: Callable[[int], torch.Tensor]
+    trees: Mapping[str, Any],
+    tensor_at: Callable[[int], torch.Tensor],
+    sharded_at: Callable[[int], object] | None = None,
 ) -> RestoredValues:
     """State dicts and plain values, from their trees.
 
@@ -129,13 +136,16 @@ def restore_values(
         Gives the tensor of an index, as stored (see `tensors.tensor_from_buffer`). It is called
         once for each, and its memory is used. Tensors that shared memory when they were
         captured come back as one object.
+    sharded_at
+        Gives the value of a sharded tensor, by the number that stands in its leaf (see
+        `resharding.number_sharded`).
 
     Raises
     ------
     CorruptCheckpointError
         Trees that `capture` does not write.
     """
-    restorer = _Restorer(tensor_at)
+    restorer = _Restorer(tensor_at, sharded_at)
     values = RestoredValues(restorer.index_of)
     for name, tree in trees.items():
         try:
@@ -153,12 +163,14 @@ class _Collector:
         self._item = ""
         self._keys: set[str] = set()
         self._with_device = False
+        self._parameters: frozenset[str] = frozenset()
 
     def tree(self, name: str, item: Any) -> Any:
         self._item = name
         self._keys = set(_RESERVED_KEYS)
         # A module's tensors are copied to where the live ones are; others have only themselves.
         self._with_device = not isinstance(item, torch.nn.Module)
+        self._parameters = frozenset() if self._with_device else parameter_names(item)
         return encode_tree(_state_of(item), path=(name,), leaf=self.leaf)
 
     def leaf(self, value: object, path: Path) -> tuple[str, object] | None:
@@ -175,6 +187,8 @@ class _Collector:
         return arrays.encode(value)
 
     def _tensor(self, tensor: torch.Tensor, path: Path) -> tuple[str, object]:
+        if sharding.is_dtensor(tensor):
+            return self._sharded(tensor, path)
         check_supported(tensor, path)
         if tensor.layout is not torch.strided:
             self._alive.append(tensor)
@@ -182,6 +196,14 @@ class _Collector:
         details = reference_details(tensor, with_device=self._with_device)
         index = self._index(tensor, path)
         return "tensor", {"index": index, **details} if details else index
+
+    def _sharded(self, tensor: DTensor, path: Path) -> tuple[str, object]:
+        part, local, leaf = sharding.decompose(tensor, path)
+        if part is not None and local is not None:
+            check_supported(local, path)
+            index = self._index(local, path)
+            self.images[index].part = part
+        return "sharded", leaf
 
     def _index(self, tensor: torch.Tensor, path: Path) -> int:
         identity = _identity(tensor)
@@ -192,7 +214,12 @@ class _Collector:
             self._alive.append(tensor)
             dtype, data = image_of(tensor, path)
             key = self._unique_key(path)
-            self.images.append(TensorImage(self._item, key, dtype, tuple(data.shape), data))
+            self.images.append(
+                TensorImage(
+                    *(self._item, key, dtype, tuple(data.shape), data),
+                    is_parameter=path[-1] in self._parameters,
+                )
+            )
         return index
 
     def _unique_key(self, path: Path) -> str:
@@ -222,8 +249,13 @@ def _identity(tensor: torch.Tensor) -> object:
 
 
 class _Restorer:
-    def __init__(self, tensor_at: Callable[[int], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        tensor_at: Callable[[int], torch.Tensor],
+        sharded_at: Callable[[int], object] | None,
+    ) -> None:
         self._tensor_at = tensor_at
+        self._sharded_at = sharded_at
         self._images: dict[int, torch.Tensor] = {}
         self._values: dict[object, torch.Tensor] = {}
         self._tensors: dict[object, torch.Tensor] = {}
@@ -238,6 +270,8 @@ class _Restorer:
                 return self._tensor(value)
             if tag == "sparse":
                 return self._sparse(value)
+            if tag == "sharded" and self._sharded_at is not None and type(value) is int:
+                return self._sharded_at(value)
             return arrays.decode(tag, value)
         except RuntimeError as error:
             raise ValueError(str(error)) from error

@@ -10,14 +10,15 @@ from __future__ import annotations
 import functools
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ckpt_tasks.errors import StateError
+from ckpt_tasks.format.digest import digest
 
-__all__ = ["capture_rng", "restore_rng"]
+__all__ = ["capture_rng", "derived_rng", "restore_rng"]
 
 
 def capture_rng() -> dict[str, Any]:
@@ -28,14 +29,8 @@ def capture_rng() -> dict[str, Any]:
     dict
         ``python`` and ``torch`` always, ``numpy`` and ``cuda`` (a list, by device) where in use.
     """
-    version, words, gauss = random.getstate()
     state: dict[str, Any] = {
-        # 625 words as one tensor are a hundred times quicker to save than as numbers.
-        "python": {
-            "version": version,
-            "words": torch.tensor(words, dtype=torch.int64),
-            "gauss": gauss,
-        },
+        "python": _python_state(random.getstate()),
         "torch": torch.get_rng_state(),
     }
     numpy_random: Any = sys.modules.get("numpy.random")
@@ -44,6 +39,16 @@ def capture_rng() -> dict[str, Any]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
+
+
+def _python_state(state: Any) -> dict[str, Any]:
+    version, words, gauss = state
+    # 625 words as one tensor are a hundred times quicker to save than as numbers.
+    return {
+        "version": version,
+        "words": torch.tensor(words, dtype=torch.int64),
+        "gauss": gauss,
+    }
 
 
 def restore_rng(state: dict[str, Any]) -> list[str]:
@@ -73,6 +78,96 @@ def restore_rng(state: dict[str, Any]) -> list[str]:
     if "cuda" in state:
         warnings += _restore_cuda(state["cuda"])
     return warnings
+
+
+def derived_rng(saved: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """The generators of a rank where another number of ranks has saved.
+
+    A generator that was the same on all ranks (as tensor parallel wants it) is so again. One
+    that differed goes on for a rank that was there before; a rank that is new gets one made from
+    rank 0's state and its own number, the same in every attempt.
+
+    Parameters
+    ----------
+    saved
+        From `capture_rng`, by rank.
+    rank
+        Of this process.
+
+    Returns
+    -------
+    dict
+        As `capture_rng` returns.
+    """
+    derived = {}
+    for name, first in saved[0].items():
+        states = [state.get(name) for state in saved]
+        if rank < len(states) and states[rank] is not None:
+            derived[name] = states[rank]
+        elif all(_same(first, state) for state in states):
+            derived[name] = first
+        else:
+            derived[name] = _SEEDED[name](first, _seed(first, rank))
+    return derived
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return (
+            isinstance(other, dict)
+            and one.keys() == other.keys()
+            and all(_same(value, other[key]) for key, value in one.items())
+        )
+    if isinstance(one, list):
+        return isinstance(other, list) and len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+def _seed(state: Any, rank: int) -> int:
+    """63 bits that depend on a saved state and a rank."""
+    return int(digest(repr((_listed(state), rank)).encode())[:16], 16) >> 1
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return sorted((key, _listed(item)) for key, item in value.items())
+    return [_listed(item) for item in value] if isinstance(value, list) else value
+
+
+def _seeded_python(saved: Any, seed: int) -> Any:
+    return _python_state(random.Random(seed).getstate())  # noqa: S311 - a training's, no secret
+
+
+def _seeded_numpy(saved: Any, seed: int) -> Any:
+    try:
+        import numpy
+    except ImportError:
+        return saved  # `restore_rng` tells
+    return _plain(numpy.random.RandomState(seed % 2**32).get_state(legacy=False))
+
+
+def _seeded_torch(saved: Any, seed: int) -> Any:
+    return torch.Generator().manual_seed(seed).get_state()
+
+
+def _seeded_cuda(saved: Any, seed: int) -> Any:
+    """A state on CUDA is a seed and an offset, 8 bytes each, which differ enough by the seed."""
+    return [
+        torch.tensor([seed + device, 0], dtype=torch.int64).view(torch.uint8)
+        for device in range(len(saved))
+    ]
+
+
+_SEEDED: dict[str, Callable[[Any, int], Any]] = {
+    "python": _seeded_python,
+    "numpy": _seeded_numpy,
+    "torch": _seeded_torch,
+    "cuda": _seeded_cuda,
+}
 
 
 def _set(whose: str, restore: Callable[[Any], None], value: Any) -> None:

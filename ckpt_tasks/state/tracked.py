@@ -13,6 +13,7 @@ from ckpt_tasks.state.capture import CapturedState, capture, is_stateful
 from ckpt_tasks.state.linking import Linker
 from ckpt_tasks.state.modules import load_module
 from ckpt_tasks.state.optimizers import load_optimizer
+from ckpt_tasks.state.resharding import place
 
 __all__ = ["RESERVED_PREFIX", "TrackedItems"]
 
@@ -102,6 +103,9 @@ class TrackedItems:
             names both sides. Names are checked before anything is changed.
         """
         saved = self._matched(values, rename or {}, fresh)
+        link_kept = getattr(values, "keep", lambda before, after: None)
+        for name, value in saved.items():
+            saved[name] = place(name, self._items[name], value, link_kept)
         stateful = [name for name in saved if is_stateful(self._items[name])]
         for name in sorted(stateful, key=self._loading_order):
             _load(name, self._items[name], saved[name])

@@ -66,10 +66,13 @@ class Store(ABC):
         Whether `create` is atomic among all writers, in this and other processes and hosts.
         Where it is not, `checkpointer` refuses to write unless the store was declared
         single-writer.
+    is_shared
+        Whether another process that opens `url` finds the same objects.
     """
 
     url: str
     supports_conditional_create: bool
+    is_shared: bool = True
 
     @abstractmethod
     def read(self, path: str, *, limit: int | None = None) -> bytes:
@@ -90,6 +93,14 @@ class Store(ABC):
         Raises as `read_range`.
         """
         buffer[: stop - start] = self.read_range(path, start, stop)
+
+    def map(self, path: str) -> memoryview | None:
+        """The whole object as memory that takes none before it is looked at, or ``None`` where
+        the store has no such thing.
+
+        What is written to that memory stays in it. Raises `ObjectNotFoundError`.
+        """
+        return None
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> None:

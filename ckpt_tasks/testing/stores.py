@@ -142,6 +142,19 @@ class StoreTests(ABC):
             store.read_into("run/missing", 0, 1, buffer)
         buffer.release()
 
+    @pytest.mark.parametrize("content", [b"", b"01234"])
+    def test_mapped_object_is_a_private_copy(self, store: Store, content: bytes) -> None:
+        """`map` gives all bytes, or nothing; what is written to them stays in this process."""
+        self.set(store, "run/x", content)
+        mapped = store.map("run/x")
+        if mapped is None:
+            return
+        assert (bytes(mapped), mapped.readonly) == (content, False)
+        mapped[:] = bytes(len(content))
+        assert self.get(store, "run/x") == content
+        with pytest.raises(ObjectNotFoundError, match="run/missing"):
+            store.map("run/missing")
+
     @pytest.mark.parametrize(("start", "stop"), [(0, 6), (4, 9), (5, 6), (8, 9), (9, 9)])
     def test_short_object_is_damage(self, store: Store, start: int, stop: int) -> None:
         """`read_range` beyond the object's end raises instead of returning less."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.reader import LoadedCheckpoint
+from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint
 from ckpt_tasks.errors import ConfigError, StateError
 from ckpt_tasks.events import EventSink, discard_event
 from ckpt_tasks.schedule.policy import SaveDecisionPolicy
@@ -15,6 +16,7 @@ from ckpt_tasks.state.rng import capture_rng
 from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.loops import Loops
+from ckpt_tasks.training.own import COUNTERS, OWN, RNG, STATE
 from ckpt_tasks.training.restore import restored_values
 from ckpt_tasks.training.rewind import Rewind
 from ckpt_tasks.training.saver import Saver
@@ -22,9 +24,6 @@ from ckpt_tasks.training.tracked_loaders import TrackedLoaders
 from ckpt_tasks.types import Position, Scalar
 
 __all__ = ["TrainingRun"]
-
-_COUNTERS, _RNG, _STATE = "ckpt_tasks.counters", "ckpt_tasks.rng", "ckpt_tasks.state"
-_OWN = (_COUNTERS, _RNG, _STATE)
 
 
 class TrainingRun:
@@ -94,7 +93,7 @@ class TrainingRun:
         attempt: int,
         checkpointer: Checkpointer,
         schedule: SaveDecisionPolicy,
-        start: LoadedCheckpoint | None = None,
+        start: LoadedCheckpoint | ShardedCheckpoint | None = None,
         asked_for: bool = False,
         hyperparameters: Mapping[str, Scalar] | None = None,
         max_unprotected: float = 1800.0,
@@ -112,8 +111,8 @@ class TrainingRun:
         self._tracked = False
         self._counters = Counters()
         if start is not None:
-            values = restored_values(start, _OWN, only=[_COUNTERS])
-            self._counters = Counters.from_dict(values[_COUNTERS])
+            values = restored_values(start, OWN, only=[COUNTERS])
+            self._counters = Counters.from_dict(values[COUNTERS])
             if asked_for:
                 self._counters.stopping = self._counters.finished = False
         self._saver = Saver(
@@ -303,7 +302,7 @@ class TrainingRun:
         self._need_tracked("save")
         if self._loops.inside_epochs:
             self._saver.request_save(reason)
-        elif self._counters.looped and self.position == self._saver.saved:
+        elif self._counters.looped and self.position == self._saver.newest:
             if self.checkpoint != self.resumed_from:
                 self._saver.warn_once(
                     f"run.save() saved nothing, as no step was done since {self.checkpoint}; in "
@@ -347,8 +346,12 @@ class TrainingRun:
         self._saver.request_stop(reason)
 
     def report(self) -> None:
-        """Send what was logged for the steps that are done, which nothing else may do any more."""
+        """Send what was logged for the steps that are done, and wait for the save in flight.
+
+        Nothing else may be done any more.
+        """
         self._saver.flush(self.position)
+        self._saver.settle()
 
     def finish(self) -> None:
         """The training function has returned: save its end, unless that is saved already.
@@ -363,6 +366,7 @@ class TrainingRun:
                 "saved, so the run is not complete; track its model, optimizer and loader before "
                 "the loops"
             )
+        self._saver.settle()
         if self.step == 0 and self.checkpoint is None:
             self._saver.warn_once(
                 "the training function returned without a step done, and the run counts as "
@@ -380,17 +384,32 @@ class TrainingRun:
     # -- state --------------------------------------------------------------------------------
 
     def _capture(self) -> CapturedState:
-        own = {_COUNTERS: self._counters.to_dict(), _RNG: capture_rng(), _STATE: self.state}
+        own = {COUNTERS: self._counters.to_dict(), RNG: capture_rng(), STATE: self.state}
         return self._items.capture(own)
 
     def _restore(
-        self, start: LoadedCheckpoint, rename: Mapping[str, str | None], fresh: Collection[str]
+        self,
+        start: LoadedCheckpoint | ShardedCheckpoint,
+        rename: Mapping[str, str | None],
+        fresh: Collection[str],
     ) -> None:
-        values = restored_values(start, _OWN)
-        self._items.restore(values, rename=rename, fresh=fresh, own={_STATE: self.state})
+        if isinstance(start, ShardedCheckpoint) and start.is_resharded:
+            self._warn_of_differences(start)
+        values = restored_values(start, OWN)
+        self._items.restore(values, rename=rename, fresh=fresh, own={STATE: self.state})
         self._start = None  # its memory is not needed any more
         self._loaders.prepare()
-        self._rewind.begin(values[_RNG])
+        self._rewind.begin(values[RNG])
+
+    def _warn_of_differences(self, start: ShardedCheckpoint) -> None:
+        names = [name for name in start.trees if name not in (COUNTERS, RNG)]
+        differing = start.differing(names)
+        if differing:
+            self._saver.warn_once(
+                f"{start.record.id} was saved by {start.record.world_size} ranks and is restored "
+                f"by {start.world_size}: all take rank 0's value of {', '.join(differing)}, which "
+                "differed"
+            )
 
     def _hold_by_hand(self) -> None:
         """What is now is what a checkpoint holds: training goes on in a loop kept whole."""

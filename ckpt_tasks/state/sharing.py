@@ -1,0 +1,234 @@
+"""What ranks hold in common is written by one of them, spread over all.
+
+Nothing is taken on trust: that two ranks hold the same is not derived from how a module is
+wrapped (after ``no_sync``, or with a running mean of its own, DDP's ranks differ), but compared,
+at every save. When the plan is made, ranks exchange the digests of what may be common; what is
+equal is then written by one rank, chosen by torch.distributed.checkpoint's planner. From then
+on, while names, shapes, dtypes and placements stay, nothing is exchanged: each rank digests its
+own values of what another one writes, and puts the digest into its index; who commits compares
+it with the digest of what was written, and refuses where they differ (`checkpointer.gather`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import torch
+
+from ckpt_tasks.errors import StateError
+from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest, digest_of_chunks
+from ckpt_tasks.format.records import SharedTensor
+from ckpt_tasks.state.capture import CapturedState
+from ckpt_tasks.state.health import find_nonfinite
+from ckpt_tasks.state.staging import copy_images
+from ckpt_tasks.state.tensors import TensorImage
+
+__all__ = ["Exchange", "RankState", "SharingPlanner"]
+
+Exchange = Callable[[bytes], "Sequence[bytes] | None"]
+"""Gives every rank's message, by rank, for this rank's own; ``None`` where one did not come in
+time. No collective: it must return even where a rank never calls it.
+"""
+
+_THREADS = min(4, os.cpu_count() or 1)
+_OWN_PREFIX = "ckpt_tasks"  # random generators and counters: per rank, and small
+
+
+class RankState:
+    """One rank's state as it is staged: its trees, and the tensors that it writes itself.
+
+    Parameters
+    ----------
+    trees
+        As captured: positions in them count all tensors of this rank.
+    tensors
+        Those of the captured tensors that this rank writes, in order.
+    shared
+        The others.
+    """
+
+    __slots__ = ("shared", "tensors", "trees")
+
+    def __init__(
+        self,
+        trees: dict[str, Any],
+        tensors: list[TensorImage],
+        shared: list[SharedTensor],
+    ) -> None:
+        self.trees = trees
+        self.tensors = tensors
+        self.shared = shared
+
+    def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
+        """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
+        copy_images(self.tensors, buffer, offsets)
+
+    def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
+        """Names of the parameters among them that hold NaN or infinity, as they were copied."""
+        return find_nonfinite(self.tensors, buffer, offsets)
+
+
+class _Offer(msgspec.Struct, frozen=True, array_like=True):
+    """A tensor that other ranks may hold too, as ranks tell one another."""
+
+    item: str
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...] | None
+    nbytes: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """Equal for what is the same on two ranks, values included."""
+        return repr((self.item, self.key, self.dtype, self.shape, self.offsets, self.digest))
+
+
+class SharingPlanner:
+    """Decides which of a rank's tensors another rank writes; plans once for states alike.
+
+    Parameters
+    ----------
+    rank, world_size
+        Of this process.
+    exchange
+        See `Exchange`. Called when a plan is made, by every rank at the same save.
+    """
+
+    def __init__(self, rank: int, world_size: int, exchange: Exchange) -> None:
+        self._rank = rank
+        self._world_size = world_size
+        self._exchange = exchange
+        self._fingerprint: object = None
+        self._owners: Mapping[int, tuple[int, str, str]] = {}
+
+    def forget(self) -> None:
+        """Plan anew at the next save: values that were equal may differ now."""
+        self._fingerprint = None
+
+    def divide(self, captured: CapturedState) -> RankState:
+        """Leave to other ranks what they write.
+
+        Parameters
+        ----------
+        captured
+            This rank's whole state. It must not change meanwhile.
+        """
+        fingerprint = [(t.item, t.key, t.dtype, t.shape, t.part) for t in captured.tensors]
+        if self._fingerprint is None or fingerprint != self._fingerprint:
+            shared = self._plan(captured, fingerprint)
+        else:
+            shared = self._shared(captured.tensors, digests(captured.tensors, self._owners))
+        kept = [
+            tensor
+            for position, tensor in enumerate(captured.tensors)
+            if position not in self._owners
+        ]
+        return RankState(captured.trees, kept, shared)
+
+    def _plan(self, captured: CapturedState, fingerprint: object) -> list[SharedTensor]:
+        self._fingerprint, self._owners = None, {}
+        offered = [i for i, tensor in enumerate(captured.tensors) if _may_be_common(tensor)]
+        found = digests(captured.tensors, offered)
+        own = {i: _offer(captured.tensors[i], found[i]) for i in offered}
+        messages = self._exchange(msgspec.msgpack.encode(list(own.values())))
+        if messages is None or len(messages) != self._world_size:
+            return []  # this rank writes all of its own, whatever the others expect
+        offers = [msgspec.msgpack.decode(data, type=list[_Offer]) for data in messages]
+        self._owners = _owners(self._rank, own, offers)
+        self._fingerprint = fingerprint
+        return self._shared(captured.tensors, found)
+
+    def _shared(
+        self, tensors: Sequence[TensorImage], found: Mapping[int, str]
+    ) -> list[SharedTensor]:
+        return [
+            SharedTensor(position=position, rank=rank, item=item, key=key, digest=found[position])
+            for position, (rank, item, key) in sorted(self._owners.items())
+        ]
+
+
+def _may_be_common(tensor: TensorImage) -> bool:
+    if tensor.item.startswith(_OWN_PREFIX) or not tensor.nbytes:
+        return False
+    return tensor.part is None or tensor.part.replicated
+
+
+def _offer(tensor: TensorImage, found: str) -> _Offer:
+    offsets = None if tensor.part is None else tensor.part.offsets
+    return _Offer(
+        tensor.item, tensor.key, tensor.dtype, tensor.shape, offsets, tensor.nbytes, found
+    )
+
+
+def _owners(
+    rank: int, own: Mapping[int, _Offer], offers: Sequence[Sequence[_Offer]]
+) -> dict[int, tuple[int, str, str]]:
+    """Position of each tensor that another rank writes, to that rank and the name it gives it.
+
+    Every rank computes it from the same messages, so all come to the same result.
+    """
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+    from torch.distributed.checkpoint.planner import SavePlan
+
+    planner = DefaultSavePlanner(flatten_state_dict=False)
+    plans, _ = planner.create_global_plan(
+        [SavePlan([_write_item(offer) for offer in of_rank]) for of_rank in offers]
+    )
+    writer_of = {item.index.fqn: number for number, plan in enumerate(plans) for item in plan.items}
+    owners = {}
+    for position, offer in own.items():
+        writer = writer_of.get(offer.name)
+        if writer is None:
+            raise StateError(f"the ranks' plan for a save lacks {offer.item}[{offer.key!r}]")
+        if writer != rank:
+            owners[position] = writer, offer.item, offer.key
+    return owners
+
+
+def _write_item(offer: _Offer) -> Any:
+    """As DCP plans it: a tensor of so many bytes, the same where the name is the same."""
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        MetadataIndex,
+        TensorProperties,
+    )
+    from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+    size = torch.Size((offer.nbytes,))
+    nowhere = torch.Size((0,))
+    return WriteItem(
+        index=MetadataIndex(offer.name, nowhere),
+        type=WriteItemType.TENSOR,
+        tensor_data=TensorWriteData(
+            chunk=ChunkStorageMetadata(offsets=nowhere, sizes=size),
+            properties=TensorProperties(dtype=torch.uint8),
+            size=size,
+        ),
+    )
+
+
+def digests(tensors: Sequence[TensorImage], positions: Iterable[int]) -> dict[int, str]:
+    """`digest_of_chunks` of tensors, by position, by several threads."""
+    chosen = list(positions)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="compare") as pool:
+        found = pool.map(lambda position: _digest(tensors[position]), chosen)
+        return dict(zip(chosen, found, strict=True))
+
+
+def _digest(image: TensorImage) -> str:
+    flat = image.data.reshape(-1).view(torch.uint8)
+    chunks = [_chunk_digest(flat[start:stop]) for start, stop in chunk_spans(image.nbytes)]
+    return digest_of_chunks(chunks)
+
+
+def _chunk_digest(flat: torch.Tensor) -> str:
+    """Of up to `CHUNK_BYTES`; what lies on a device comes over one chunk at a time."""
+    assert flat.numel() <= CHUNK_BYTES
+    flat = flat if flat.is_cpu else flat.cpu()
+    return digest(flat.numpy())

@@ -1,0 +1,520 @@
+"""Agreement of ranks on what to save, with nothing but a store of torch.distributed between them.
+
+No collective, and nothing in the training's way: a rank's boundary compares two numbers, while
+its threads talk to one another through the store (a ``TCPStore``, served by rank 0 or by whoever
+started the ranks).
+
+**Between steps.** Any rank may ask for a save (a signal came, time is up). Rank 0 proposes a step
+that lies beyond all that it knows to be done. Each rank answers: it will not pass that step until
+it knows more, or it has passed it already and is so far. If all will wait, rank 0 says so, and
+that step is saved by all. Else it says that too, and proposes one farther on. A rank that comes
+to the proposed step before the verdict waits there, for as long as two messages take; longer than
+`seconds` it never waits.
+
+**At an epoch's end, and at the end of training,** all ranks come to the same place by themselves,
+and rank 0 decides there for all: `meet`.
+
+**Numbers.** Saves of an attempt are numbered in the order of their places, alike on all ranks. A
+rank that missed one is told the number with the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import queue
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from torch.distributed import (  # type: ignore[attr-defined]
+    DistError,
+    DistStoreError,
+    TCPStore,
+)
+
+from ckpt_tasks.errors import StoreError
+from ckpt_tasks.types import SaveDecision, Trigger
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+__all__ = ["AgreedSave", "RankAgreement", "connect_ranks"]
+
+_ALWAYS = 7 * 24 * 3600.0  # seconds; whoever waits so long is woken by a message
+_LARGEST_MARGIN = 1 << 20  # steps
+
+
+def connect_ranks(host: str, port: int, *, serve: bool, seconds: float = 120.0) -> Store:
+    """The store that all ranks of an attempt talk through.
+
+    Parameters
+    ----------
+    host, port
+        Where one process serves it, and not the ``MASTER_PORT`` of the user's own process group,
+        unless that is torchrun's agent, which serves anybody.
+    serve
+        True in that process.
+    seconds
+        How long to wait for it to come up.
+
+    Raises
+    ------
+    StoreError
+        Nothing answers there, or the port is taken.
+    """
+    with _store_errors():
+        store: Store = TCPStore(
+            host,
+            port,
+            is_master=serve,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=seconds),
+        )
+        return store
+
+
+class AgreedSave(msgspec.Struct, frozen=True):
+    """A save that all ranks make.
+
+    Parameters
+    ----------
+    number
+        From 1, in the order of saves; the same on all ranks.
+    fresh
+        What ranks share is planned anew: a save has failed since the last one.
+    """
+
+    number: int
+    trigger: Trigger
+    reason: str
+    fresh: bool = False
+
+    @property
+    def decision(self) -> SaveDecision:
+        return SaveDecision(self.trigger, self.reason)
+
+
+class _Request(msgspec.Struct, frozen=True):
+    """What a rank tells rank 0: that it wants a save, that the one of number `failed` will lack
+    its part, or, of itself, that it closes.
+    """
+
+    rank: int
+    trigger: Trigger = "manual"
+    reason: str = ""
+    step: int | None = None
+    failed: int | None = None
+    closes: bool = False
+
+
+class _Proposal(msgspec.Struct, frozen=True, tag=True):
+    number: int
+    step: int
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """`step`: how far the rank is; `waits`: it will not pass the proposed step; `ended`: it has
+    no more steps to do.
+    """
+
+    step: int
+    waits: bool
+    ended: bool = False
+
+
+class _Verdict(msgspec.Struct, frozen=True, tag=True):
+    save: AgreedSave | None
+
+
+class _Closed(msgspec.Struct, frozen=True, tag=True):
+    """From a rank to itself: nobody reads on."""
+
+
+_Letter = _Proposal | _Verdict | _Closed
+"""What a rank finds in its inbox."""
+
+
+class _Due(msgspec.Struct, frozen=True):
+    step: int
+    save: AgreedSave
+
+
+class RankAgreement:
+    """One rank's side of it. Every rank of an attempt makes one, on the same store.
+
+    Parameters
+    ----------
+    store
+        Of torch.distributed, reached by all ranks (see `connect_ranks`). Each thread works on a
+        clone of its own.
+    rank, world_size
+        Of this process.
+    attempt
+        Number of the attempt: keys of another one on the same store do not matter.
+    seconds
+        The longest that this rank waits for another one. Longer than ranks run apart.
+    on_failure
+        Called on rank 0, in a thread, with a save's number and why it will not be whole.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        world_size: int,
+        *,
+        attempt: int = 1,
+        seconds: float = 120.0,
+        on_failure: Callable[[int, str], None] = lambda number, why: None,
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._messages = _Messages(store, f"ckpt_tasks/{attempt}/")
+        self._seconds = seconds
+        self._on_failure = on_failure
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._step = 0
+        self._held = math.inf  # the first step that may need a word with the others
+        self._proposed: _Proposal | None = None
+        self._due: deque[_Due] = deque()
+        self._ended = False
+        self._last = 0
+        self._fresh = False
+        self._read = 0  # number of the letter that is waited for
+        self._wishes: queue.SimpleQueue[_Request] = queue.SimpleQueue()
+        tasks = [self._send_wishes, self._read_inbox, *([self._decide] if rank == 0 else [])]
+        self._threads = [
+            threading.Thread(
+                target=self._until_closed,
+                args=(task, self._messages.clone()),
+                name=f"ranks{task.__name__}",
+                daemon=True,
+            )
+            for task in tasks
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # -- what training calls ------------------------------------------------------------------
+
+    def at_step(self, step: int) -> AgreedSave | None:
+        """`step` is done, and the next one not begun: the save that is agreed for here.
+
+        Costs next to nothing, unless a save is near.
+        """
+        self._step = step
+        return None if step < self._held else self._settle(step)
+
+    def ask(self, decision: SaveDecision, *, step: int | None = None) -> None:
+        """Ask for a save by all, soon, or at a `step` that lies ahead. Returns at once.
+
+        May be called by any rank, from any thread, or by a signal's handler. A step that some
+        rank has passed by the time it is proposed is dropped.
+        """
+        request = _Request(self.rank, decision.trigger, decision.reason, step)
+        self._wishes.put(request)
+
+    def meet(
+        self, place: str, decision: SaveDecision | None, *, last: bool = False
+    ) -> AgreedSave | None:
+        """Every rank is at this place, or will be: what rank 0 decides there.
+
+        Parameters
+        ----------
+        place
+            Its name, which no other place of the attempt has.
+        decision
+            Counts on rank 0.
+        last
+            No step follows.
+
+        Raises
+        ------
+        StoreError
+            Rank 0 has not come to the place in time.
+        """
+        if last:
+            self._end()
+        key = f"meet/{place}"
+        if self.rank == 0:
+            save = None
+            if decision is not None:
+                with self._changed:
+                    save = self._numbered(decision)
+            self._messages.put(key, _Verdict(save))
+        else:
+            verdict = self._messages.get(key, _Verdict, seconds=self._seconds)
+            if verdict is None:
+                raise StoreError(
+                    f"rank {self.rank} has waited {self._seconds:.0f} s at {place} for rank 0"
+                )
+            save = verdict.save
+        if save is not None:
+            with self._changed:
+                self._last = save.number
+        return save
+
+    def tell_failure(self, number: int, why: str) -> None:
+        """Save `number` will lack this rank's part: nobody need wait for it. Returns at once."""
+        self._wishes.put(_Request(self.rank, reason=why, failed=number))
+
+    def plan_anew(self) -> None:
+        """On rank 0: a save has failed; at the next one ranks plan anew what they share."""
+        with self._changed:
+            self._fresh = True
+
+    def exchange(self, number: int) -> Callable[[bytes], Sequence[bytes] | None]:
+        """For `state.sharing.SharingPlanner`, at the save of that number."""
+
+        def exchange(message: bytes) -> Sequence[bytes] | None:
+            keys = [f"share/{number}/{rank}" for rank in range(self.world_size)]
+            self._messages.put_bytes(keys[self.rank], message)
+            return self._messages.get_all(keys, seconds=self._seconds)
+
+        return exchange
+
+    def nonce(self) -> str:
+        """A text for names of writes, the same on all ranks and in no other start of them.
+
+        Raises `StoreError` where rank 0 has not given one in time.
+        """
+        if self.rank == 0:
+            self._messages.put_bytes("nonce", secrets.token_hex(6).encode("ascii"))
+        found = self._messages.get_all(["nonce"], seconds=self._seconds)
+        if found is None:
+            raise StoreError(f"rank 0 has not started in {self._seconds:.0f} s")
+        return found[0].decode("ascii")
+
+    def close(self) -> None:
+        """End the threads. Whoever serves the store closes last, or nobody is told anything."""
+        self._closed.set()
+        self._wishes.put(_Request(self.rank, closes=True))
+        with contextlib.suppress(StoreError):  # then nobody waits for a letter either
+            self._messages.put(f"inbox/{self.rank}/{self._read}", _Closed())
+        for thread in self._threads:
+            thread.join()
+
+    # -- at a boundary --------------------------------------------------------------------------
+
+    def _settle(self, step: int) -> AgreedSave | None:
+        """Something may be due at `step`: wait until it is known, and say what."""
+        with self._changed:
+            while step >= self._held:
+                if self._due and step >= self._due[0].step:
+                    due = self._due.popleft()
+                    self._hold()
+                    if due.step == step:
+                        number = max(due.save.number, self._last + 1)
+                        self._last = number
+                        return msgspec.structs.replace(due.save, number=number)
+                    self._missed(due)
+                    continue
+                proposed = self._proposed
+                self._changed.wait_for(
+                    lambda proposed=proposed: self._proposed is not proposed,  # type: ignore[misc]
+                    timeout=self._seconds,
+                )
+                if self._proposed is proposed:
+                    self._proposed = None  # should the verdict come yet, it comes too late
+                    self._hold()
+            return None
+
+    def _add(self, due: _Due) -> None:
+        """Keep what is due in the order of steps, of two saves at one step the one that stops."""
+        by_step = {other.step: other for other in self._due}
+        if due.step not in by_step or due.save.trigger == "signal":
+            by_step[due.step] = due
+        self._due = deque(by_step[step] for step in sorted(by_step))
+
+    def _hold(self) -> None:
+        """Set the first step at which `_settle` has something to do."""
+        due = self._due[0].step if self._due else math.inf
+        self._held = due if self._proposed is None else min(due, self._proposed.step)
+
+    def _missed(self, due: _Due) -> None:
+        self.tell_failure(
+            due.save.number, f"rank {self.rank} was beyond step {due.step} when it was agreed"
+        )
+
+    def _end(self) -> None:
+        with self._changed:
+            self._ended = True
+            for due in self._due:
+                self.tell_failure(
+                    due.save.number,
+                    f"rank {self.rank} ended at step {self._step}, before step {due.step}",
+                )
+            self._due.clear()
+            self._proposed = None
+            self._hold()
+
+    def _numbered(self, decision: SaveDecision) -> AgreedSave:
+        fresh, self._fresh = self._fresh, False
+        return AgreedSave(self._last + 1, decision.trigger, decision.reason, fresh)
+
+    # -- threads --------------------------------------------------------------------------------
+
+    def _until_closed(self, task: Callable[[_Messages], None], messages: _Messages) -> None:
+        try:
+            task(messages)
+        except StoreError:
+            # The store is gone, and with it whoever served it. Training need not wait for words
+            # that cannot come; the next meeting says so.
+            with self._changed:
+                self._proposed = None
+                self._hold()
+                self._changed.notify_all()
+
+    def _send_wishes(self, messages: _Messages) -> None:
+        while True:
+            wish = self._wishes.get()
+            if not wish.closes or self.rank == 0:
+                messages.put(f"request/{messages.count('requests')}", wish)
+            if wish.closes:
+                return
+
+    def _read_inbox(self, messages: _Messages) -> None:
+        proposal: _Proposal | None = None
+        for self._read in itertools.count(1):
+            if self._closed.is_set():
+                return
+            letter: _Letter | None = messages.get(
+                f"inbox/{self.rank}/{self._read}", _Letter, seconds=_ALWAYS
+            )
+            if isinstance(letter, _Proposal):
+                proposal = letter
+                messages.put(f"answer/{letter.number}/{self.rank}", self._answer(letter))
+            elif isinstance(letter, _Verdict) and proposal is not None:
+                self._take(proposal, letter)
+
+    def _answer(self, proposal: _Proposal) -> _Answer:
+        with self._changed:
+            if self._ended:
+                return _Answer(self._step, waits=False, ended=True)
+            self._proposed = proposal
+            self._hold()
+            # The boundary sets the step before it looks at `_held`, this the other way round: at
+            # least one of the two sees the other.
+            if self._step < proposal.step:
+                return _Answer(self._step, waits=True)
+            self._proposed = None
+            self._hold()
+            return _Answer(self._step, waits=False)
+
+    def _take(self, proposal: _Proposal, verdict: _Verdict) -> None:
+        with self._changed:
+            waited = self._proposed is proposal
+            self._proposed = None
+            if verdict.save is not None:
+                due = _Due(proposal.step, verdict.save)
+                if waited:
+                    self._add(due)
+                else:
+                    self._missed(due)
+            self._hold()
+            self._changed.notify_all()
+
+    # -- rank 0 ---------------------------------------------------------------------------------
+
+    def _decide(self, messages: _Messages) -> None:
+        self._sent = self._proposals = 0
+        signalled = False
+        for number in itertools.count(1):
+            request = messages.get(f"request/{number}", _Request, seconds=_ALWAYS)
+            if request is None or request.closes:
+                return
+            if request.failed is not None:
+                self.plan_anew()
+                self._on_failure(request.failed, f"rank {request.rank}: {request.reason}")
+            elif not (signalled and request.trigger == "signal"):
+                agreed = self._agree(messages, request)
+                signalled = signalled or (agreed and request.trigger == "signal")
+
+    def _agree(self, messages: _Messages, request: _Request) -> bool:
+        """Propose steps until all ranks will wait at one; whether they do."""
+        furthest, margin = self._step, 1
+        while not self._closed.is_set():
+            step = request.step if request.step is not None else furthest + margin
+            answers = self._ask_all(messages, step)
+            if answers and all(answer.waits for answer in answers):
+                with self._changed:
+                    save = self._numbered(SaveDecision(request.trigger, request.reason))
+                self._send_all(messages, _Verdict(save))
+                return True
+            self._send_all(messages, _Verdict(None))
+            if not answers or request.step is not None or any(a.ended for a in answers):
+                return False  # a rank is lost, the step has gone by, or the end is near
+            furthest = max(furthest, *(answer.step for answer in answers))
+            margin = min(2 * margin, _LARGEST_MARGIN)
+        return False
+
+    def _ask_all(self, messages: _Messages, step: int) -> list[_Answer]:
+        """Every rank's answer to a proposal; none where one has not answered in time."""
+        self._proposals += 1
+        self._send_all(messages, _Proposal(self._proposals, step))
+        keys = [f"answer/{self._proposals}/{rank}" for rank in range(self.world_size)]
+        found = messages.get_all(keys, seconds=self._seconds)
+        return [msgspec.msgpack.decode(data, type=_Answer) for data in found or []]
+
+    def _send_all(self, messages: _Messages, letter: _Letter) -> None:
+        self._sent += 1
+        for rank in range(self.world_size):
+            messages.put(f"inbox/{rank}/{self._sent}", letter)
+
+
+class _Messages:
+    """Small messages under keys of a store of torch.distributed.
+
+    Any method raises `StoreError` where the store cannot be reached any more.
+    """
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+
+    def clone(self) -> _Messages:
+        """On a connection of its own: one that waits holds back all others who use it."""
+        store: Any = self._store
+        with _store_errors():
+            return _Messages(store.clone(), self._prefix)
+
+    def count(self, key: str) -> int:
+        """How often this was called by any rank."""
+        with _store_errors():
+            return int(self._store.add(self._prefix + key, 1))
+
+    def put(self, key: str, message: msgspec.Struct) -> None:
+        self.put_bytes(key, msgspec.msgpack.encode(message))
+
+    def put_bytes(self, key: str, message: bytes) -> None:
+        with _store_errors():
+            self._store.set(self._prefix + key, message)  # type: ignore[arg-type]
+
+    def get(self, key: str, kind: Any, *, seconds: float) -> Any:
+        found = self.get_all([key], seconds=seconds)
+        return None if found is None else msgspec.msgpack.decode(found[0], type=kind)
+
+    def get_all(self, keys: list[str], *, seconds: float) -> list[bytes] | None:
+        """Messages under all keys; ``None`` where one is not there in time."""
+        full = [self._prefix + key for key in keys]
+        with _store_errors():
+            try:
+                self._store.wait(full, timedelta(seconds=seconds))
+            except DistStoreError:
+                return None
+            return [bytes(data) for data in self._store.multi_get(full)]
+
+
+@contextlib.contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except DistError as error:
+        raise StoreError(f"the store of torch.distributed does not answer: {error}") from error

@@ -1,0 +1,167 @@
+"""Saved in one sharding, restored in another: the same state, bit by bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.sharded_runs import (
+    LAYOUT,
+    RankSaver,
+    full_states,
+    made,
+    opened,
+    restore,
+    same,
+    train,
+)
+from support.worlds import run_world
+
+from ckpt_tasks.checkpointer.files import list_files
+from ckpt_tasks.checkpointer.reader import read_commit
+from ckpt_tasks.checkpointer.verify import state_digest, verify_checkpoint
+from ckpt_tasks.errors import CorruptCheckpointError
+from ckpt_tasks.store import open_store
+from ckpt_tasks.training.load import load_uri
+from ckpt_tasks.types import CheckpointId
+
+
+def save_trained(rank: int, world_size: int, root: Path, kind: str) -> Any:
+    """Train, save, train and save again; ids and whole states, as they were."""
+    items, saver = made(kind, world_size), RankSaver(root, rank, world_size)
+    saved = []
+    for first in (0, 2):
+        train(items["model"], items["optimizer"], 2, first=first)
+        checkpoint = saver.save(items)
+        torch.distributed.barrier()
+        saved.append((checkpoint, full_states(items)))
+    return saved
+
+
+def restored(
+    rank: int, world_size: int, root: Path, kinds: list[str], checkpoint: CheckpointId
+) -> list[Any]:
+    """The whole state in each sharding that the checkpoint was restored to."""
+    states = []
+    for kind in kinds:
+        items = made(kind, world_size)
+        before = torch.get_rng_state()
+        restore(root, checkpoint, items, rank, world_size)
+        assert torch.equal(torch.get_rng_state(), before), "restoring has drawn random numbers"
+        states.append(full_states(items))
+    return states
+
+
+NORMED = {1: ["plain", "fsdp"], 2: ["ddp", "hsdp"], 3: ["fsdp"]}
+PARALLEL = {2: ["tp"], 3: ["tp"], 4: ["fsdp+tp"]}
+"""Number of ranks to the shardings that a checkpoint is restored to."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "world_size"),
+    [("plain", 1), ("ddp", 2), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3), ("hsdp", 4)],
+)
+def test_any_number_of_ranks_in_any_sharding(kind: str, world_size: int, tmp_path: Path) -> None:
+    """DDP, FSDP2 and hybrids to one another and to one process, on fewer and on more ranks.
+
+    The first layer's 7 rows are divided unevenly, the last one's 2 leave a rank of three empty.
+    """
+    saved = run_world(world_size, save_trained, tmp_path, tmp_path / "store", kind)
+    checkpoint, expected = saved[0][-1]
+    for ranks, kinds in NORMED.items():
+        args = (tmp_path / "store", kinds, checkpoint)
+        for states in run_world(ranks, restored, tmp_path, *args):
+            assert all(same(state, expected) for state in states)
+
+
+@pytest.mark.parametrize(("kind", "world_size"), [("tp", 2), ("fsdp+tp", 4)])
+def test_tensor_parallel(kind: str, world_size: int, tmp_path: Path) -> None:
+    """Columns and rows that were cut over ranks, in two dimensions too, and back."""
+    saved = run_world(world_size, save_trained, tmp_path, tmp_path / "store", kind)
+    checkpoint, expected = saved[0][-1]
+    for ranks, kinds in PARALLEL.items():
+        args = (tmp_path / "store", kinds, checkpoint)
+        for states in run_world(ranks, restored, tmp_path, *args):
+            assert all(same(state, expected) for state in states)
+
+
+def test_twice_resharded(tmp_path: Path) -> None:
+    """2 ranks, then 1, then 3, then 2 save in turn what they restored: nothing is lost."""
+    root = tmp_path / "store-2"
+    checkpoint, expected = run_world(2, save_trained, tmp_path, root, "fsdp")[0][-1]
+    for number, ranks in enumerate((1, 3, 2)):
+        next_root = tmp_path / f"store-{number}-{ranks}"
+        results = run_world(ranks, restore_and_save, tmp_path, root, next_root, checkpoint)
+        checkpoint, state = results[0]
+        assert same(state, expected)
+        root = next_root
+
+
+def restore_and_save(
+    rank: int, world_size: int, root: Path, next_root: Path, checkpoint: CheckpointId
+) -> Any:
+    items = made("fsdp", world_size)
+    restore(root, checkpoint, items, rank, world_size)
+    saved = RankSaver(next_root, rank, world_size).save(items)
+    torch.distributed.barrier()
+    return saved, full_states(items)
+
+
+@pytest.fixture(scope="module")
+def fsdp(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Root of a store, id and whole state of a checkpoint that two ranks have saved."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    saved = run_world(2, save_trained, folder, folder / "store", "fsdp")
+    return folder / "store", *saved[0][-1]
+
+
+def test_whole_tensors_for_who_uses_the_model(fsdp: Any) -> None:
+    """By its address, on one process and without any mesh, a sharded model is a plain one."""
+    root, checkpoint, expected = fsdp
+    uri = f"file://{root}/{LAYOUT.commit(checkpoint)}"
+    values = load_uri(uri, ["model", "optimizer"])
+    assert same(dict(values["model"]), expected["model"])
+    first = values["optimizer"]["state"][0]["exp_avg"]
+    assert same(first, expected["optimizer"]["state"]["0"]["exp_avg"])
+
+
+def test_verify_reads_all_ranks(fsdp: Any) -> None:
+    """Verification covers every rank's files, and the state's digest every rank's state."""
+    root, checkpoint, _ = fsdp
+    with open_store(str(root)) as store:
+        report = verify_checkpoint(store, LAYOUT.run, checkpoint)
+        # Of each rank: index, random numbers, model and optimizer.
+        assert (report.ok, report.files) == (True, 8)
+        record = read_commit(store, LAYOUT, checkpoint)
+        assert report.size == record.size
+        assert {file.rank for file in list_files(store, LAYOUT, record)} == {0, 1}
+        digest = state_digest(store, LAYOUT.run, checkpoint)
+        assert digest != state_digest(store, LAYOUT.run, CheckpointId(1, 1, 1))
+
+
+def test_any_flipped_bit_is_found(fsdp: Any, tmp_path: Path) -> None:
+    """In whichever rank's file: by verification, and by the load, which hands nothing out."""
+    root, checkpoint, _ = fsdp
+    copy = tmp_path / "store"
+    shutil.copytree(root, copy)
+    with open_store(str(copy), for_writing=True) as store:
+        record = read_commit(store, LAYOUT, checkpoint)
+        for file in list_files(store, LAYOUT, record):
+            if file.name != "model":
+                continue
+            sound = store.read(file.path)
+            store.put(file.path, sound[:-1] + bytes([sound[-1] ^ 1]))
+            assert not verify_checkpoint(store, LAYOUT.run, checkpoint).ok
+            with pytest.raises(CorruptCheckpointError, match=f"rank000{file.rank}.* damaged"):
+                load_uri(f"file://{copy}/{LAYOUT.commit(checkpoint)}", ["model"])
+            with pytest.raises(CorruptCheckpointError, match="damaged"):
+                opened(copy, checkpoint, file.rank, 2).preload()
+            with pytest.raises(CorruptCheckpointError, match="damaged"):
+                opened(copy, checkpoint, file.rank, 2).verify_share()
+            store.put(file.path, sound[:-8])
+            with pytest.raises(CorruptCheckpointError, match="bytes, committed were"):
+                load_uri(f"file://{copy}/{LAYOUT.commit(checkpoint)}", ["model"])
+            store.put(file.path, sound)
