@@ -140,6 +140,22 @@ class TestLostAnswers:
         assert faults.drop_answers == 0
         assert store.read("run/data/w/x") == LARGE
 
+    @pytest.mark.parametrize("status", [404, 412])
+    def test_completed_upload_is_unknown(self, store: Store, faults: Faults, status: int) -> None:
+        """Servers refuse to complete again what they have completed, as gone or as existing."""
+
+        def matching(request: Request) -> bool:
+            if is_completion(request) and faults.drop_answers == 0:
+                faults.answer_status, faults.answer_status_times = status, 1
+            return is_completion(request)
+
+        faults.matching = matching
+        faults.drop_answers = 1
+        store.write("run/data/w/x", [LARGE], len(LARGE))
+        assert store.read("run/data/w/x") == LARGE
+        refused = [request for request in faults.seen if is_completion(request)]
+        assert len(refused) == 2
+
     @pytest.mark.parametrize("lost", [1, 2, 10_000])
     def test_upload_without_a_name_is_aborted(
         self, store: Store, faults: Faults, lost: int
