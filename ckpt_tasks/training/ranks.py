@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["AgreedSave", "RankAgreement", "connect_ranks"]
 
 _ALWAYS = 7 * 24 * 3600.0  # seconds; whoever waits so long is woken by a message
+_FAREWELL_SECONDS = 5.0
 _LARGEST_MARGIN = 1 << 20  # steps
 
 
@@ -293,13 +294,18 @@ class RankAgreement:
         return found[0].decode("ascii")
 
     def close(self) -> None:
-        """End the threads. Whoever serves the store closes last, or nobody is told anything."""
+        """End the threads. Rank 0, which may serve the store, does so after the others."""
         self._closed.set()
         self._wishes.put(_Request(self.rank, closes=True))
         with contextlib.suppress(StoreError):  # then nobody waits for a letter either
             self._messages.put(f"inbox/{self.rank}/{self._read}", _Closed())
         for thread in self._threads:
             thread.join()
+        with contextlib.suppress(StoreError):
+            self._messages.put(f"closed/{self.rank}", _Closed())
+            if self.rank == 0:
+                keys = [f"closed/{rank}" for rank in range(self.world_size)]
+                self._messages.get_all(keys, seconds=_FAREWELL_SECONDS)
 
     # -- at a boundary --------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ class RankSaver:
         self.planner = SharingPlanner(rank, world_size, exchange)
         self.uid = open_run(self.store, LAYOUT, created_by="a test").uid
         self._sequence = itertools.count(1)
+        self.failure: Any = lambda: None
 
     def write(self, items: Mapping[str, Any], sequence: int) -> WrittenRank:
         tracked = TrackedItems()
@@ -116,6 +117,7 @@ class RankSaver:
                 self.world_size,
                 written.ref,
                 seconds=seconds,
+                failure=self.failure,
             )
             record = CommitRecord(
                 uid=self.uid,
