@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_tasks.config import CheckpointConfig, load_config
-    from ckpt_tasks.training.load import load_uri
+    from ckpt_tasks.training.load import load_uri, open_uri
     from ckpt_tasks.training.run import TrainingRun
     from ckpt_tasks.training.samplers import ResumableDistributedSampler
     from ckpt_tasks.training.seeding import SeededDataset
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "load_config",
     "load_uri",
+    "open_uri",
 ]
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "TrainingRun": "ckpt_tasks.training.run",
     "load_config": "ckpt_tasks.config",
     "load_uri": "ckpt_tasks.training.load",
+    "open_uri": "ckpt_tasks.training.load",
 }
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "AttemptConfig",
     "CheckpointConfig",
     "RegistryConfig",
+    "SaveConfig",
     "ScheduleConfig",
     "Seconds",
     "StoreConfig",
@@ -99,6 +100,20 @@ class ScheduleConfig(_Section, frozen=True, kw_only=True):
     """Seconds since the last save."""
     final: bool = True
     """Save when training ends."""
+
+
+class SaveConfig(_Section, frozen=True, kw_only=True):
+    """How a save is made."""
+
+    asynchronous: bool = True
+    """Training waits only until the state is copied, and another process writes it. Else training
+    waits for the commit."""
+    overlap: bool = False
+    """What only the steps of tracked optimizers change is copied during the next forward and
+    backward pass, and the step waits for it. Nothing else may change parameters in place there."""
+    incremental: bool = True
+    """Tensors that have not changed since the last checkpoint, such as frozen weights, are referred
+    to and not written again."""
 
 
 class RegistryConfig(_Section, frozen=True, kw_only=True):
@@ -178,6 +193,7 @@ class CheckpointConfig(_Section, frozen=True, kw_only=True):
 
     store: StoreConfig = StoreConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    save: SaveConfig = SaveConfig()
     registry: RegistryConfig = RegistryConfig()
     attempt: AttemptConfig = AttemptConfig()
     dashboard: DashboardConfig = DashboardConfig()
@@ -186,6 +202,7 @@ class CheckpointConfig(_Section, frozen=True, kw_only=True):
 _SECTIONS: dict[str, type[_Section]] = {
     "store": StoreConfig,
     "schedule": ScheduleConfig,
+    "save": SaveConfig,
     "registry": RegistryConfig,
     "attempt": AttemptConfig,
     "dashboard": DashboardConfig,

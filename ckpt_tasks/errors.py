@@ -16,6 +16,7 @@
     |-- StoreError (OSError)                 retry: storage failed                       exit 1
     |   |-- ObjectNotFoundError
     |   `-- ObjectExistsError
+    |-- TornStateError                       save again, without overlap                exit 1
     `-- RegistryError                        queue and go on: the store is the truth     exit 1
         `-- RegistryRefusedError             set this one aside: the others may be taken
 
@@ -42,6 +43,7 @@ __all__ = [
     "StaleAttemptError",
     "StateError",
     "StoreError",
+    "TornStateError",
     "UnsupportedFormatError",
 ]
 
@@ -110,6 +112,10 @@ class AttemptStoppedError(CkptTasksError):
 
 class StoreError(CkptTasksError, OSError):
     """Storage failed or did not answer; worth retrying."""
+
+
+class TornStateError(CkptTasksError):
+    """The state changed while it was copied, so that what was copied never was a state."""
 
 
 class ObjectNotFoundError(StoreError):

@@ -34,6 +34,7 @@ __all__ = [
     "RegistryLinked",
     "RegistryUnavailable",
     "RunFoundComplete",
+    "SaveDelayed",
     "SaveFailed",
     "SaveStarted",
     "Warned",
@@ -107,7 +108,9 @@ class SaveStarted(Event, frozen=True, kw_only=True, tag=True):
 
 
 class CheckpointCommitted(Event, frozen=True, kw_only=True, tag=True):
-    """A checkpoint exists. `seconds` is what training waited for it."""
+    """A checkpoint exists. `seconds` is what training waited for it, `drain` how long it was
+    written, which training may have spent going on.
+    """
 
     checkpoint: str
     position: Position
@@ -115,6 +118,21 @@ class CheckpointCommitted(Event, frozen=True, kw_only=True, tag=True):
     reason: str
     size: int
     seconds: float
+    drain: float = 0.0
+
+
+class SaveDelayed(Event, frozen=True, kw_only=True, tag=True):
+    """A save is due while another one, `behind`, is still being written.
+
+    With `waits`, training waits for that one; else it goes on, and the schedule decides again
+    at the first boundary behind it. Told once for each save that others wait for.
+    """
+
+    trigger: Trigger
+    reason: str
+    position: Position
+    behind: str
+    waits: bool
 
 
 class SaveFailed(Event, frozen=True, kw_only=True, tag=True):
@@ -196,6 +214,7 @@ AnyEvent = (
     | SaveStarted
     | CheckpointCommitted
     | SaveFailed
+    | SaveDelayed
     | CheckpointRegistered
     | RegistryLinked
     | RegistryUnavailable

@@ -13,6 +13,8 @@ import torch
 
 from ckpt_tasks.bench.measure import Contestant
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.checkpointer.drain import InlineDrain
+from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.reader import load_checkpoint
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import extend_lineage
@@ -39,10 +41,9 @@ class Ours:
         self._layout = RunLayout(_RUN)
         identity = RunRecord(uid="0" * 32, run=_RUN, created_at=now(), created_by="bench")
         self._checkpointer = Checkpointer(
-            store,
-            self._layout,
+            InlineDrain(JobRunner(store, self._layout, Fence(store, self._layout, 1))),
             identity,
-            Fence(store, self._layout, 1),
+            1,
             extend_lineage(1, None),
             hyperparameters={},
             environment={},

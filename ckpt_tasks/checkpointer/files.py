@@ -9,7 +9,7 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.store.base import Store
 
-__all__ = ["TensorFile", "list_files"]
+__all__ = ["TensorFile", "TensorLine", "list_files", "list_tensors"]
 
 
 class TensorFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +32,27 @@ class TensorFile(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     path: str
     url: str
+    size: int
+
+
+class TensorLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor.
+
+    Parameters
+    ----------
+    name, key
+        What was tracked, and the tensor's name in its file.
+    dtype, shape
+        As safetensors spells them.
+    size
+        Bytes.
+    """
+
+    name: str
+    rank: int
+    key: str
+    dtype: str
+    shape: list[int]
     size: int
 
 
@@ -58,4 +79,24 @@ def list_files(store: Store, layout: RunLayout, record: CommitRecord) -> list[Te
         )
         for ref in record.indexes
         for file in read_index(store, layout, ref).files
+    ]
+
+
+def list_tensors(store: Store, layout: RunLayout, record: CommitRecord) -> list[TensorLine]:
+    """The checkpoint's tensors, by rank and as they lie in their files; only indexes are read.
+
+    A tensor that several names share stands under the first. Raises as `list_files`.
+    """
+    return [
+        TensorLine(
+            name=layout.tracked_name(index.files[tensor.file].path, ref.rank),
+            rank=ref.rank,
+            key=tensor.key,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            size=tensor.size,
+        )
+        for ref in record.indexes
+        for index in [read_index(store, layout, ref)]
+        for tensor in index.tensors
     ]

@@ -14,7 +14,7 @@ from ckpt_tasks.format.safetensors import (
     build_header,
 )
 
-__all__ = ["FileImage", "Image", "Planner", "plan_image"]
+__all__ = ["FileImage", "Image", "Planner", "file_header", "plan_image"]
 
 
 class FileImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,16 +44,22 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters
     ----------
-    specs, offsets
-        Of each tensor of the state, by position: what it is, and where its bytes lie in the image.
+    specs, items, offsets
+        Of each tensor of the state, by position: what it is, the tracked name it belongs to, and
+        where its bytes lie in the image.
     size
         Bytes of the image.
     """
 
     files: list[FileImage]
     specs: list[TensorSpec]
+    items: list[str]
     offsets: list[int]
     size: int
+
+    def name_of(self, position: int) -> tuple[str, str]:
+        """Tracked name and name in its file of a tensor."""
+        return self.items[position], self.specs[position].key
 
     def fill(self, memory: memoryview, state: StagedState) -> None:
         """Copy headers and tensors to where they lie; then training may go on."""
@@ -68,13 +74,21 @@ class Planner:
     def __init__(self) -> None:
         self._fingerprint: object = None
         self._image: Image | None = None
+        self._encoded: msgspec.Raw | None = None
 
     def plan(self, state: StagedState) -> Image:
         fingerprint = [(t.item, t.key, t.dtype, t.shape) for t in state.tensors]
         if self._image is None or fingerprint != self._fingerprint:
             self._image = plan_image(state.tensors)
-            self._fingerprint = fingerprint
+            self._fingerprint, self._encoded = fingerprint, None
         return self._image
+
+    @property
+    def encoded(self) -> msgspec.Raw:
+        """The latest plan, as another process reads it (MessagePack)."""
+        if self._encoded is None:
+            self._encoded = msgspec.Raw(msgspec.msgpack.encode(self._image))
+        return self._encoded
 
 
 def plan_image(tensors: Sequence[StagedTensor]) -> Image:
@@ -87,9 +101,7 @@ def plan_image(tensors: Sequence[StagedTensor]) -> Image:
         # Those of odd sizes last: before them each tensor begins where torch would put it, and a
         # load can use the bytes where they lie.
         positions.sort(key=lambda position: specs[position].size % TENSOR_ALIGNMENT != 0)
-        header = build_header(
-            [specs[position] for position in positions], {"format": "pt", "ckpt_tasks": item}
-        )
+        header = file_header(item, [specs[position] for position in positions])
         stop = start + len(header)
         for position in positions:
             offsets[position] = stop
@@ -98,7 +110,13 @@ def plan_image(tensors: Sequence[StagedTensor]) -> Image:
             FileImage(item=item, header=header, start=start, size=stop - start, positions=positions)
         )
         start = -(-stop // HEADER_ALIGNMENT) * HEADER_ALIGNMENT
-    return Image(files=files, specs=specs, offsets=offsets, size=start)
+    items = [t.item for t in tensors]
+    return Image(files=files, specs=specs, items=items, offsets=offsets, size=start)
+
+
+def file_header(item: str, specs: Sequence[TensorSpec]) -> bytes:
+    """The header of the file that holds tensors of a tracked name, in this order."""
+    return build_header(specs, {"format": "pt", "ckpt_tasks": item})
 
 
 def _by_item(tensors: Sequence[StagedTensor]) -> dict[str, list[int]]:

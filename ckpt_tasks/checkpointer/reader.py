@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
+from ckpt_tasks.checkpointer.memory import memory_for
+from ckpt_tasks.checkpointer.windows import (
+    PARALLEL_WINDOWS,
+    Window,
+    WindowReader,
+    check_header,
+    check_size,
+    copy_bytes,
+    missing,
+    windows,
+)
 from ckpt_tasks.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -19,7 +27,7 @@ from ckpt_tasks.errors import (
     UnsupportedFormatError,
 )
 from ckpt_tasks.format.codec import decode, index_digest
-from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest
+from ckpt_tasks.format.digest import CHUNK_BYTES
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import (
     MAX_COMMIT_BYTES,
@@ -29,7 +37,6 @@ from ckpt_tasks.format.records import (
     IndexRef,
     TensorEntry,
 )
-from ckpt_tasks.format.safetensors import parse_header
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
@@ -43,11 +50,6 @@ __all__ = [
     "read_commit",
     "read_index",
 ]
-
-_PAGE = 4096
-_WINDOW_BYTES = 2 * CHUNK_BYTES
-_PARALLEL_WINDOWS = 4
-"""With `_WINDOW_BYTES`, what checking a checkpoint of any size holds in memory at once."""
 
 
 class LoadedCheckpoint(msgspec.Struct, frozen=True):
@@ -149,11 +151,9 @@ def load_checkpoint(
     """
     check_restorable(layout, record)
     index = read_index(store, layout, record.indexes[0])
-    wanted = (
-        None
-        if names is None
-        else positions_of(tree for name, tree in index.items.items() if name in names)
-    )
+    wanted = None
+    if names is not None:
+        wanted = positions_of(tree for name, tree in index.items.items() if name in names)
     return LoadedCheckpoint(record, index, load_tensors(store, layout, index, wanted))
 
 
@@ -162,6 +162,8 @@ def load_tensors(
 ) -> dict[int, memoryview]:
     """Bytes of one rank's tensors, verified, by their number in `index.tensors`.
 
+    Beside their own, memory is taken for a few windows of chunks.
+
     Parameters
     ----------
     wanted
@@ -169,13 +171,31 @@ def load_tensors(
 
     Raises as `load_checkpoint`.
     """
+    files = [
+        (layout.in_run(file.path), file, chosen)
+        for file, members in _by_file(index)
+        if (chosen := {p: t for p, t in members.items() if wanted is None or p in wanted})
+        or wanted is None
+    ]
+    reader = WindowReader(store)
     tensors: dict[int, memoryview] = {}
-    with ThreadPoolExecutor(_PARALLEL_WINDOWS, thread_name_prefix="load") as pool:
-        for file, members in _by_file(index):
-            chosen = {p: t for p, t in members.items() if wanted is None or p in wanted}
-            if chosen or wanted is None:
-                path = layout.in_run(file.path)
-                tensors.update(_load_file(store, path, file, chosen, pool))
+    with ThreadPoolExecutor(PARALLEL_WINDOWS, thread_name_prefix="load") as pool:
+
+        def check(task: tuple[str, FileEntry, Mapping[int, TensorEntry]]) -> None:
+            path, file, members = task
+            check_header(store, path, file, members.values())
+
+        def load(task: tuple[str, Window]) -> None:
+            for chunk, data in reader.read(*task):
+                start = chunk.number * CHUNK_BYTES
+                copy_bytes(tensors[chunk.position][start : start + data.nbytes], data)
+
+        # All headers first: memory is taken for sizes that are true.
+        _exhaust(pool.map(check, files))
+        for _, _, members in files:
+            tensors.update(memory_for(members))
+        tasks = [(path, window) for path, _, members in files for window in windows(members)]
+        _exhaust(pool.map(load, tasks))
     return tensors
 
 
@@ -223,15 +243,23 @@ def check_files(store: Store, layout: RunLayout, index: Index) -> Iterator[FileE
     StoreError
         Storage failed, which says nothing about the checkpoint.
     """
-    with ThreadPoolExecutor(_PARALLEL_WINDOWS, thread_name_prefix="verify") as pool:
+    reader = WindowReader(store)
+    with ThreadPoolExecutor(PARALLEL_WINDOWS, thread_name_prefix="verify") as pool:
         for file, members in _by_file(index):
             path = layout.in_run(file.path)
-            _check_size(store, path, file.size)
-            header = _read_span(store, path, 0, file.header_size)
-            _check_header(path, file, memoryview(header), members.values())
-            for _ in pool.map(partial(_check_window, store, path), _windows(members.values())):
-                pass
+            check_header(store, path, file, members.values())
+            reads = pool.map(lambda task: _exhaust(reader.read(*task)), _on(path, members))
+            _exhaust(reads)
             yield file
+
+
+def _on(path: str, members: Mapping[int, TensorEntry]) -> Iterator[tuple[str, Window]]:
+    """The windows of one file's tensors, with its path."""
+    return ((path, window) for window in windows(members))
+
+
+def _exhaust(iterator: Iterator[object]) -> None:
+    deque(iterator, maxlen=0)
 
 
 def _by_file(index: Index) -> Iterator[tuple[FileEntry, dict[int, TensorEntry]]]:
@@ -242,162 +270,12 @@ def _by_file(index: Index) -> Iterator[tuple[FileEntry, dict[int, TensorEntry]]]
     yield from zip(index.files, members, strict=True)
 
 
-def _load_file(
-    store: Store,
-    path: str,
-    file: FileEntry,
-    members: dict[int, TensorEntry],
-    pool: ThreadPoolExecutor,
-) -> dict[int, memoryview]:
-    """The bytes of a file's tensors, verified, by position."""
-    _check_size(store, path, file.size)
-    header = _read_pages(store, path, 0, file.header_size)
-    _check_header(path, file, header, members.values())
-    memory = memoryview(mmap.mmap(-1, file.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-    windows = list(_windows(members.values()))
-    load = partial(_load_window, store, path, memory)
-    # A small file is read at once, without the threads' help.
-    for _ in map(load, windows) if len(windows) == 1 else pool.map(load, windows):
-        pass
-    return {
-        position: memory[tensor.offset : tensor.offset + tensor.size]
-        for position, tensor in members.items()
-    }
-
-
-def _load_window(store: Store, path: str, memory: memoryview, window: _Window) -> None:
-    """Read and check a window, then put it where it belongs: what is not verified never gets there.
-
-    A direct read into memory that was never touched takes longer than the copy.
-    """
-    start, stop = window[0].start, max(chunk.stop for chunk in window)
-    data = _read_pages(store, path, start, stop)
-    for chunk in window:
-        actual = digest(data[chunk.start - start : chunk.stop - start])
-        _check_chunk(path, chunk.tensor, chunk.number, actual)
-    _copy(memory[start:stop], data)
-
-
-def _read_pages(store: Store, path: str, start: int, stop: int) -> memoryview:
-    """Bytes of a file, in memory of this thread's that its next call uses again."""
-    first = start - start % _PAGE
-    buffer = _bounce(_paged(stop) - first)
-    try:
-        store.read_into(path, first, stop, buffer)
-    except ObjectNotFoundError as error:
-        raise _missing(store, path) from error
-    return buffer[start - first : stop - first]
-
-
-_of_thread = threading.local()
-
-
-def _bounce(size: int) -> memoryview:
-    memory: memoryview | None = getattr(_of_thread, "memory", None)
-    if memory is None or memory.nbytes < size:
-        memory = _of_thread.memory = memoryview(mmap.mmap(-1, max(size, _PAGE)))
-    return memory[:size]
-
-
-def _copy(target: memoryview, source: memoryview) -> None:
-    """Without the interpreter's lock, unlike an assignment."""
-    to, of = (ctypes.addressof(ctypes.c_char.from_buffer(view)) for view in (target, source))
-    ctypes.memmove(to, of, source.nbytes)
-
-
-def _paged(size: int) -> int:
-    return -(-size // _PAGE) * _PAGE
-
-
-class _Chunk(NamedTuple):
-    """One digested chunk; `start` and `stop` count from the file's first byte."""
-
-    tensor: TensorEntry
-    number: int
-    start: int
-    stop: int
-
-
-_Window = list[_Chunk]
-
-
-def _windows(tensors: Iterable[TensorEntry]) -> Iterator[_Window]:
-    """Chunks in the order of the file, those that lie together in one window of bytes.
-
-    Small tensors are read together: a request for each would take an object store minutes.
-    """
-    window: _Window = []
-    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
-        for number, (start, stop) in enumerate(chunk_spans(tensor.size)):
-            chunk = _Chunk(tensor, number, tensor.offset + start, tensor.offset + stop)
-            if window and chunk.stop - window[0].start > _WINDOW_BYTES:
-                yield window
-                window = []
-            window.append(chunk)
-    if window:
-        yield window
-
-
-def _check_window(store: Store, path: str, window: _Window) -> None:
-    start, stop = window[0].start, max(chunk.stop for chunk in window)
-    data = memoryview(_read_span(store, path, start, stop))
-    for chunk in window:
-        actual = digest(data[chunk.start - start : chunk.stop - start])
-        _check_chunk(path, chunk.tensor, chunk.number, actual)
-
-
 def _read_exactly(store: Store, path: str, size: int) -> bytes:
-    _check_size(store, path, size)
+    check_size(store, path, size)
     try:
         data = store.read(path, limit=size)
     except ObjectNotFoundError as error:
-        raise _missing(store, path) from error
+        raise missing(store, path) from error
     if len(data) != size:
         raise CorruptCheckpointError(f"{path} gave {len(data)} bytes, committed were {size}")
     return data
-
-
-def _read_span(store: Store, path: str, start: int, stop: int) -> bytes:
-    try:
-        return store.read_range(path, start, stop)
-    except ObjectNotFoundError as error:
-        raise _missing(store, path) from error
-
-
-def _check_size(store: Store, path: str, size: int) -> None:
-    """Before memory is taken for it."""
-    try:
-        found = store.size(path)
-    except ObjectNotFoundError as error:
-        raise _missing(store, path) from error
-    if found != size:
-        raise CorruptCheckpointError(f"{path} has {found} bytes, committed were {size}")
-
-
-def _missing(store: Store, path: str) -> CorruptCheckpointError:
-    return CorruptCheckpointError(f"{path} is missing from {store.url}")
-
-
-def _check_header(
-    path: str, file: FileEntry, data: memoryview, tensors: Iterable[TensorEntry]
-) -> None:
-    header = bytes(data[: file.header_size])
-    if digest(header) != file.header_digest:
-        raise CorruptCheckpointError(f"{path} is damaged: its header's digest does not match")
-    try:
-        specs = parse_header(header)
-    except ValueError as error:
-        raise CorruptCheckpointError(f"{path}: {error}") from error
-    for tensor in tensors:
-        spec, start = specs.get(tensor.key, (None, 0))
-        entry = (tensor.dtype, tuple(tensor.shape), tensor.offset, tensor.size)
-        if spec is None or entry != (spec.dtype, spec.shape, file.header_size + start, spec.size):
-            raise CorruptCheckpointError(f"{path}: header and index differ on {tensor.key!r}")
-
-
-def _check_chunk(path: str, tensor: TensorEntry, number: int, actual: str) -> None:
-    if actual != tensor.chunks[number]:
-        raise CorruptCheckpointError(
-            f"{path} is damaged: chunk {number} of tensor {tensor.key!r} has digest {actual}, "
-            f"committed was {tensor.chunks[number]}"
-        )

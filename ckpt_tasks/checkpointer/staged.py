@@ -42,5 +42,14 @@ class StagedState(Protocol):
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`.
 
-        When this returns, training may go on and change them.
+        When this returns, training may go on. What `finish_copy` copies is kept from changing.
         """
+
+    def finish_copy(self, buffer: memoryview, offsets: Sequence[int]) -> float:
+        """Copy what `copy_into` has left; returns for how many seconds training has waited for it.
+
+        Called once, by any thread. Raises `TornStateError` where it has changed all the same.
+        """
+
+    def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
+        """Names of parameters that hold NaN or infinity, as they were copied."""

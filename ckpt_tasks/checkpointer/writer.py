@@ -7,14 +7,15 @@ bytes that nobody refers to.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
-from ckpt_tasks.checkpointer.image import FileImage, Image
+from ckpt_tasks.checkpointer.earlier import Earlier, Held, probe_all
+from ckpt_tasks.checkpointer.image import FileImage, Image, file_header
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.format.codec import encode, index_digest
 from ckpt_tasks.format.digest import chunk_spans, digest
@@ -27,16 +28,31 @@ from ckpt_tasks.types import Number
 __all__ = ["WrittenRank", "write_rank"]
 
 _ALONE_BYTES = 256 * 1024  # below it a thread costs more than it saves
+_DIGESTING = 2  # threads
 
 
 class WrittenRank(msgspec.Struct, frozen=True):
-    """What `write_rank` leaves in the store: the reference for the commit record, the index
-    itself, and the bytes of all files together.
+    """What `write_rank` leaves in the store.
+
+    Parameters
+    ----------
+    ref
+        Names the index, for the commit record.
+    index
+        The index itself.
+    size
+        Bytes of the index and of all files that it names.
+    written
+        Bytes of these that were not there before.
+    earlier
+        For the next write, should this one be committed.
     """
 
     ref: IndexRef
     index: Index
     size: int
+    written: int
+    earlier: Earlier
 
 
 def write_rank(
@@ -50,6 +66,7 @@ def write_rank(
     rank: int = 0,
     world_size: int = 1,
     metrics: Sequence[tuple[str, Number, int, int]] = (),
+    earlier: Earlier | None = None,
     shared: Sequence[SharedTensor] = (),
     nonfinite: Sequence[str] = (),
 ) -> WrittenRank:
@@ -63,6 +80,8 @@ def write_rank(
         Tracked name to JSON-ready tree.
     metrics
         Rows logged since the previous checkpoint of the attempt.
+    earlier
+        What need not be written again; ``None`` where everything is to be.
     shared, nonfinite
         As `Index` keeps them, where several ranks save.
 
@@ -71,9 +90,9 @@ def write_rank(
     StoreError
         Storage failed. What was written is removed where the store still answers.
     """
-    written: list[str] = []
+    writing = _Writing(store, layout, image, memory, f"{layout.write_folder_in_run(write_id)}/")
     try:
-        files, tensors = _write_files(store, layout, image, memory, write_id, rank, written)
+        files, tensors = writing.write_files(rank, earlier)
         index = Index(
             rank=rank,
             world_size=world_size,
@@ -85,85 +104,178 @@ def write_rank(
             nonfinite=(list(nonfinite)[:20] or UNSET) if world_size > 1 else UNSET,
         )
         data = encode(index)
-        path = f"{layout.write_folder_in_run(write_id)}/{layout.index_name(rank)}"
-        written.append(layout.in_run(path))
-        _write_index(store, layout.in_run(path), data, world_size)
+        path = writing.write_index(layout.index_name(rank), data, is_alone=world_size == 1)
     except BaseException:
-        for path in written:
-            with contextlib.suppress(StoreError):
-                store.delete(path)
+        writing.remove()
         raise
     ref = IndexRef(rank=rank, path=path, size=len(data), digest=index_digest(data))
-    return WrittenRank(ref, index, len(data) + sum(file.size for file in files))
-
-
-def _write_index(store: Store, path: str, data: bytes, world_size: int) -> None:
-    if world_size == 1:
-        store.write(path, [data], len(data))
-    elif not create_once(store, path, data):
-        # Another rank looks for it: it must not be there before it is whole and durable.
-        raise StoreError(f"{path} was there already; another process writes as the same rank")
-
-
-def _write_files(
-    store: Store,
-    layout: RunLayout,
-    image: Image,
-    memory: memoryview,
-    write_id: str,
-    rank: int,
-    written: list[str],
-) -> tuple[list[FileEntry], list[TensorEntry]]:
-    folder = layout.write_folder_in_run(write_id)
-    entries: list[FileEntry] = []
-    chunks: dict[int, list[str]] = {}
-    with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
-        for file in image.files:
-            path = f"{folder}/{layout.tensors_name(file.item, rank)}"
-            written.append(layout.in_run(path))
-            content = memory[file.start : file.start + file.size]
-            if file.size < _ALONE_BYTES:
-                chunks.update(_digests(image, memory, file))
-                store.write(layout.in_run(path), [content], file.size)
-            else:
-                # Digests need the processor while the writing waits for the device.
-                digests = pool.submit(_digests, image, memory, file)
-                store.write(layout.in_run(path), [content], file.size)
-                chunks.update(digests.result())
-            entries.append(_file_entry(path, file))
-    return entries, _tensor_entries(image, chunks)
-
-
-def _file_entry(path: str, file: FileImage) -> FileEntry:
-    return FileEntry(
-        path=path,
-        size=file.size,
-        header_size=len(file.header),
-        header_digest=digest(file.header),
+    return WrittenRank(
+        ref,
+        index,
+        len(data) + sum(file.size for file in files),
+        writing.size,
+        Earlier(index, writing.probes) if earlier is not None else Earlier(),
     )
 
 
-def _tensor_entries(image: Image, chunks: Mapping[int, list[str]]) -> list[TensorEntry]:
-    number_of = {p: number for number, file in enumerate(image.files) for p in file.positions}
-    return [
-        TensorEntry(
-            file=number_of[position],
-            key=spec.key,
-            dtype=spec.dtype,
-            shape=list(spec.shape),
-            offset=image.offsets[position] - image.files[number_of[position]].start,
-            size=spec.size,
-            chunks=chunks[position],
+class _Writing:
+    """One write under way.
+
+    Attributes
+    ----------
+    size
+        Bytes written so far.
+    probes
+        Of each tensor, by name, where it was looked for earlier ones.
+    """
+
+    def __init__(
+        self, store: Store, layout: RunLayout, image: Image, memory: memoryview, folder: str
+    ) -> None:
+        self._store = store
+        self._layout = layout
+        self._image = image
+        self._memory = memory
+        self._folder = folder
+        self._begun: list[str] = []
+        self.size = 0
+        self.probes: dict[tuple[str, str], str] = {}
+
+    def write_files(
+        self, rank: int, earlier: Earlier | None
+    ) -> tuple[list[FileEntry], list[TensorEntry]]:
+        """Write the files; returns those that hold the tensors, and the tensors by position."""
+        with ThreadPoolExecutor(_DIGESTING, thread_name_prefix="digest") as pool:
+            chunks: dict[int, list[str]] = {}
+            held = self._find_held(earlier, chunks, pool) if earlier is not None else {}
+            entries = _Entries(self._image, chunks)
+            for file in self._image.files:
+                positions = [p for p in file.positions if p not in held]
+                if positions:
+                    name = self._layout.tensors_name(file.item, rank)
+                    self._write_file(name, file, positions, entries, chunks, pool)
+            for position, earlier_one in held.items():
+                entries.refer(position, earlier_one)
+        return entries.files, entries.in_order()
+
+    def write_object(self, name: str, parts: Iterable[Any], size: int) -> str:
+        """Write a new object; returns its path in the run's folder."""
+        path = self._folder + name
+        self._begun.append(self._layout.in_run(path))
+        self._store.write(self._layout.in_run(path), parts, size)
+        self.size += size
+        return path
+
+    def write_index(self, name: str, data: bytes, *, is_alone: bool) -> str:
+        """Write the index, last of all; returns its path in the run's folder."""
+        if is_alone:
+            return self.write_object(name, [data], len(data))
+        path = self._folder + name
+        self._begun.append(self._layout.in_run(path))
+        if not create_once(self._store, self._layout.in_run(path), data):
+            # Another rank looks for it: it must not be there before it is whole and durable.
+            raise StoreError(f"{path} was there already; another process writes as the same rank")
+        self.size += len(data)
+        return path
+
+    def remove(self) -> None:
+        """Delete what was begun, as far as the store still answers."""
+        for path in self._begun:
+            with contextlib.suppress(StoreError):
+                self._store.delete(path)
+
+    def _find_held(
+        self, earlier: Earlier, chunks: dict[int, list[str]], pool: ThreadPoolExecutor
+    ) -> dict[int, Held]:
+        """Tensors that need not be written; digests that this takes are kept in `chunks`."""
+        probes = probe_all(self._image, self._memory)
+        self.probes = {self._image.name_of(p): probe for p, probe in probes.items()}
+        candidates = earlier.candidates(self._image, probes)
+        chunks.update(zip(candidates, pool.map(self._digests, candidates), strict=True))
+        return earlier.find(self._image, chunks)
+
+    def _write_file(
+        self,
+        name: str,
+        file: FileImage,
+        positions: list[int],
+        entries: _Entries,
+        chunks: dict[int, list[str]],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """Write the file, or one of those of its tensors that are at `positions`."""
+        header, parts, size = self._content(file, positions)
+        missing = [p for p in positions if p not in chunks]
+        if size < _ALONE_BYTES:
+            chunks.update((p, self._digests(p)) for p in missing)
+            path = self.write_object(name, parts, size)
+        else:
+            # Digests need the processor while the writing waits for the device.
+            digests = pool.submit(lambda: [self._digests(p) for p in missing])
+            path = self.write_object(name, parts, size)
+            chunks.update(zip(missing, digests.result(), strict=True))
+        entry = FileEntry(
+            path=path, size=size, header_size=len(header), header_digest=digest(header)
         )
-        for position, spec in enumerate(image.specs)
-    ]
+        entries.add(entry, positions)
+
+    def _content(
+        self, file: FileImage, positions: list[int]
+    ) -> tuple[bytes, list[memoryview | bytes], int]:
+        """Header, bytes-like parts with it, and how many bytes they are."""
+        if len(positions) == len(file.positions):
+            return file.header, [self._memory[file.start : file.start + file.size]], file.size
+        specs = [self._image.specs[p] for p in positions]
+        header = file_header(file.item, specs)
+        parts = [self._bytes_of(p) for p in positions]
+        return header, [header, *parts], len(header) + sum(spec.size for spec in specs)
+
+    def _bytes_of(self, position: int) -> memoryview:
+        start = self._image.offsets[position]
+        return self._memory[start : start + self._image.specs[position].size]
+
+    def _digests(self, position: int) -> list[str]:
+        """Of each chunk of a tensor."""
+        content = self._bytes_of(position)
+        return [digest(content[start:stop]) for start, stop in chunk_spans(content.nbytes)]
 
 
-def _digests(image: Image, memory: memoryview, file: FileImage) -> dict[int, list[str]]:
-    """Of each chunk of the file's tensors, by position."""
-    found: dict[int, list[str]] = {}
-    for position in file.positions:
-        start = image.offsets[position]
-        spans = chunk_spans(image.specs[position].size)
-        found[position] = [digest(memory[start + i : start + j]) for i, j in spans]
-    return found
+class _Entries:
+    """The index's files, and its tensors by position, as they become known."""
+
+    def __init__(self, image: Image, chunks: Mapping[int, list[str]]) -> None:
+        self._image = image
+        self._chunks = chunks
+        self._tensors: dict[int, TensorEntry] = {}
+        self._number_of: dict[str, int] = {}
+        self.files: list[FileEntry] = []
+
+    def add(self, file: FileEntry, positions: Iterable[int]) -> None:
+        """Tensors that were written to a new file, in this order."""
+        number, offset = self._number(file), file.header_size
+        for position in positions:
+            spec = self._image.specs[position]
+            self._tensors[position] = TensorEntry(
+                file=number,
+                key=spec.key,
+                dtype=spec.dtype,
+                shape=list(spec.shape),
+                offset=offset,
+                size=spec.size,
+                chunks=self._chunks[position],
+            )
+            offset += spec.size
+
+    def refer(self, position: int, held: Held) -> None:
+        """A tensor that lies in a file of an earlier write."""
+        number = self._number(held.file)
+        self._tensors[position] = msgspec.structs.replace(held.tensor, file=number)
+
+    def in_order(self) -> list[TensorEntry]:
+        return [self._tensors[position] for position in range(len(self._tensors))]
+
+    def _number(self, file: FileEntry) -> int:
+        if file.path not in self._number_of:
+            self._number_of[file.path] = len(self.files)
+            self.files.append(file)
+        return self._number_of[file.path]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import msgspec
@@ -15,7 +17,7 @@ from ckpt_tasks.checkpointer.catalog import (
     list_runs,
     view_run,
 )
-from ckpt_tasks.checkpointer.files import TensorFile, list_files
+from ckpt_tasks.checkpointer.files import TensorFile, TensorLine, list_files, list_tensors
 from ckpt_tasks.cli.options import (
     as_json,
     configure,
@@ -24,7 +26,7 @@ from ckpt_tasks.cli.options import (
     store_options,
 )
 from ckpt_tasks.cli.tables import age_or_dash, table
-from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError
+from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.sizes import readable_size
@@ -32,6 +34,8 @@ from ckpt_tasks.store import Store, open_existing_store
 from ckpt_tasks.suggest import did_you_mean
 
 __all__ = ["find_checkpoint", "find_run", "ls", "runs", "show"]
+
+T = TypeVar("T")
 
 _LABEL_WIDTH = 14
 
@@ -117,30 +121,43 @@ def _checkpoint_row(checkpoint: CheckpointView, newest: CheckpointView | None) -
 
 @click.command(short_help="Show a run, or one of its checkpoints.")
 @click.argument("run", metavar="RUN[@ID]")
+@click.option("--tensors", is_flag=True, help="List the checkpoint's tensors too; reads none.")
 @store_options
 @json_option
-def show(run: str, store: str | None, config_file: Path | None, json_output: bool) -> None:
+def show(
+    run: str, tensors: bool, store: str | None, config_file: Path | None, json_output: bool
+) -> None:
     """Show a run with its attempts, or one of its checkpoints with its files."""
     name, checkpoint_id = split_checkpoint(run)
+    if tensors and checkpoint_id is None:
+        raise ConfigError("--tensors lists those of one checkpoint: show RUN@ID --tensors")
     with closing(open_existing_store(configure(store, config_file).store)) as opened:
         view = find_run(opened, name)
         if checkpoint_id is None:
             click.echo(as_json(view)) if json_output else _echo_run(view)
             return
         checkpoint = find_checkpoint(view, checkpoint_id)
-        files = _files(opened, name, checkpoint)
+        files = _told(list_files, opened, name, checkpoint)
+        lines = _told(list_tensors, opened, name, checkpoint) if tensors and files else []
     if json_output:
-        click.echo(as_json({**msgspec.to_builtins(checkpoint), "files": files}))
+        told = {**msgspec.to_builtins(checkpoint), "files": files}
+        click.echo(as_json({**told, "tensors": lines} if tensors else told))
     else:
         _echo_checkpoint(checkpoint, files)
+        _echo_tensors(lines)
 
 
-def _files(store: Store, run: str, checkpoint: CheckpointView) -> list[TensorFile]:
-    """The checkpoint's tensor files; none where what names them is damaged, which is told."""
+def _told(
+    listing: Callable[[Store, RunLayout, CommitRecord], list[T]],
+    store: Store,
+    run: str,
+    checkpoint: CheckpointView,
+) -> list[T]:
+    """The checkpoint's files or tensors; none where what names them is damaged, which is told."""
     if checkpoint.record is None:
         return []
     try:
-        return list_files(store, RunLayout(run), checkpoint.record)
+        return listing(store, RunLayout(run), checkpoint.record)
     except CorruptCheckpointError as error:
         click.echo(f"its files cannot be told: {error}", err=True)
         return []
@@ -230,6 +247,17 @@ def _echo_checkpoint(checkpoint: CheckpointView, files: list[TensorFile]) -> Non
         click.echo()
         rows = [[file.name, readable_size(file.size), file.url] for file in files]
         _echo_lines(table(["tracked", "size", "file"], rows, right="size"))
+
+
+def _echo_tensors(lines: list[TensorLine]) -> None:
+    if not lines:
+        return
+    click.echo()
+    rows = [
+        [line.name, line.key, line.dtype, str(line.shape), readable_size(line.size)]
+        for line in lines
+    ]
+    _echo_lines(table(["tracked", "tensor", "dtype", "shape", "size"], rows, right="size"))
 
 
 def _record_fields(record: CommitRecord) -> dict[str, str]:

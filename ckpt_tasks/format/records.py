@@ -210,8 +210,8 @@ class CommitRecord(Record, frozen=True, kw_only=True):
         is restored (``data_order_only``).
     timings
         Seconds: ``capture``, ``stage``, ``write``.
-    size
-        Bytes of all the checkpoint's files.
+    size, written
+        Bytes of all the checkpoint's files, and those of them that no earlier write had left.
     """
 
     required_features: list[_Text] = []
@@ -228,6 +228,7 @@ class CommitRecord(Record, frozen=True, kw_only=True):
     environment: dict[str, _Text]
     world_size: _Number
     size: _Count
+    written: _Count | None = None
     indexes: list[IndexRef]
     nonfinite: list[_Text] = []
     exact: bool = True

@@ -15,7 +15,8 @@ import torch
 from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
 from ckpt_tasks.state import arrays, sharding, sparse
-from ckpt_tasks.state.modules import canonical_state_dict, nonfinite_parameters
+from ckpt_tasks.state.health import find_nonfinite
+from ckpt_tasks.state.modules import canonical_state_dict, parameter_names
 from ckpt_tasks.state.optimizers import optimizer_state_dict
 from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import (
@@ -46,22 +47,25 @@ class CapturedState:
         (see `state.tensors`), by index into `tensors`.
     tensors
         The tensors to write, each memory once, those of modules first.
-    nonfinite
-        Names of modules' parameters that hold NaN or infinity.
     """
 
-    __slots__ = ("nonfinite", "tensors", "trees")
+    __slots__ = ("tensors", "trees")
 
-    def __init__(
-        self, trees: dict[str, Any], tensors: list[TensorImage], nonfinite: list[str]
-    ) -> None:
+    def __init__(self, trees: dict[str, Any], tensors: list[TensorImage]) -> None:
         self.trees = trees
         self.tensors = tensors
-        self.nonfinite = nonfinite
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
         copy_images(self.tensors, buffer, offsets)
+
+    def finish_copy(self, buffer: memoryview, offsets: Sequence[int]) -> float:
+        """Nothing is left to be copied; see `state.overlap` for where that is otherwise."""
+        return 0.0
+
+    def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
+        """Names of modules' parameters that hold NaN or infinity, as they were copied."""
+        return find_nonfinite(self.tensors, buffer, offsets)
 
 
 class RestoredValues(dict[str, Any]):
@@ -118,13 +122,7 @@ def capture(items: Mapping[str, Any]) -> CapturedState:
     # Tensors that several items share are stored with the first; weights belong to the module.
     by_module = sorted(items, key=lambda name: not isinstance(items[name], torch.nn.Module))
     trees = {name: collector.tree(name, items[name]) for name in by_module}
-    nonfinite = [
-        parameter
-        for name, item in items.items()
-        if isinstance(item, torch.nn.Module)
-        for parameter in nonfinite_parameters(name, item)
-    ]
-    return CapturedState({name: trees[name] for name in items}, collector.images, nonfinite)
+    return CapturedState({name: trees[name] for name in items}, collector.images)
 
 
 def restore_values(
@@ -169,12 +167,14 @@ class _Collector:
         self._item = ""
         self._keys: set[str] = set()
         self._with_device = False
+        self._parameters: frozenset[str] = frozenset()
 
     def tree(self, name: str, item: Any) -> Any:
         self._item = name
         self._keys = set(_RESERVED_KEYS)
         # A module's tensors are copied to where the live ones are; others have only themselves.
         self._with_device = not isinstance(item, torch.nn.Module)
+        self._parameters = frozenset() if self._with_device else parameter_names(item)
         return encode_tree(_state_of(item), path=(name,), leaf=self.leaf)
 
     def leaf(self, value: object, path: Path) -> tuple[str, object] | None:
@@ -218,7 +218,12 @@ class _Collector:
             self._alive.append(tensor)
             dtype, data = image_of(tensor, path)
             key = self._unique_key(path)
-            self.images.append(TensorImage(self._item, key, dtype, tuple(data.shape), data))
+            self.images.append(
+                TensorImage(
+                    *(self._item, key, dtype, tuple(data.shape), data),
+                    is_parameter=path[-1] in self._parameters,
+                )
+            )
         return index
 
     def _unique_key(self, path: Path) -> str:

@@ -11,15 +11,14 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from ckpt_tasks.errors import StateError
-from ckpt_tasks.state.sharding import local_part
 
-__all__ = ["canonical_state_dict", "canonical_tensors", "load_module", "nonfinite_parameters"]
+__all__ = ["canonical_state_dict", "canonical_tensors", "load_module", "parameter_names"]
 
 
 def canonical_state_dict(module: nn.Module) -> Any:
@@ -75,45 +74,11 @@ def load_module(name: str, module: nn.Module, state: Any) -> None:
         raise StateError(f"{name}: the saved state does not fit this module: {error}") from error
 
 
-def nonfinite_parameters(name: str, module: nn.Module) -> list[str]:
-    """Names (``model.fc.weight``) of parameters that hold NaN or infinity; buffers never count."""
+def parameter_names(module: nn.Module) -> frozenset[str]:
+    """Canonical names of its parameters; buffers are none."""
     prefixes = _wrapper_prefixes(module)
-    sums: dict[tuple[torch.device, torch.dtype], list[_Sum]] = {}
-    for raw, parameter in module.named_parameters():
-        values = _checkable(parameter)
-        if values is not None:
-            found = sums.setdefault((values.device, values.dtype), [])
-            found.append(_Sum(raw, values, values.sum()))
-    bad = {raw for found in sums.values() for raw in _nonfinite(found)}
-    names = [raw for raw, _ in module.named_parameters() if raw in bad] if bad else []
-    return [f"{name}.{_canonical(raw, prefixes)}" for raw in names]
-
-
-class _Sum(NamedTuple):
-    raw: str
-    values: torch.Tensor
-    sum: torch.Tensor
-
-
-def _nonfinite(sums: list[_Sum]) -> list[str]:
-    # One transfer for all parameters of a device, not one wait for each.
-    finite = torch.stack([each.sum for each in sums]).isfinite().tolist()
-    suspects = [each for each, fine in zip(sums, finite, strict=True) if not fine]
-    # A sum is not finite where a value is not; also where it is too large for its dtype.
-    return [each.raw for each in suspects if not each.values.isfinite().all()]
-
-
-def _checkable(parameter: torch.Tensor) -> torch.Tensor | None:
-    """Real values that are finite exactly if the parameter's are; None where all always are."""
-    values = local_part(parameter.detach())  # each rank looks at its own: no communication
-    if values.layout is not torch.strided or values.numel() == 0:
-        return None
-    if values.is_complex():
-        values = torch.view_as_real(values.resolve_conj())
-    if not values.is_floating_point():
-        return None
-    # 1-byte floats have no kernels of their own.
-    return values.float() if values.element_size() == 1 else values
+    named = module.named_parameters(remove_duplicate=False)
+    return frozenset(_canonical(raw, prefixes) for raw, _ in named)
 
 
 def _wrapper_prefixes(module: nn.Module) -> frozenset[str]:

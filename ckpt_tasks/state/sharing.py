@@ -24,6 +24,7 @@ from ckpt_tasks.errors import StateError
 from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest, digest_of_chunks
 from ckpt_tasks.format.records import SharedTensor
 from ckpt_tasks.state.capture import CapturedState
+from ckpt_tasks.state.health import find_nonfinite
 from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import TensorImage
 
@@ -50,27 +51,31 @@ class RankState:
         Those of the captured tensors that this rank writes, in order.
     shared
         The others.
-    nonfinite
-        Names of this rank's parameters that hold NaN or infinity.
     """
 
-    __slots__ = ("nonfinite", "shared", "tensors", "trees")
+    __slots__ = ("shared", "tensors", "trees")
 
     def __init__(
         self,
         trees: dict[str, Any],
         tensors: list[TensorImage],
         shared: list[SharedTensor],
-        nonfinite: list[str],
     ) -> None:
         self.trees = trees
         self.tensors = tensors
         self.shared = shared
-        self.nonfinite = nonfinite
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
         copy_images(self.tensors, buffer, offsets)
+
+    def finish_copy(self, buffer: memoryview, offsets: Sequence[int]) -> float:
+        """Nothing is left to be copied."""
+        return 0.0
+
+    def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
+        """Names of the parameters among them that hold NaN or infinity, as they were copied."""
+        return find_nonfinite(self.tensors, buffer, offsets)
 
 
 class _Offer(msgspec.Struct, frozen=True, array_like=True):
@@ -130,7 +135,7 @@ class SharingPlanner:
             for position, tensor in enumerate(captured.tensors)
             if position not in self._owners
         ]
-        return RankState(captured.trees, kept, shared, captured.nonfinite)
+        return RankState(captured.trees, kept, shared)
 
     def _plan(self, captured: CapturedState, fingerprint: object) -> list[SharedTensor]:
         self._fingerprint, self._owners = None, {}

@@ -36,6 +36,7 @@ from ckpt_tasks.state.sharding import Part
 __all__ = [
     "TensorImage",
     "check_supported",
+    "float_dtype",
     "image_of",
     "named_device",
     "reference_details",
@@ -89,6 +90,8 @@ class TensorImage:
         As safetensors spells it.
     shape
         Of the image; for complex128 one dimension more than the tensor's.
+    is_parameter
+        It is a parameter of a module: one that holds NaN or infinity is broken.
     data
         Row-major contiguous, detached, on the tensor's own device. On CPU it shares memory with
         the live tensor wherever that is row-major itself, so copy it before training goes on.
@@ -99,16 +102,24 @@ class TensorImage:
         Of a DTensor, whose local part this is; ``None`` for a tensor that is whole.
     """
 
-    __slots__ = ("data", "dtype", "item", "key", "part", "shape")
+    __slots__ = ("data", "dtype", "is_parameter", "item", "key", "part", "shape")
 
     def __init__(
-        self, item: str, key: str, dtype: str, shape: tuple[int, ...], data: torch.Tensor
+        self,
+        item: str,
+        key: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        data: torch.Tensor,
+        *,
+        is_parameter: bool = False,
     ) -> None:
         self.item = item
         self.key = key
         self.dtype = dtype
         self.shape = shape
         self.data = data
+        self.is_parameter = is_parameter
         self.part: Part | None = None
 
     def __repr__(self) -> str:
@@ -118,6 +129,13 @@ class TensorImage:
     def nbytes(self) -> int:
         """Bytes of the image."""
         return self.data.numel() * self.data.element_size()
+
+
+def float_dtype(image: TensorImage) -> torch.dtype | None:
+    """The dtype of its numbers where those may be NaN or infinite; a complex one is two numbers."""
+    if image.data.is_complex():
+        return image.data.dtype.to_real()
+    return image.data.dtype if image.data.is_floating_point() else None
 
 
 def check_supported(tensor: torch.Tensor, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
-__all__ = ["ObjectInfo", "Store"]
+__all__ = ["ObjectInfo", "Store", "UploadInfo"]
 
 
 class ObjectInfo(msgspec.Struct, frozen=True, order=True):
@@ -40,6 +40,21 @@ class ObjectInfo(msgspec.Struct, frozen=True, order=True):
     modified: float | None = None
 
 
+class UploadInfo(msgspec.Struct, frozen=True, order=True):
+    """A `Store.write` that was begun and not ended, of which the store keeps what had arrived.
+
+    Parameters
+    ----------
+    path
+        What it was to make, relative to the store's root.
+    begun
+        In seconds since the epoch by the **store's** clock.
+    """
+
+    path: str
+    begun: float
+
+
 class Store(ABC):
     """A root that holds runs. Thread-safe; not shared between processes: reopen by `url`.
 
@@ -51,10 +66,13 @@ class Store(ABC):
         Whether `create` is atomic among all writers, in this and other processes and hosts.
         Where it is not, `checkpointer` refuses to write unless the store was declared
         single-writer.
+    is_shared
+        Whether another process that opens `url` finds the same objects.
     """
 
     url: str
     supports_conditional_create: bool
+    is_shared: bool = True
 
     @abstractmethod
     def read(self, path: str, *, limit: int | None = None) -> bytes:
@@ -76,6 +94,14 @@ class Store(ABC):
         """
         buffer[: stop - start] = self.read_range(path, start, stop)
 
+    def map(self, path: str) -> memoryview | None:
+        """The whole object as memory that takes none before it is looked at, or ``None`` where
+        the store has no such thing.
+
+        What is written to that memory stays in it. Raises `ObjectNotFoundError`.
+        """
+        return None
+
     @abstractmethod
     def create(self, path: str, data: bytes) -> None:
         """Make a small object durable, whole, and only if there is none at `path`.
@@ -95,6 +121,9 @@ class Store(ABC):
         Durable, and its size confirmed by the store, when this returns. Raises
         `ObjectExistsError` if there is one already (paths contain a write-id, so there never
         is), and leaves nothing behind where it can when it fails.
+
+        The memory of `parts` must stay as it is until this returns: it is sent from where it
+        lies, perhaps twice.
         """
 
     @abstractmethod
@@ -120,6 +149,27 @@ class Store(ABC):
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove the object; no error if there is none."""
+
+    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        """Remove what writes below `prefix` left that a killed process had begun.
+
+        Stores that take objects in parts keep, and charge for, the parts of an upload that was
+        never completed; they appear in no listing.
+
+        Parameters
+        ----------
+        prefix
+            As for `list_objects`.
+        older_than
+            Seconds since the upload was begun, by the store's clock. Must exceed the longest
+            write: one that is still under way fails when it is aborted.
+
+        Returns
+        -------
+        list of UploadInfo
+            What was removed, sorted; always empty where a killed write leaves no such thing.
+        """
+        return []
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open
         """Release connections."""

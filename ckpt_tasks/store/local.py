@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -88,6 +89,13 @@ class LocalStore(Store):
             count = read_direct(self._full(path), start, buffer)
         if start + count < stop:
             raise self._ends_early(path, start + count, start, stop)
+
+    def map(self, path: str) -> memoryview | None:
+        with self._errors("read", path), open(self._full(path), "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                return memoryview(bytearray())
+            return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
 
     def create(self, path: str, data: bytes) -> None:
         full = self._full(path)

@@ -25,6 +25,7 @@ class MemoryStore(FsspecStore):
     """
 
     supports_conditional_create = True
+    is_shared = False
 
     def __init__(self, root: str) -> None:
         root = "/" + root.strip("/")

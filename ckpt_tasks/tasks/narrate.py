@@ -16,6 +16,7 @@ from ckpt_tasks.events import (
     OutputLine,
     RegistryLinked,
     RegistryUnavailable,
+    SaveDelayed,
     SaveFailed,
     Warned,
 )
@@ -81,6 +82,8 @@ def _trouble(event: Event) -> tuple[int, str] | None:
                 f"{event.checkpoint} was not saved, {event.unprotected:.0f} s without a durable "
                 f"checkpoint; training goes on: {event.why}"
             )
+        case SaveDelayed():
+            return _delayed(event)
         case RegistryUnavailable():
             return logging.WARNING, _unavailable(event)
         case MetricsReplayed(diverged=diverged) if diverged:
@@ -95,6 +98,13 @@ def _trouble(event: Event) -> tuple[int, str] | None:
             return (logging.INFO if fine else logging.ERROR), event.message
         case _:
             return None
+
+
+def _delayed(event: SaveDelayed) -> tuple[int, str]:
+    due = f"a save is due at {event.position} ({event.trigger}: {event.reason})"
+    if event.waits:
+        return logging.WARNING, f"{due}; training waits until {event.behind} is written"
+    return logging.INFO, f"{due} and put off until {event.behind} is written"
 
 
 def _unavailable(event: RegistryUnavailable) -> str:

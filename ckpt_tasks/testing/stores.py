@@ -142,6 +142,19 @@ class StoreTests(ABC):
             store.read_into("run/missing", 0, 1, buffer)
         buffer.release()
 
+    @pytest.mark.parametrize("content", [b"", b"01234"])
+    def test_mapped_object_is_a_private_copy(self, store: Store, content: bytes) -> None:
+        """`map` gives all bytes, or nothing; what is written to them stays in this process."""
+        self.set(store, "run/x", content)
+        mapped = store.map("run/x")
+        if mapped is None:
+            return
+        assert (bytes(mapped), mapped.readonly) == (content, False)
+        mapped[:] = bytes(len(content))
+        assert self.get(store, "run/x") == content
+        with pytest.raises(ObjectNotFoundError, match="run/missing"):
+            store.map("run/missing")
+
     @pytest.mark.parametrize(("start", "stop"), [(0, 6), (4, 9), (5, 6), (8, 9), (9, 9)])
     def test_short_object_is_damage(self, store: Store, start: int, stop: int) -> None:
         """`read_range` beyond the object's end raises instead of returning less."""
@@ -276,6 +289,15 @@ class StoreTests(ABC):
         with pytest.raises((KeyError, StoreError)):
             store.write("run/data/w1/x", broken(), 8)
         assert store.list_objects("") == []
+
+    def test_ended_writes_leave_nothing_to_abort(self, store: Store) -> None:
+        """`abort_uploads` finds no write that has ended, well or not, and touches no object."""
+        store.write("run/data/w1/x", [b"12345"], 5)
+        with pytest.raises(StoreError):
+            store.write("run/data/w2/x", [b"12345"], 6)
+        assert store.abort_uploads("run/", older_than=0) == []
+        assert store.abort_uploads("", older_than=0) == []
+        assert self.get(store, "run/data/w1/x") == b"12345"
 
     def test_nothing_is_cached(self, store: Store) -> None:
         """What another writer makes or replaces is seen at once by every way of asking."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ckpt_tasks.errors import StoreError
-from ckpt_tasks.store.base import ObjectInfo, Store
+from ckpt_tasks.store.base import ObjectInfo, Store, UploadInfo
 
 __all__ = [
     "CHANGES",
@@ -25,10 +25,10 @@ __all__ = [
 
 Operation = Literal[
     "read", "read_range", "read_into", "create", "put", "write", "exists", "size",
-    "list_objects", "list_folders", "delete",
+    "list_objects", "list_folders", "delete", "abort_uploads",
 ]  # fmt: skip
 
-CHANGES: frozenset[Operation] = frozenset({"create", "put", "write", "delete"})
+CHANGES: frozenset[Operation] = frozenset({"create", "put", "write", "delete", "abort_uploads"})
 """Operations that change the store."""
 
 OPERATIONS: frozenset[Operation] = CHANGES | {
@@ -88,6 +88,11 @@ class WrapperStore(Store):
 
     def delete(self, path: str) -> None:
         self._run("delete", path, lambda: self.store.delete(path))
+
+    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        return self._run(
+            "abort_uploads", prefix, lambda: self.store.abort_uploads(prefix, older_than)
+        )
 
     def close(self) -> None:
         self.store.close()

@@ -15,7 +15,12 @@ import torch
 import ckpt_tasks
 from ckpt_tasks.checkpointer.catalog import is_complete
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
+from ckpt_tasks.checkpointer.drain import Drain, InlineDrain
+from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.marks import read_completed, write_completed
+from ckpt_tasks.checkpointer.reader import LoadedCheckpoint
+from ckpt_tasks.checkpointer.writer_client import ProcessDrain
+from ckpt_tasks.checkpointer.writer_process import WriterSpec
 from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ckpt_tasks.events import AttemptClaimed, AttemptResumed, EventSink, RunFoundComplete, Warned
 from ckpt_tasks.fencing.attempts import list_attempts, read_attempts
@@ -36,7 +41,7 @@ from ckpt_tasks.training.hyperparameters import (
 )
 from ckpt_tasks.training.run import TrainingRun
 from ckpt_tasks.training.saver import TrainingStopped
-from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
+from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position, Scalar
 
 __all__ = ["AttemptRunner", "find_completed"]
@@ -51,10 +56,16 @@ class AttemptRunner:
         What to train.
     on_event
         Told what happens.
+    folder
+        The attempt's folder: with it, saves are written by a process beside this one, if `spec`
+        does not say otherwise.
     """
 
-    def __init__(self, spec: TrainSpec, on_event: EventSink) -> None:
+    def __init__(
+        self, spec: TrainSpec, on_event: EventSink, folder: AttemptFolder | None = None
+    ) -> None:
         self._spec = spec
+        self._folder = folder
         self._on_event = on_event
         self._layout = RunLayout(spec.run)
         self._stop_reason: str | None = None
@@ -221,10 +232,9 @@ class AttemptRunner:
             name=self._spec.run,
             attempt=attempt.number,
             checkpointer=Checkpointer(
-                store,
-                self._layout,
+                self._drain(store, attempt.number, recovered.checkpoint),
                 identity,
-                Fence(store, self._layout, attempt.number),
+                attempt.number,
                 recovered.lineage,
                 hyperparameters=self._hyperparameters,
                 environment=_environment(attempt),
@@ -236,12 +246,33 @@ class AttemptRunner:
             hyperparameters=self._hyperparameters,
             max_unprotected=config.attempt.max_unprotected,
             grace=config.attempt.grace,
+            overlap=config.save.overlap,
             on_event=self._on_event,
         )
         self.run = run
         if self._stop_reason is not None:
             run.request_stop(self._stop_reason)
         return run
+
+    def _drain(self, store: Store, attempt: int, start: LoadedCheckpoint | None) -> Drain:
+        """What writes saves: a process of its own, but for a store that only this one sees."""
+        folder, config = self._folder, self._spec.config.save
+        base = start.record.indexes[0] if start is not None else None
+        if folder is None or not config.asynchronous or not store.is_shared:
+            fence = Fence(store, self._layout, attempt)
+            return InlineDrain(
+                JobRunner(store, self._layout, fence, incremental=config.incremental, base=base)
+            )
+        writer = WriterSpec(
+            run=self._spec.run,
+            attempt=attempt,
+            store=self._spec.config.store,
+            conditional_create=store.supports_conditional_create,
+            incremental=config.incremental,
+            base=base,
+            events=str(folder.writer_events),
+        )
+        return ProcessDrain(writer, folder.write_writer)
 
     def _finish(self, store: Store, run: TrainingRun, attempt: Attempt) -> TrainOutcome:
         run.finish()

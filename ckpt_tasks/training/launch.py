@@ -121,7 +121,10 @@ class _Supervision:
         self._spec = spec
         self._folder = folder
         self._on_event = on_event
-        self._logs = (EventReader(folder.trainer_events), EventReader(folder.registrar_events))
+        self._logs = [
+            EventReader(log)
+            for log in (folder.registrar_events, folder.writer_events, folder.trainer_events)
+        ]
         self._output = _LineReader(folder.output)
         self._stopping = False
         self._checkpoint: str | None = None
@@ -233,8 +236,10 @@ class _Supervision:
 
     def _events(self) -> Iterator[Event]:
         try:
-            for log in self._logs:
-                yield from log.read()
+            # A registration is read before the commit that it follows, so that that one is read,
+            # too; and told behind it.
+            for events in reversed([list(log.read()) for log in self._logs]):
+                yield from events
         except msgspec.DecodeError as error:
             raise self._unreadable(error) from error
 

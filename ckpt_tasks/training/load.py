@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple, Self
 
+import torch
+
+from ckpt_tasks.checkpointer.lazy import LazyTensor, open_checkpoint
 from ckpt_tasks.checkpointer.reader import LoadedCheckpoint, load_checkpoint
 from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_sharded
 from ckpt_tasks.config import StoreConfig
@@ -15,10 +19,11 @@ from ckpt_tasks.format.layout import RunLayout, decode_name
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.state.capture import RestoredValues
 from ckpt_tasks.state.resharding import place
-from ckpt_tasks.store import open_store
+from ckpt_tasks.state.tensors import tensor_from_buffer, values_from_image
+from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.training.restore import restored_values
 
-__all__ = ["load_uri"]
+__all__ = ["OpenCheckpoint", "load_uri", "open_uri"]
 
 
 def load_uri(uri: str, names: Collection[str], *, digest: str | None = None) -> RestoredValues:
@@ -44,23 +49,40 @@ def load_uri(uri: str, names: Collection[str], *, digest: str | None = None) -> 
     StoreError
         Storage did not answer.
     """
-    root, run, path = _split(uri)
-    store = open_store(StoreConfig(url=root))
-    try:
-        layout = RunLayout(run)
-        data = store.read(path, limit=MAX_RECORD_BYTES)
-        if digest is not None and digest_of(data) != digest:
-            raise CorruptCheckpointError(
-                f"{uri} is not what was told: its digest is {digest_of(data)}, not {digest}"
-            )
-        record = decode(data, CommitRecord, path=path)
+    where = _place(uri)
+    with open_store(StoreConfig(url=where.root)) as store:
+        record = _read_record(store, where, uri, digest)
         if record.world_size == 1:
-            return _whole(load_checkpoint(store, layout, record, names=names), names)
-        opened = open_sharded(store, layout, record)
+            return _whole(load_checkpoint(store, where.layout, record, names=names), names)
+        opened = open_sharded(store, where.layout, record)
         opened.preload(names)
         return _whole(opened, names)
-    finally:
+
+
+def open_uri(uri: str, *, digest: str | None = None) -> OpenCheckpoint:
+    """A checkpoint to look into: only what is asked for is read, and verified before it is given.
+
+    ::
+
+        with open_uri(uri) as checkpoint:
+            checkpoint["model"]["layer.weight"].norm()
+            checkpoint.stored["optimizer"]["state.0.exp_avg"].shape      # reads nothing
+
+    Parameters
+    ----------
+    uri, digest
+        As of `load_uri`.
+
+    Raises as `load_uri`; looking at a damaged tensor raises `CorruptCheckpointError`.
+    """
+    where = _place(uri)
+    store = open_store(StoreConfig(url=where.root))
+    try:
+        record = _read_record(store, where, uri, digest)
+        return OpenCheckpoint(store, record, open_checkpoint(store, where.layout, record))
+    except BaseException:
         store.close()
+        raise
 
 
 def _whole(start: LoadedCheckpoint | ShardedCheckpoint, names: Collection[str]) -> RestoredValues:
@@ -71,13 +93,100 @@ def _whole(start: LoadedCheckpoint | ShardedCheckpoint, names: Collection[str]) 
     return values
 
 
-def _split(uri: str) -> tuple[str, str, str]:
-    """Root of the store, name of the run, and path of the record from the root."""
+class OpenCheckpoint(Mapping[str, Mapping[str, torch.Tensor]]):
+    """Tracked name to the tensors saved under it, by the keys that lead to each.
+
+    The tensors are on the CPU. Of a store on this machine they are mapped from its files: they
+    take no memory until they are looked at, and changing one changes no file. Use it in a
+    ``with`` block, or close it; tensors that were mapped or read stay usable after that.
+
+    Attributes
+    ----------
+    record
+        The commit record: position, metrics, hyperparameters.
+    stored
+        The same names and keys, with dtype, shape and size of each tensor, and its raw bytes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        record: CommitRecord,
+        stored: Mapping[str, Mapping[str, LazyTensor]],
+    ) -> None:
+        self.record = record
+        self.stored = stored
+        self._store = store
+
+    def __getitem__(self, name: str) -> Mapping[str, torch.Tensor]:
+        return _Tensors(self.stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __repr__(self) -> str:
+        return f"OpenCheckpoint({self.record.id}, {sorted(self.stored)})"
+
+    def close(self) -> None:
+        """Release the connection to the store."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Tensors(Mapping[str, torch.Tensor]):
+    def __init__(self, stored: Mapping[str, LazyTensor]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        lazy = self._stored[key]
+        details = {name: value for name, value in lazy.details.items() if name != "device"}
+        try:
+            image = tensor_from_buffer(lazy.read_private(), lazy.dtype, lazy.shape)
+            return values_from_image(image, details)
+        except ValueError as error:
+            raise CorruptCheckpointError(f"{key}: {error}") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __repr__(self) -> str:
+        return repr(dict(self._stored))
+
+
+class _Place(NamedTuple):
+    """Root of the store, the run's layout, and the record's path from the root."""
+
+    root: str
+    layout: RunLayout
+    path: str
+
+
+def _read_record(store: Store, place: _Place, uri: str, digest: str | None) -> CommitRecord:
+    data = store.read(place.path, limit=MAX_RECORD_BYTES)
+    if digest is not None and digest_of(data) != digest:
+        raise CorruptCheckpointError(
+            f"{uri} is not what was told: its digest is {digest_of(data)}, not {digest}"
+        )
+    return decode(data, CommitRecord, path=place.path)
+
+
+def _place(uri: str) -> _Place:
     parts = uri.rsplit("/", 3)
     path = "/".join(parts[1:])
     try:
-        run = decode_name(parts[1])
-        found = RunLayout(run).checkpoint_id(path)
+        layout = RunLayout(decode_name(parts[1]))
+        found = layout.checkpoint_id(path)
     except (IndexError, ValueError):
         found = None
     if found is None:
@@ -85,4 +194,4 @@ def _split(uri: str) -> tuple[str, str, str]:
             f"{uri} names no checkpoint; it ends with RUN/commits/CHECKPOINT.json, as `ckpt-tasks "
             "show` and events tell it"
         )
-    return parts[0], run, path
+    return _Place(parts[0], layout, path)

@@ -30,6 +30,7 @@ class MetricBuffer:
         self._open: dict[str, tuple[Any, int]] = {}
         self._unsent: list[tuple[str, Any, int, int]] = []
         self._journal: deque[Row] = deque(maxlen=JOURNAL_ROWS)
+        self._given = self._pushed_out = 0  # rows of the latest `journal`, and those it lost since
         self._step = 0
         self._logged: set[str] = set()
         self.has_overflowed = False
@@ -79,7 +80,9 @@ class MetricBuffer:
             for key, value, step, time_ms in self._unsent
         ]
         self._unsent.clear()
-        self.has_overflowed |= len(self._journal) + len(rows) > JOURNAL_ROWS
+        too_many = len(self._journal) + len(rows) - JOURNAL_ROWS
+        self.has_overflowed |= too_many > 0
+        self._pushed_out = min(self._pushed_out + max(0, too_many), self._given)
         self._journal.extend(rows)
         for key, value, step, _ in rows:
             if step == self._step and len(self.of_step) < _RECORDED_KEYS:
@@ -88,11 +91,14 @@ class MetricBuffer:
 
     def journal(self) -> list[Row]:
         """Rows sent since the last checkpoint: the newest, should they be too many."""
+        self._given, self._pushed_out = len(self._journal), 0
         return list(self._journal)
 
     def forget_journal(self) -> None:
-        """A checkpoint holds them now."""
-        self._journal.clear()
+        """A checkpoint holds what `journal` gave last; later rows have come since."""
+        for _ in range(self._given - self._pushed_out):
+            self._journal.popleft()
+        self._given = self._pushed_out = 0
 
     def restore(self, of_step: Mapping[str, Number], step: int, logged: Iterable[str]) -> None:
         """Start from what a checkpoint knew.

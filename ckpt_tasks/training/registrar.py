@@ -70,6 +70,7 @@ class Registrar:
         self._folder = folder
         self._spec = folder.read_spec()
         self._events = EventReader(folder.trainer_events)
+        self._commits = EventReader(folder.writer_events)
         self._emit = EventLog(folder.registrar_events)
         self._layout = RunLayout(self._spec.run)
         self._released = threading.Event()
@@ -119,15 +120,18 @@ class Registrar:
         self._handle_events()
 
     def _is_over(self) -> bool:
-        """The supervisor says so; or it is gone itself, and the trainer is gone too."""
+        """The supervisor says so; or it is gone itself, and the trainer and the writer are, too."""
         if not self._released.is_set():
             return False
         if self._folder.outcome.exists() or not isinstance(self._claimed, AttemptClaimed):
             return True
-        return not process_is_alive(this_process(self._claimed.pid))
+        trainer_lives = process_is_alive(this_process(self._claimed.pid))
+        return not trainer_lives and not self._folder.has_live_writer()
 
     def _handle_events(self) -> None:
-        for event in self._events.read():
+        # Read before, handled behind the trainer's: the rows that a checkpoint holds come first.
+        commits = list(self._commits.read())
+        for event in (*self._events.read(), *commits):
             self._handle(event)
 
     def _handle(self, event: Event) -> None:

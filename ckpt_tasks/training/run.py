@@ -8,10 +8,11 @@ from typing import Any
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.reader import LoadedCheckpoint
 from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint
+from ckpt_tasks.checkpointer.staged import StagedState
 from ckpt_tasks.errors import ConfigError, StateError
 from ckpt_tasks.events import EventSink, discard_event
 from ckpt_tasks.schedule.policy import SaveDecisionPolicy
-from ckpt_tasks.state.capture import CapturedState
+from ckpt_tasks.state.overlap import StepFence
 from ckpt_tasks.state.rng import capture_rng
 from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.training.counters import Counters
@@ -84,6 +85,8 @@ class TrainingRun:
         Seconds during which saves may fail before training does.
     grace
         Seconds that a request to stop leaves for the save.
+    overlap
+        What only steps change is copied until the next one; see `state.overlap`.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class TrainingRun:
         hyperparameters: Mapping[str, Scalar] | None = None,
         max_unprotected: float = 1800.0,
         grace: float = 30.0,
+        overlap: bool = False,
         on_event: EventSink = discard_event,
     ) -> None:
         self._name = name
@@ -107,6 +111,7 @@ class TrainingRun:
         self._resumed_from = start.record.id if start else None
         self._start = start
         self._items = TrackedItems()
+        self._step_fence = StepFence() if overlap else None
         self._loaders = TrackedLoaders(lambda message: self._saver.warn_once(message))
         self._tracked = False
         self._counters = Counters()
@@ -232,6 +237,8 @@ class TrainingRun:
         for name, item in items.items():
             self._items.add(name, self._loaders.add(name, item) or item)
         self._tracked = True
+        if self._step_fence is not None:
+            self._step_fence.watch(items)
         if self._start is not None:
             self._restore(self._start, rename or {}, fresh)
         self._saver.restart_clock()
@@ -302,7 +309,7 @@ class TrainingRun:
         self._need_tracked("save")
         if self._loops.inside_epochs:
             self._saver.request_save(reason)
-        elif self._counters.looped and self.position == self._saver.saved:
+        elif self._counters.looped and self.position == self._saver.newest:
             if self.checkpoint != self.resumed_from:
                 self._saver.warn_once(
                     f"run.save() saved nothing, as no step was done since {self.checkpoint}; in "
@@ -346,8 +353,12 @@ class TrainingRun:
         self._saver.request_stop(reason)
 
     def report(self) -> None:
-        """Send what was logged for the steps that are done, which nothing else may do any more."""
+        """Send what was logged for the steps that are done, and wait for the save in flight.
+
+        Nothing else may be done any more.
+        """
         self._saver.flush(self.position)
+        self._saver.settle()
 
     def finish(self) -> None:
         """The training function has returned: save its end, unless that is saved already.
@@ -362,6 +373,7 @@ class TrainingRun:
                 "saved, so the run is not complete; track its model, optimizer and loader before "
                 "the loops"
             )
+        self._saver.settle()
         if self.step == 0 and self.checkpoint is None:
             self._saver.warn_once(
                 "the training function returned without a step done, and the run counts as "
@@ -378,9 +390,12 @@ class TrainingRun:
 
     # -- state --------------------------------------------------------------------------------
 
-    def _capture(self) -> CapturedState:
+    def _capture(self) -> StagedState:
         own = {COUNTERS: self._counters.to_dict(), RNG: capture_rng(), STATE: self.state}
-        return self._items.capture(own)
+        captured = self._items.capture(own)
+        if self._step_fence is None or not self._saver.may_overlap:
+            return captured
+        return self._step_fence.overlap(captured)
 
     def _restore(
         self,

@@ -1,26 +1,32 @@
-"""What happens at a boundary: metrics get their step, a save is made if one is due."""
+"""What happens at a boundary: metrics get their step, a save is begun if one is due.
+
+Training waits while the state is staged, and goes on while it is written. One save is in flight at
+a time; how it ended is seen at a later boundary.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 import msgspec
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
-from ckpt_tasks.errors import CkptTasksError, StoreError
+from ckpt_tasks.checkpointer.job import committed_event
+from ckpt_tasks.checkpointer.staged import StagedState
+from ckpt_tasks.errors import CkptTasksError, StoreError, TornStateError
 from ckpt_tasks.events import (
-    CheckpointCommitted,
     EventSink,
     MetricsLogged,
     Progress,
+    SaveDelayed,
     SaveFailed,
     SaveStarted,
     Warned,
 )
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.schedule.policy import Boundary, SaveContext, SaveDecisionPolicy
-from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.metrics import JOURNAL_ROWS, MetricBuffer
 from ckpt_tasks.types import Position, SaveDecision
@@ -32,6 +38,10 @@ _RETRIES = 20  # of failing saves, spread over the time for which they may fail
 _MUST_SUCCEED = ("signal", "final")  # no later save makes up for them
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0  # seconds between their tries
 _UNDELAYED = ("manual", *_MUST_SUCCEED)
+_OF_THIS_BOUNDARY = ("epoch", "best", *_UNDELAYED)
+"""Saves of what is now, which wait for the one in flight; the others are as good a little later."""
+
+_LOOK_SECONDS = 0.25  # between two looks at requests to stop while training waits for a save
 
 
 class TrainingStopped(BaseException):
@@ -65,7 +75,7 @@ class Saver:
         *,
         checkpointer: Checkpointer,
         schedule: SaveDecisionPolicy,
-        capture: Callable[[], CapturedState],
+        capture: Callable[[], StagedState],
         exact: Callable[[], bool],
         on_event: EventSink,
         start: CommitRecord | None = None,
@@ -90,9 +100,13 @@ class Saver:
         self._stop_by: float | None = None
         self._ended: CkptTasksError | TrainingStopped | None = None
         self._failing: _Failing | None = None
+        self._in_flight: _Flight | None = None
+        self._save_seconds = 0.0
         self._captured_once = False
         self._warned: set[str] = set()
         self._saved_at = self._sent_at = clock()
+        self.may_overlap = True
+        """No state has changed yet while it was copied."""
         self.epochs_total: int | None = None
         self.saved: Position | None = None
         """Position of the newest checkpoint."""
@@ -104,6 +118,11 @@ class Saver:
     @property
     def metrics(self) -> MetricBuffer:
         return self._metrics
+
+    @property
+    def newest(self) -> Position | None:
+        """Position of the save in flight, else of the newest checkpoint."""
+        return self._in_flight.position if self._in_flight is not None else self.saved
 
     def request_save(self, reason: str) -> None:
         """Save at the next boundary."""
@@ -146,8 +165,9 @@ class Saver:
         signal = self._signal  # read once: one that comes during the save waits for the next
         try:
             self._close_step(counters)
+            self._look()
             decision = self._decide(boundary, counters.position, signalled=signal is not None)
-            if decision is not None and (moved or self.saved != counters.position):
+            if decision is not None and (moved or self.newest != counters.position):
                 self._save(decision, counters)
             elif not self._captured_once:
                 # State made lazily, by the first step, must be representable too: better known
@@ -155,6 +175,7 @@ class Saver:
                 self._checkpointer.prepare(self._capture())
             self._captured_once = True
             if signal is not None:
+                self.settle()
                 self.flush(counters.position)
                 raise TrainingStopped(signal)
         except (CkptTasksError, TrainingStopped) as error:
@@ -172,7 +193,17 @@ class Saver:
             self.at_boundary("end", counters, moved=True)
         else:
             self._close_step(counters)
+        self.settle()
         self.flush(counters.position)
+
+    def settle(self) -> None:
+        """Wait for the save in flight, if there is one.
+
+        A failure is told, as ever; raises `StoreError` once saves have failed for too long, and
+        `StaleAttemptError` and `ConfigError` at once.
+        """
+        while self._in_flight is not None:
+            self._look(_LOOK_SECONDS)
 
     def flush(self, position: Position) -> None:
         """Send what has been logged up to the last boundary, and how far training is."""
@@ -203,13 +234,13 @@ class Saver:
     def _decide(
         self, boundary: Boundary, position: Position, *, signalled: bool
     ) -> SaveDecision | None:
-        now = self._clock()
+        now, flight = self._clock(), self._in_flight
         decision = self._schedule.should_save(
             SaveContext(
                 boundary=boundary,
                 position=position,
-                saved_step=self.saved.step if self.saved else 0,
-                seconds_since_save=now - self._saved_at,
+                saved_step=self.newest.step if self.newest else 0,
+                seconds_since_save=now - (flight.staged_at if flight else self._saved_at),
                 signalled=signalled,
             )
         )
@@ -223,7 +254,30 @@ class Saver:
         return decision
 
     def _save(self, decision: SaveDecision, counters: Counters) -> None:
+        if self._in_flight is not None:
+            waits = decision.trigger in _OF_THIS_BOUNDARY
+            self._tell_delay(decision, counters.position, self._in_flight, waits=waits)
+            if not waits:
+                return
+            self.settle()
+        must_succeed = decision.trigger in _MUST_SUCCEED
+        if must_succeed:
+            self._tell_haste()
+        self._begin(decision, counters)
+        pause = _FIRST_PAUSE
+        while must_succeed and not self._is_settled(counters.position):
+            self._sleep(min(pause, max(0.0, self._give_up_at() - self._clock())))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            self._begin(decision, counters)
+
+    def _is_settled(self, position: Position) -> bool:
+        self.settle()
+        return self.saved == position and self._failing is None
+
+    def _begin(self, decision: SaveDecision, counters: Counters) -> None:
+        """Capture and hand over; an inline save has ended with it."""
         position = counters.position
+        checkpoint = str(self._checkpointer.next_id(position))
         counters.logged = self._metrics.logged
         started = self._clock()
         self.flush(position)
@@ -233,54 +287,72 @@ class Saver:
             decision=decision,
             metrics=dict(self._metrics.of_step),
             rows=self._metrics.journal(),
-            nonfinite=state.nonfinite,
             exact=self._exact(),
             capture_seconds=self._clock() - started,
         )
-        record = self._try(state, request)
-        pause = _FIRST_PAUSE
-        while record is None and decision.trigger in _MUST_SUCCEED:
-            self._sleep(min(pause, max(0.0, self._give_up_at() - self._clock())))
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            record = self._try(state, request)
-        if record is not None:
-            self._saved(record, request, started)
-
-    def _try(self, state: CapturedState, request: SaveRequest) -> CommitRecord | None:
-        """Save once; ``None`` after a failure that need not end training yet."""
-        checkpoint = str(self._checkpointer.next_id(request.position))
-        decision = request.decision
         self._on_event(
             SaveStarted(checkpoint=checkpoint, trigger=decision.trigger, reason=decision.reason)
         )
+        self._in_flight = _Flight(decision, position, started)
         try:
-            return self._checkpointer.save(state, request)
+            self._checkpointer.begin(state, request)
         except StoreError as error:
-            self._failed(checkpoint, decision, error)
-            return None
+            self._failed(checkpoint, error)
+            return
+        self._look()
 
-    def _saved(self, record: CommitRecord, request: SaveRequest, started: float) -> None:
-        self._metrics.forget_journal()
-        self._failing = None
-        self._saved_at = self._clock()
-        self.saved, self.checkpoint = request.position, record.id
-        self._on_event(
-            CheckpointCommitted(
-                checkpoint=record.id,
-                position=request.position,
-                trigger=request.decision.trigger,
-                reason=request.decision.reason,
-                size=record.size,
-                seconds=self._saved_at - started,
-            )
-        )
+    def _look(self, timeout: float = 0.0) -> None:
+        """See whether the save in flight has ended, for `timeout` seconds at most."""
+        flight = self._in_flight
+        if flight is None:
+            return
+        checkpoint = str(self._checkpointer.in_flight)
+        try:
+            record = self._checkpointer.poll(timeout)
+        except StoreError as error:
+            self._failed(checkpoint, error)
+            return
+        except TornStateError as error:
+            self._torn(checkpoint, error)
+            return
+        except CkptTasksError:
+            self._in_flight = None
+            raise
+        if record is not None:
+            self._saved(record, flight)
+        else:
+            self._bound_wait(checkpoint, flight)
 
-    def _failed(self, checkpoint: str, decision: SaveDecision, error: StoreError) -> None:
-        """A failed save is an event, and tried again, until saves have failed for too long."""
+    def _bound_wait(self, checkpoint: str, flight: _Flight) -> None:
+        """A save that does not end is one that failed; at the end of the grace it goes on alone."""
         now = self._clock()
-        since = self._failing.since if self._failing else now
+        if now - flight.staged_at >= self._max_unprotected:
+            self._checkpointer.give_up()
+            waited = now - flight.staged_at
+            self._failed(checkpoint, StoreError(f"it was not written within {waited:.0f} s"))
+        elif self._stop_by is not None and now >= self._stop_by:
+            raise StoreError(
+                f"{checkpoint} of run {self._run!r} is still being written {self._grace:g} s after "
+                "the request to stop; it may yet become a checkpoint"
+            )
+
+    def _saved(self, record: CommitRecord, flight: _Flight) -> None:
+        self._metrics.forget_journal()
+        self._in_flight = self._failing = None
+        self._saved_at = flight.staged_at
+        self._save_seconds = sum(record.timings.values())
+        self.saved, self.checkpoint = flight.position, record.id
+        if not self._checkpointer.tells_commits:
+            self._on_event(committed_event(record, self._clock() - flight.staged_at))
+
+    def _failed(self, checkpoint: str, error: StoreError) -> None:
+        """A failed save is an event, and tried again, until saves have failed for too long."""
+        flight, self._in_flight = self._in_flight, None
+        assert flight is not None
+        now = self._clock()
+        since = self._failing.since if self._failing else flight.staged_at
         pause = self._max_unprotected / _RETRIES
-        self._failing = _Failing(decision, since=since, retry_at=now + pause)
+        self._failing = _Failing(flight.decision, since=since, retry_at=now + pause)
         unprotected = now - self._saved_at
         self._on_event(SaveFailed(checkpoint=checkpoint, why=str(error), unprotected=unprotected))
         if now >= self._give_up_at():
@@ -289,11 +361,60 @@ class Saver:
                 f"new checkpoint for {unprotected:.0f} s: {error}"
             ) from error
 
+    def _torn(self, checkpoint: str, error: TornStateError) -> None:
+        """Save again at the next boundary, and copy everything there from now on."""
+        flight, self._in_flight = self._in_flight, None
+        assert flight is not None
+        now = self._clock()
+        self.may_overlap = False
+        self._failing = _Failing(flight.decision, since=flight.staged_at, retry_at=now)
+        unprotected = now - self._saved_at
+        self._on_event(SaveFailed(checkpoint=checkpoint, why=str(error), unprotected=unprotected))
+
     def _give_up_at(self) -> float:
-        """When training ends, by the clock, should saves go on failing."""
-        since = self._failing.since if self._failing else self._clock()
+        """When training ends, by the clock, should saves go on failing, or one not end."""
+        if self._failing is not None:
+            since = self._failing.since
+        else:
+            since = self._in_flight.staged_at if self._in_flight is not None else self._clock()
         limit = since + self._max_unprotected
         return limit if self._stop_by is None else min(limit, self._stop_by)
+
+    def _tell_delay(
+        self, decision: SaveDecision, position: Position, flight: _Flight, *, waits: bool
+    ) -> None:
+        if flight.delays and not waits:
+            return
+        flight.delays += 1
+        self._on_event(
+            SaveDelayed(
+                trigger=decision.trigger,
+                reason=decision.reason,
+                position=position,
+                behind=str(self._checkpointer.in_flight),
+                waits=waits,
+            )
+        )
+
+    def _tell_haste(self) -> None:
+        """Say so where the time that is left for the save is less than the last one took."""
+        left = self._stop_by - self._clock() if self._stop_by is not None else math.inf
+        if left < self._save_seconds:
+            self.warn_once(
+                f"{max(left, 0.0):.0f} s are left to save and stop, and the last save took "
+                f"{self._save_seconds:.0f} s: it may come too late, and a longer grace would help"
+            )
+
+
+class _Flight(msgspec.Struct):
+    """The save in flight: why, of what, since when (by the clock), and how many saves that were due
+    meanwhile have been told of.
+    """
+
+    decision: SaveDecision
+    position: Position
+    staged_at: float
+    delays: int = 0
 
 
 class _Failing(msgspec.Struct, frozen=True):

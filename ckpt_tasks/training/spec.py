@@ -10,6 +10,7 @@ import msgspec
 
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError
+from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
 from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.format.records import Failure, Process
 from ckpt_tasks.training.failure import exception_failure, message_of
@@ -26,6 +27,7 @@ __all__ = [
 
 FOLDER_PREFIX = "ckpt-tasks-"
 _PROCESS = ".process"
+_WRITER = "writer"
 
 NOT_REGISTERED = "checkpoints are not registered"
 CATCH_UP = (
@@ -173,6 +175,7 @@ class AttemptFolder:
         self.spec = self.path / "spec.json"
         self.output = self.path / "output.log"
         self.trainer_events = self.path / "trainer.events"
+        self.writer_events = self.path / "writer.events"
         self.registrar_events = self.path / "registrar.events"
         self.trainer_outcome = self.path / "trainer-outcome.json"
         self.outcome = self.path / "outcome.json"
@@ -197,6 +200,21 @@ class AttemptFolder:
             path.name.removesuffix(_PROCESS): msgspec.json.decode(path.read_bytes(), type=Process)
             for path in self.path.glob(f"*{_PROCESS}")
         }
+
+    def write_writer(self, pid: int) -> None:
+        """Say which process writes the attempt's saves, in place of the one before."""
+        self.write_process(_WRITER, this_process(pid))
+
+    def has_live_writer(self) -> bool:
+        """Whether that process still runs, here."""
+        writer = self.read_processes().get(_WRITER)
+        return writer is not None and process_is_alive(writer) is True
+
+    def end_writer(self) -> None:
+        """Kill it, if it still runs."""
+        writer = self.read_processes().get(_WRITER)
+        if writer is not None:
+            end_process(writer)
 
     def write_version(self, version: str) -> None:
         """The package's version in the environment that trains."""

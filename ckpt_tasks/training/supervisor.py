@@ -84,6 +84,7 @@ class Supervisor:
             registrar = _Child("ckpt_tasks.training.registrar", self._folder, output)
             keeper = RegistrarKeeper(registrar, self._spec, self._tell)
             self._wait(trainer, keeper)
+            self._wait_for_writer(keeper)
             outcome = self._outcome(trainer)
             self._folder.write_outcome(outcome, self._folder.outcome)
             keeper.start_for_the_end()
@@ -141,6 +142,22 @@ class Supervisor:
             keeper.look()
             time.sleep(_POLL_SECONDS)
         trainer.kill()  # loader workers that it left behind
+
+    def _wait_for_writer(self, keeper: RegistrarKeeper) -> None:
+        """Until the save that was handed over is written, so that a retry finds it.
+
+        Whoever asked for a stop waits no longer than the grace: the writer then goes on alone.
+        """
+        deadline: float | None = None
+        while self._folder.has_live_writer():
+            if self._at_once.is_set():
+                self._folder.end_writer()
+            if self._stop.is_set() and deadline is None:
+                deadline = time.monotonic() + (0.0 if self._overdue else self._grace)
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            keeper.look()
+            time.sleep(_POLL_SECONDS)
 
     def _outcome(self, trainer: _Child) -> TrainOutcome:
         outcome = self._folder.read_outcome(self._folder.trainer_outcome)
@@ -304,13 +321,15 @@ def _died(spec: TrainSpec, folder: AttemptFolder, returncode: int) -> TrainOutco
     attempt: int | None = None
     uid = checkpoint = None
     position: Position | None = None
-    for event in EventReader(folder.trainer_events).read():
-        if isinstance(event, AttemptClaimed):
-            attempt, uid = event.attempt, event.uid
-        elif isinstance(event, AttemptResumed | CheckpointCommitted):
-            checkpoint, position = event.checkpoint, event.position
-        elif isinstance(event, Progress):
-            position = event.position
+    for log in (folder.trainer_events, folder.writer_events):
+        for event in EventReader(log).read():
+            if isinstance(event, AttemptClaimed):
+                attempt, uid = event.attempt, event.uid
+            elif isinstance(event, AttemptResumed | CheckpointCommitted):
+                checkpoint = event.checkpoint
+                position = max(position or event.position, event.position, key=lambda p: p.step)
+            elif isinstance(event, Progress):
+                position = event.position
     how = (
         f"was killed by {signal_name(-returncode)}"
         if returncode < 0

@@ -42,7 +42,7 @@ def main(folder: AttemptFolder, liveness: int) -> int:
     events = EventLog(folder.trainer_events)
     stop = _StopRequests()
     stop.watch(liveness)
-    outcome = _execute(spec, events, stop)
+    outcome = _execute(spec, events, folder, stop)
     events(
         AttemptEnded(
             attempt=outcome.attempt,
@@ -65,7 +65,9 @@ def _print_at_once() -> None:
             stream.reconfigure(line_buffering=True)
 
 
-def _execute(spec: TrainSpec, events: EventSink, stop: _StopRequests) -> TrainOutcome:
+def _execute(
+    spec: TrainSpec, events: EventSink, folder: AttemptFolder, stop: _StopRequests
+) -> TrainOutcome:
     try:
         function, params = _load(spec)
         # Importing torch takes seconds: not before what can be told without it is known.
@@ -73,7 +75,7 @@ def _execute(spec: TrainSpec, events: EventSink, stop: _StopRequests) -> TrainOu
     except ConfigError as error:
         _print_traceback(error)
         return TrainOutcome.failure(error, run=spec.run)
-    runner = runner_class(msgspec.structs.replace(spec, params=params), events)
+    runner = runner_class(msgspec.structs.replace(spec, params=params), events, folder)
     stop.forward_to(runner)
     try:
         return runner.execute(function)

@@ -17,6 +17,8 @@ import safetensors.torch
 import torch
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.checkpointer.drain import InlineDrain
+from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import extend_lineage
 from ckpt_tasks.format.layout import RunLayout
@@ -34,10 +36,9 @@ def main(folder: Path, rounds: int) -> None:
     store, layout = LocalStore(str(folder / "store")), RunLayout("bench")
     run = RunRecord(uid="0" * 32, run="bench", created_at=now(), created_by="bench")
     checkpointer = Checkpointer(
-        store,
-        layout,
+        InlineDrain(JobRunner(store, layout, Fence(store, layout, 1))),
         run,
-        Fence(store, layout, 1),
+        1,
         extend_lineage(1, None),
         hyperparameters={},
         environment={},

@@ -11,17 +11,17 @@ from support.s3_servers import S3Server, free_port
 
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError, ObjectExistsError, StoreError
-from ckpt_tasks.store import Store, create_once, open_store, s3
+from ckpt_tasks.store import Store, create_once, open_store, s3_client
 
 pytestmark = pytest.mark.usefixtures("s3_credentials")
 
-LARGE = bytes(range(256)) * (36 * 4096)  # 36 MiB: three parts
+LARGE = bytes(range(256)) * (20 * 4096)  # 20 MiB: three parts
 
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same number of tries as always, without the waits between them."""
-    monkeypatch.setattr(s3, "_DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(s3_client, "_DELAYS", (0.0,) * len(s3_client._DELAYS))
 
 
 def config_of(server: S3Server, **options: object) -> StoreConfig:
@@ -32,7 +32,7 @@ def config_of(server: S3Server, **options: object) -> StoreConfig:
 
 
 @pytest.fixture
-def store(faulty_s3: tuple[S3Server, Faults]) -> Iterator[Store]:
+def store(s3_credentials: dict[str, str], faulty_s3: tuple[S3Server, Faults]) -> Iterator[Store]:
     store = open_store(config_of(faulty_s3[0]))
     yield store
     store.close()
@@ -41,6 +41,21 @@ def store(faulty_s3: tuple[S3Server, Faults]) -> Iterator[Store]:
 @pytest.fixture
 def faults(faulty_s3: tuple[S3Server, Faults]) -> Faults:
     return faulty_s3[1]
+
+
+def is_part(request: Request, number: int) -> bool:
+    return request.method == "PUT" and f"partNumber={number}&" in f"{request.path}&"
+
+
+def uploads_left(store: Store) -> list[str]:
+    """Keys of this test's uploads that are neither completed nor aborted."""
+    bucket, _, place = store.url.removeprefix("s3://").partition("/")
+    listed = store._fs.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads", [])
+    return [upload["Key"] for upload in listed if upload["Key"].startswith(place)]
+
+
+def is_beginning(request: Request) -> bool:
+    return request.method == "POST" and request.path.endswith("?uploads")
 
 
 def is_completion(request: Request) -> bool:
@@ -123,6 +138,21 @@ class TestLostAnswers:
         assert faults.drop_answers == 0
         assert store.read("run/data/w/x") == LARGE
 
+    @pytest.mark.parametrize("lost", [1, 2, 10_000])
+    def test_upload_without_a_name_is_aborted(
+        self, store: Store, faults: Faults, lost: int
+    ) -> None:
+        """An upload that was begun, and whose name was lost with the answer, is not left over."""
+        faults.matching = is_beginning
+        faults.drop_answers = lost
+        if lost > 2:
+            with pytest.raises(StoreError, match="run/data/w/x"):
+                store.write("run/data/w/x", [LARGE], len(LARGE))
+        else:
+            store.write("run/data/w/x", [LARGE], len(LARGE))
+        assert faults.drop_answers == max(lost - len(s3_client._DELAYS) - 1, 0)
+        assert uploads_left(store) == []
+
 
 class TestServerThatFails:
     """Errors of the server and of the network."""
@@ -176,14 +206,12 @@ class TestServerThatFails:
 
     def test_failed_upload_is_aborted(self, store: Store, faults: Faults) -> None:
         """When a part cannot be sent, no object and no hidden, paid-for parts are left."""
-        faults.matching = lambda request: request.method == "PUT" and "partNumber=2" in request.path
+        faults.matching = lambda request: is_part(request, 2)
         faults.drop_requests = 10_000
         with pytest.raises(StoreError, match="run/data/w/x"):
             store.write("run/data/w/x", [LARGE], len(LARGE))
         assert not store.exists("run/data/w/x")
-        bucket, _, place = store.url.removeprefix("s3://").partition("/")
-        uploads = store._fs.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads", [])
-        assert [u for u in uploads if u["Key"].startswith(place)] == []
+        assert uploads_left(store) == []
 
     def test_large_object_is_not_overwritten(self, store: Store) -> None:
         """An upload in parts to a name that is taken is refused."""
@@ -199,6 +227,131 @@ class TestServerThatFails:
         )
         with pytest.raises(StoreError, match=r"cannot reach s3://bucket/x"):
             open_store(config)
+
+
+class TestReadingRanges:
+    """What a load does: many ranges, each in one request."""
+
+    SIZE = 3 * 1024 * 1024
+    CONTENT = random.Random(1).randbytes(SIZE)  # noqa: S311
+
+    @pytest.fixture(autouse=True)
+    def content(self, store: Store, faults: Faults) -> None:
+        store.write("run/data/w/x", [self.CONTENT], self.SIZE)
+        faults.seen.clear()
+        faults.matching = lambda request: request.method == "GET"
+
+    def test_one_request_each(self, store: Store, faults: Faults) -> None:
+        """A range costs one request: nobody asks for the object's size first."""
+        buffer = memoryview(bytearray(2000))
+        store.read_into("run/data/w/x", 1000, 3000, buffer)
+        assert bytes(buffer) == self.CONTENT[1000:3000]
+        assert store.read_range("run/data/w/x", 0, self.SIZE) == self.CONTENT
+        assert [request.method for request in faults.seen] == ["GET", "GET"]
+
+    def test_cut_answer_goes_on(self, store: Store, faults: Faults) -> None:
+        """An answer that is cut off is continued where it was cut, not begun again."""
+        faults.cut_answers = 2
+        buffer = memoryview(bytearray(self.SIZE - 500))
+        store.read_into("run/data/w/x", 500, self.SIZE, buffer)
+        assert buffer == self.CONTENT[500:]
+        ranges = [request.headers["Range"] for request in faults.seen]
+        starts = [int(asked.removeprefix("bytes=").partition("-")[0]) for asked in ranges]
+        assert len(starts) == 3
+        assert 500 == starts[0] < starts[1] < starts[2]
+
+    def test_cut_answer_of_a_whole_object(self, store: Store, faults: Faults) -> None:
+        """A whole object, such as a record, is read again."""
+        faults.cut_answers = 2
+        assert store.read("run/data/w/x") == self.CONTENT
+        assert faults.cut_answers == 0
+
+    def test_silent_server(
+        self,
+        faulty_s3: tuple[S3Server, Faults],
+        store: Store,
+        faults: Faults,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A server that takes a request and never answers is given up, and asked again."""
+        monkeypatch.setitem(s3_client.TIMEOUTS, "read_timeout", 1.0)
+        url = store.url
+        with open_store(
+            StoreConfig(url=url, options={"endpoint_url": faulty_s3[0].endpoint})
+        ) as hasty:
+            faults.stall_answers = 1
+            assert hasty.read_range("run/data/w/x", 10, 20) == self.CONTENT[10:20]
+            faults.matching = lambda request: is_part(request, 2)
+            faults.stall_answers = 1
+            hasty.write("run/data/w/y", [LARGE], len(LARGE))
+        assert faults.stall_answers == 0
+        assert store.read("run/data/w/y") == LARGE
+
+    def test_lasting_cut_is_a_store_error(self, store: Store, faults: Faults) -> None:
+        """Answers that never come whole raise an error worth retrying, which names the object."""
+        faults.cut_answers = 10_000
+        for read in (
+            lambda: store.read("run/data/w/x"),
+            lambda: store.read_range("run/data/w/x", 0, self.SIZE),
+        ):
+            with pytest.raises(StoreError, match="run/data/w/x") as caught:
+                read()
+            assert type(caught.value) is StoreError
+
+
+class TestChangedBytes:
+    """A bit flips on the way; the emulator compares nothing, so its ETags are looked at."""
+
+    @pytest.mark.parametrize("part", [1, 2, 3])
+    def test_part_is_sent_again(self, store: Store, faults: Faults, part: int) -> None:
+        """A part that arrived changed is replaced before the upload is completed."""
+        faults.matching = lambda request: is_part(request, part)
+        faults.corrupt_bodies = 2
+        store.write("run/data/w/x", [LARGE], len(LARGE))
+        assert faults.corrupt_bodies == 0
+        assert store.read("run/data/w/x") == LARGE
+
+    def test_without_checksums(
+        self, store: Store, faults: Faults, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where botocore is told to send no checksums, none are sent, and the ETag suffices."""
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        faults.matching = lambda request: is_part(request, 2)
+        faults.corrupt_bodies = 1
+        store.write("run/data/w/x", [LARGE], len(LARGE))
+        store.write("run/data/w/y", [b"small"], 5)
+        assert faults.corrupt_bodies == 0
+        assert store.read("run/data/w/x") == LARGE
+        names = {name.lower() for request in faults.seen for name in request.headers}
+        assert not any(name.startswith("x-amz-checksum") for name in names)
+
+    def test_never_completed(self, store: Store, faults: Faults) -> None:
+        """If it arrives changed each time, the write fails, and nothing is left of it."""
+        faults.matching = lambda request: is_part(request, 2)
+        faults.corrupt_bodies = 10_000
+        with pytest.raises(StoreError, match="changed on the way"):
+            store.write("run/data/w/x", [LARGE], len(LARGE))
+        assert not store.exists("run/data/w/x")
+        assert uploads_left(store) == []
+
+    def test_whole_object_is_refused(self, store: Store, faults: Faults) -> None:
+        """A small object that arrived changed stands, so the write of it fails."""
+        faults.corrupt_bodies = 1
+        with pytest.raises((ObjectExistsError, StoreError)):
+            store.write("run/data/w/x", [b"0123456789"], 10)
+
+
+def test_real_server_asks_for_a_changed_part_again(seaweedfs: S3Server) -> None:
+    """A part that a real server refused, as its bits had flipped, is sent again."""
+    with s3_proxy(seaweedfs) as (server, faults):
+        store = open_store(config_of(server))
+        for number in (1, 3):
+            faults.matching = lambda request, number=number: is_part(request, number)
+            faults.corrupt_bodies = 2
+            store.write(f"run/data/w/{number}", [LARGE], len(LARGE))
+            assert faults.corrupt_bodies == 0
+            assert store.read(f"run/data/w/{number}") == LARGE
+        store.close()
 
 
 def test_bytes_changed_on_the_way_are_refused(seaweedfs: S3Server) -> None:

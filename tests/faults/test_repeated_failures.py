@@ -10,7 +10,7 @@ from support import toy_failing
 from support.toy_runs import toy_spec
 
 from ckpt_tasks.checkpointer.catalog import view_run
-from ckpt_tasks.config import ScheduleConfig
+from ckpt_tasks.config import SaveConfig, ScheduleConfig
 from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.store import open_store
 from ckpt_tasks.training.launch import launch
@@ -22,7 +22,11 @@ MAX_ATTEMPTS = 8
 
 def _spec(root: Path, training: str) -> TrainSpec:
     spec = toy_spec(root, entrypoint=f"{toy_failing.__file__}:{training}", params={})
-    config = msgspec.structs.replace(spec.config, schedule=ScheduleConfig(every_steps=5))
+    config = msgspec.structs.replace(
+        spec.config,
+        schedule=ScheduleConfig(every_steps=5),
+        save=SaveConfig(asynchronous=False),  # at just these steps
+    )
     return msgspec.structs.replace(spec, config=config)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ckpt_tasks import TrainingRun
-from ckpt_tasks.checkpointer import reader, writer
+from ckpt_tasks.checkpointer import reader, windows, writer
 from ckpt_tasks.checkpointer.catalog import list_checkpoints
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
 from ckpt_tasks.config import CheckpointConfig, ScheduleConfig, StoreConfig
@@ -47,6 +47,7 @@ STAGES_OF_OPERATIONS: tuple[tuple[Operation, str, str], ...] = (
     ("create", "/commits/", "commit record created"),
     ("read", "/commits/", "commit record read"),
     ("read", "rank0000.index.json", "index read"),
+    ("read_range", "holder.rank0000.safetensors", "header read"),
     ("read_into", "holder.rank0000.safetensors", "file read"),
     ("create", ".resumed.json", "start recorded"),
 )
@@ -142,7 +143,7 @@ def journey(monkeypatch: pytest.MonkeyPatch) -> Journey:
 
     index_digest = reader.index_digest
     watched(writer, "chunk digested")
-    watched(reader, "chunk verified")
+    watched(windows, "chunk verified")
     monkeypatch.setattr(reader, "index_digest", watch_index)
     monkeypatch.setattr(
         attempt_module,
@@ -236,7 +237,7 @@ def test_way_back(journey: Journey, spec: TrainSpec) -> None:
         "commit record read",
         "index read",
         "index verified",
-        "file read",  # its header
+        "header read",
         "file read",
         "chunk verified",
         "fence asked",

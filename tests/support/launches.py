@@ -102,9 +102,19 @@ def registrar_of(supervisor: psutil.Process) -> psutil.Process:
     return found()[0]
 
 
+def writer_of(trainer: psutil.Process) -> psutil.Process:
+    """The live writer among a trainer's children."""
+
+    def found() -> list[psutil.Process]:
+        return [child for child in trainer.children() if _runs(child, "writer_process")]
+
+    wait_until(lambda: bool(found()), "a writer")
+    return found()[0]
+
+
 def _runs(process: psutil.Process, module: str) -> bool:
     try:
-        return f"ckpt_tasks.training.{module}" in process.cmdline()
+        return any(part.endswith(f".{module}") for part in process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 

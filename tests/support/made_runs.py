@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from ckpt_tasks.checkpointer.arena import Arena
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.checkpointer.drain import InlineDrain
 from ckpt_tasks.checkpointer.image import plan_image
+from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.marks import write_completed
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
 from ckpt_tasks.checkpointer.writer import WrittenRank, write_rank
@@ -67,10 +69,17 @@ class State:
 
     trees: Mapping[str, Any] = field(default_factory=dict)
     tensors: Sequence[Tensor] = ()
+    nonfinite: Sequence[str] = ()
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         for tensor, offset in zip(self.tensors, offsets, strict=True):
             buffer[offset : offset + len(tensor.data)] = tensor.data
+
+    def finish_copy(self, buffer: memoryview, offsets: Sequence[int]) -> float:
+        return 0.0
+
+    def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
+        return list(self.nonfinite)
 
 
 def small_state(value: int = 0) -> State:
@@ -121,9 +130,17 @@ class MadeAttempt:
         """Id of the checkpoint that it started from."""
         return self.recovered.resumed.checkpoint
 
-    def save(self, step: int, state: State | None = None, **request: Any) -> CheckpointId:
-        """Commit a checkpoint; returns its id."""
-        record = self.checkpointer.save(state or small_state(), save_request(step, **request))
+    def save(
+        self,
+        step: int,
+        state: State | None = None,
+        *,
+        nonfinite: Sequence[str] = (),
+        **request: Any,
+    ) -> CheckpointId:
+        """Commit a checkpoint, with parameters that are `nonfinite`; returns its id."""
+        state = replace(state or small_state(), nonfinite=nonfinite)
+        record = self.checkpointer.save(state, save_request(step, **request))
         return record.checkpoint
 
     def commit(self, step: int, *, epoch: int = 0, data: bytes = b"weights" * 100) -> str:
@@ -228,13 +245,17 @@ class MadeRun:
         """Every object of the store, by path."""
         return {info.path: self.store.read(info.path) for info in self.store.list_objects("")}
 
+    def runner(self, store: Store, attempt: Attempt) -> JobRunner:
+        """Writes every byte of every checkpoint, so that no two share a file."""
+        fence = Fence(store, self.layout, attempt.number)
+        return JobRunner(store, self.layout, fence, incremental=False)
+
     def checkpointer(self, store: Store, attempt: Attempt, recovered: Recovered) -> Checkpointer:
         """Saves of a recovered attempt into `store`."""
         return Checkpointer(
-            store,
-            self.layout,
+            InlineDrain(self.runner(store, attempt)),
             self.identity,
-            Fence(store, self.layout, attempt.number),
+            attempt.number,
             recovered.lineage,
             hyperparameters={"lr": 0.1},
             environment={"python": "3"},

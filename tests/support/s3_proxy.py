@@ -34,6 +34,10 @@ class Faults:
     """Forward, and cut the connection instead of answering."""
     drop_requests: int = 0
     """Cut the connection without forwarding."""
+    cut_answers: int = 0
+    """Forward, and cut the connection in the midst of the answer's body."""
+    stall_answers: int = 0
+    """Forward, and say nothing until the proxy ends."""
     answer_status: int = 0
     """Answer with this status and an empty body instead of forwarding..."""
     answer_status_times: int = 0
@@ -44,6 +48,7 @@ class Faults:
     """Which requests the counters above mean."""
     seen: list[Request] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def take(self, counter: str, request: Request) -> bool:
         """Whether this request is to meet the fate that `counter` counts."""
@@ -66,6 +71,7 @@ def s3_proxy(upstream: S3Server) -> Iterator[tuple[S3Server, Faults]]:
     try:
         yield S3Server(f"http://127.0.0.1:{server.server_address[1]}"), faults
     finally:
+        faults.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -92,7 +98,11 @@ def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
             if faults.take("drop_answers", request):
                 self.close_connection = True
                 return
-            self._answer(status, headers, answer)
+            if faults.take("stall_answers", request):
+                faults.ended.wait()
+                self.close_connection = True
+                return
+            self._answer(status, headers, answer, cut=faults.take("cut_answers", request))
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815
 
@@ -123,7 +133,9 @@ def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
             finally:
                 connection.close()
 
-        def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        def _answer(
+            self, status: int, headers: dict[str, str], body: bytes, *, cut: bool = False
+        ) -> None:
             self.send_response_only(status)
             lengths = {k: v for k, v in headers.items() if k.lower() == "content-length"}
             for key, value in headers.items():
@@ -133,7 +145,8 @@ def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
             length = next(iter(lengths.values()), "0") if self.command == "HEAD" else len(body)
             self.send_header("Content-Length", str(length))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+            self.close_connection = self.close_connection or cut
 
         def log_message(self, format: str, *args: object) -> None:
             """Keep the tests' output clean."""

@@ -101,7 +101,7 @@ class RankSaver:
             rank=self.rank,
             world_size=self.world_size,
             shared=state.shared,
-            nonfinite=state.nonfinite,
+            nonfinite=state.find_nonfinite(memory, image.offsets),
         )
 
     def save(self, items: Mapping[str, Any], *, seconds: float = 60) -> CheckpointId:

@@ -30,6 +30,7 @@ from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.digest import CHUNK_BYTES, digest
 from ckpt_tasks.format.records import CommitRecord, Index, IndexRef
 from ckpt_tasks.testing import Fault, FaultyStore
+from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.types import CheckpointId
 
 HUGE = 2**50
@@ -134,9 +135,12 @@ def test_missing_record(run: MadeRun) -> None:
         load(run, CheckpointId(10, 1, 1))
 
 
-def test_failing_store_is_not_damage(run: MadeRun, checkpoint: CheckpointId) -> None:
-    """What cannot be read now may be read later."""
-    store = FaultyStore(run.store, [Fault(at=3)], counted={"read_into"})
+@pytest.mark.parametrize("operation", ["size", "read_range", "read_into"])
+def test_failing_store_is_not_damage(
+    run: MadeRun, checkpoint: CheckpointId, operation: Operation
+) -> None:
+    """What cannot be read now may be read later: a size, a header, a window."""
+    store = FaultyStore(run.store, [Fault(at=2)], counted={operation})
     record = read_commit(store, run.layout, checkpoint)
     with pytest.raises(StoreError):
         load_checkpoint(store, run.layout, record)

@@ -88,6 +88,26 @@ def test_the_files_of_a_checkpoint_can_be_opened(call, store_path, stored):
     assert file["size"] == Path(path).stat().st_size
 
 
+def test_the_tensors_of_a_checkpoint_are_listed(call, store_path, stored):
+    """With dtype, shape and size, from the index alone: also where their file is gone."""
+    checkpoint = CheckpointId.parse(stored.newest)
+    stored.run.store.delete(stored.run.tensors_path(checkpoint))
+    asked = ("show", f"digits cnn@{stored.newest}", "--tensors", "--store", store_path)
+    rows = [line.split(maxsplit=3) for line in call(*asked).out.splitlines()]
+    assert ["model", "weight", "U8", "[3145728]  3.15 MB"] in rows
+    (tensor,) = call(*asked, "--json").json["tensors"]
+    assert tensor == {
+        "name": "model", "rank": 0, "key": "weight", "dtype": "U8", "shape": [3 * 2**20],
+        "size": 3 * 2**20,
+    }  # fmt: skip
+
+
+def test_tensors_are_those_of_one_checkpoint(call, store_path, stored):
+    """Of a run they cannot be listed; the error says how to ask."""
+    answer = call("show", "digits cnn", "--tensors", "--store", store_path)
+    assert (answer.code, "RUN@ID --tensors" in answer.err) == (2, True)
+
+
 def test_files_that_cannot_be_told(call, store_path, stored):
     """A damaged index is told; the rest of the checkpoint is shown all the same."""
     stored.run.damage(stored.run.index_path(CheckpointId.parse(stored.newest)))

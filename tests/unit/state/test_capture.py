@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.staged import nonfinite_of
 from torch import nn
 
 from ckpt_tasks.errors import CorruptCheckpointError, StateError
@@ -121,10 +122,10 @@ def test_nonfinite_parameters_are_named(bad: float, dtype: torch.dtype) -> None:
     model.register_parameter("bad", nn.Parameter(torch.zeros(40, dtype=dtype)))
     model.register_parameter("empty", nn.Parameter(torch.zeros(0, dtype=dtype)))
     model.register_buffer("mask", torch.full((3,), bad))
-    assert capture({"model": model}).nonfinite == []
+    assert nonfinite_of({"model": model}) == []
     with torch.no_grad():
         model.bad[7] = bad
-    assert capture({"model": model, "state": {"x": bad}}).nonfinite == ["model.bad"]
+    assert nonfinite_of({"model": model, "state": {"x": bad}}) == ["model.bad"]
 
 
 def test_nonfinite_one_byte_floats_are_named() -> None:
@@ -132,7 +133,19 @@ def test_nonfinite_one_byte_floats_are_named() -> None:
     model = nn.Module()
     values = torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)
     model.register_parameter("weight", nn.Parameter(values, requires_grad=False))
-    assert capture({"m": model}).nonfinite == ["m.weight"]
+    assert nonfinite_of({"m": model}) == ["m.weight"]
+
+
+def test_nonfinite_parameters_are_told_from_their_neighbours() -> None:
+    """Of many that lie together, and of others dtypes between them, just those that are."""
+    model = nn.Module()
+    for number in range(50):
+        dtype = torch.float64 if number % 10 == 3 else torch.float32
+        model.register_parameter(f"p{number}", nn.Parameter(torch.ones(number, dtype=dtype)))
+    with torch.no_grad():
+        model.p7[3] = float("nan")
+        model.p33[32] = float("inf")
+    assert nonfinite_of({"model": model}) == ["model.p7", "model.p33"]
 
 
 def numpy_values() -> dict[str, Any]:

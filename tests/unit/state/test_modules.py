@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.staged import nonfinite_of
 from torch import nn
 from torch.optim import swa_utils
 
@@ -118,7 +119,7 @@ def test_nonfinite_parameters_are_named_without_wrappers() -> None:
     model = torch.compile(plain())
     with torch.no_grad():
         bare(model)[0].bias[0] = float("nan")
-    assert capture({"model": model}).nonfinite == ["model.0.bias"]
+    assert nonfinite_of({"model": model}) == ["model.0.bias"]
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,26 @@ TOLD = [
         ),
     ),
     (
+        events.SaveDelayed(
+            trigger="steps", reason="every 10 steps", position=AT, behind=CHECKPOINT, waits=False
+        ),
+        (
+            logging.INFO,
+            "a save is due at step 10 (in epoch 1) (steps: every 10 steps) and put off until "
+            f"{CHECKPOINT} is written",
+        ),
+    ),
+    (
+        events.SaveDelayed(
+            trigger="epoch", reason="every 1 epochs", position=AT, behind=CHECKPOINT, waits=True
+        ),
+        (
+            logging.WARNING,
+            "a save is due at step 10 (in epoch 1) (epoch: every 1 epochs); training waits until "
+            f"{CHECKPOINT} is written",
+        ),
+    ),
+    (
         events.MetricsReplayed(compared=5, diverged=2, keys=["loss"]),
         (
             logging.WARNING,

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.made_runs import MadeRun, save_request
 from support.toy_runs import toy_spec
 from torch import nn
 
 from ckpt_tasks import tasks
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError, ObjectNotFoundError
+from ckpt_tasks.state.capture import capture
+from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.tasks.locate import LocatedCheckpoint
-from ckpt_tasks.training.load import load_uri
+from ckpt_tasks.training.load import load_uri, open_uri
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,87 @@ def test_only_what_is_asked_for_is_read(located: LocatedCheckpoint, tmp_path: Pa
     assert all(torch.equal(model[name], value) for name, value in whole["model"].items())
     with pytest.raises(CorruptCheckpointError, match=r"optimizer.* is missing"):
         load_uri(uri, ["model", "optimizer"])
+
+
+# -- open_uri -------------------------------------------------------------------------------------
+
+
+def test_looking_gives_what_loading_gives(located: LocatedCheckpoint) -> None:
+    """The same tensors under the same names, of the optimizer by the keys that lead to them."""
+    model = load_uri(located.uri, ["model"])["model"]
+    with open_uri(located.uri, digest=located.digest) as checkpoint:
+        assert checkpoint.record.id == located.checkpoint
+        seen = checkpoint["model"]
+        assert list(seen) == list(model)
+        assert all(torch.equal(seen[key], model[key]) for key in model)
+        moments = [key for key in checkpoint["optimizer"] if key.endswith(".exp_avg")]
+        assert checkpoint.stored["optimizer"][moments[0]].dtype == "F32"
+        assert "loader" in checkpoint
+    assert torch.equal(seen[next(iter(model))], model[next(iter(model))])
+
+
+def test_changing_what_was_looked_at_changes_no_file(located: LocatedCheckpoint) -> None:
+    """A tensor is mapped, and a write to it stays in this process."""
+    with open_uri(located.uri) as checkpoint:
+        key = next(iter(checkpoint["model"]))
+        before = checkpoint["model"][key].clone()
+        checkpoint["model"][key].fill_(7)
+    with open_uri(located.uri) as again:
+        assert torch.equal(again["model"][key], before)
+
+
+def test_dtypes_and_strides_of_what_is_looked_at(tmp_path: Path) -> None:
+    """What safetensors cannot say is said by the tree."""
+    values = {
+        "complex": torch.tensor([1 + 2j, -3j], dtype=torch.complex128),
+        "last": torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    }
+    uri = save_values(tmp_path, values)
+    with open_uri(uri) as checkpoint:
+        for key, value in values.items():
+            seen = checkpoint["values"][key]
+            assert (seen.dtype, seen.stride()) == (value.dtype, value.stride())
+            assert torch.equal(seen, value)
+
+
+def test_damage_is_never_shown(tmp_path: Path) -> None:
+    """Nor is a checkpoint that is not the one told of."""
+    uri = save_values(tmp_path, {"a": torch.zeros(8)})
+    (file,) = tmp_path.rglob("values.rank0000.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with open_uri(uri) as checkpoint, pytest.raises(CorruptCheckpointError, match="damaged"):
+        checkpoint["values"]["a"]
+    with pytest.raises(CorruptCheckpointError, match="not what was told"):
+        open_uri(uri, digest="0" * 64)
+
+
+def test_a_module_is_loaded_all_or_not_at_all(tmp_path: Path) -> None:
+    """Straight from the files into its own tensors; with damage anywhere, none is changed."""
+    saved = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    uri = save_values(tmp_path, dict(saved.state_dict()))
+    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+
+    with open_uri(uri) as checkpoint:
+        module.load_state_dict(checkpoint["values"])
+    assert all(torch.equal(module.state_dict()[k], v) for k, v in saved.state_dict().items())
+
+    module.load_state_dict(before)
+    (file,) = tmp_path.rglob("values.rank0000.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with open_uri(uri) as checkpoint, pytest.raises(CorruptCheckpointError):
+        module.load_state_dict(checkpoint["values"])
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
+
+
+def save_values(folder: Path, values: dict[str, torch.Tensor]) -> str:
+    """Commit them under the name ``values``; returns the checkpoint's address."""
+    run = MadeRun(LocalStore(str(folder)))
+    captured = capture({"values": values})
+    checkpoint = run.begin().checkpointer.save(captured, save_request(10)).checkpoint
+    return f"{run.store.url}/{run.layout.commit(checkpoint)}"

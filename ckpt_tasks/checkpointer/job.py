@@ -1,0 +1,147 @@
+"""A staged save as a job: all that is needed to write and commit it, by whichever process."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import msgspec
+
+from ckpt_tasks.checkpointer.commit import commit
+from ckpt_tasks.checkpointer.earlier import Earlier
+from ckpt_tasks.checkpointer.image import Image
+from ckpt_tasks.checkpointer.reader import read_index
+from ckpt_tasks.checkpointer.writer import write_rank
+from ckpt_tasks.errors import CorruptCheckpointError, StoreError
+from ckpt_tasks.events import CheckpointCommitted
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.records import CommitRecord, IndexRef, now
+from ckpt_tasks.store.base import Store
+from ckpt_tasks.types import Number
+
+__all__ = ["JobRunner", "SaveJob", "committed_event"]
+
+
+class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank's part of a save, its bytes in the arena.
+
+    Parameters
+    ----------
+    image
+        The `Image` of its files, encoded: a plan is encoded once and used again.
+    trees
+        Tracked name to JSON-ready tree, encoded.
+    rows
+        Metric rows for the index.
+    draft
+        The commit record without what only the writing tells.
+    seconds
+        What training waited for the save so far.
+    """
+
+    image: msgspec.Raw
+    trees: msgspec.Raw
+    rows: list[tuple[str, Number, int, int]]
+    draft: CommitRecord
+    seconds: float
+
+    def renamed(self, identifier: str, write_id: str) -> SaveJob:
+        """The same save as another checkpoint: nothing that was begun is ever written over."""
+        draft = msgspec.structs.replace(self.draft, id=identifier, write_id=write_id)
+        return msgspec.structs.replace(self, draft=draft)
+
+
+class JobRunner:
+    """Writes and commits the jobs of one attempt, in whichever process.
+
+    Parameters
+    ----------
+    incremental
+        Tensors that an earlier checkpoint's files hold already are not written again.
+    base
+        Names the index of the checkpoint that the attempt started from.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layout: RunLayout,
+        fence: Fence,
+        *,
+        incremental: bool = True,
+        base: IndexRef | None = None,
+    ) -> None:
+        self._store = store
+        self._layout = layout
+        self._fence = fence
+        self._base = base
+        self._earlier = Earlier() if incremental else None
+
+    def run(self, job: SaveJob, memory: memoryview) -> CommitRecord:
+        """Write the job's files and index, and commit; when this returns, the checkpoint exists.
+
+        Parameters
+        ----------
+        memory
+            The arena, as far as the image goes.
+
+        Raises
+        ------
+        StaleAttemptError
+            A later attempt owns the run.
+        ConfigError
+            The commit record would be larger than any may be.
+        StoreError
+            Storage failed.
+        """
+        known = self._known()
+        if self._earlier is not None:
+            # Should this save fail, the next one writes everything: what this one refers to may
+            # be the reason.
+            self._earlier = Earlier()
+        started = time.perf_counter()
+        written = write_rank(
+            self._store,
+            self._layout,
+            msgspec.msgpack.decode(job.image, type=Image),
+            memory,
+            msgspec.msgpack.decode(job.trees),
+            write_id=job.draft.write_id,
+            metrics=job.rows,
+            earlier=known,
+        )
+        record = msgspec.structs.replace(
+            job.draft,
+            timings={**job.draft.timings, "write": time.perf_counter() - started},
+            size=written.size,
+            written=written.written,
+            indexes=[written.ref],
+            created_at=now(),
+        )
+        commit(self._store, self._layout, self._fence, record, [written.index])
+        if self._earlier is not None:
+            self._earlier = written.earlier
+        return record
+
+    def _known(self) -> Earlier | None:
+        """What is held already; first, what the checkpoint holds that the attempt started from."""
+        base, self._base = self._base, None
+        if base is not None and self._earlier is not None:
+            # Damaged or out of reach, it is just not referred to.
+            with contextlib.suppress(CorruptCheckpointError, StoreError):
+                self._earlier = Earlier(read_index(self._store, self._layout, base))
+        return self._earlier
+
+
+def committed_event(record: CommitRecord, seconds: float) -> CheckpointCommitted:
+    """What is told of a commit; `seconds` is what training waited for it."""
+    return CheckpointCommitted(
+        checkpoint=record.id,
+        position=record.position,
+        trigger=record.trigger,
+        reason=record.reason,
+        size=record.size,
+        seconds=seconds,
+        drain=record.timings.get("write", 0.0),
+    )

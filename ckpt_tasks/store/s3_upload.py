@@ -1,0 +1,302 @@
+"""Upload of one data object to S3: in one request, or in parts of which many are under way.
+
+Each part carries its CRC-32, which the server compares before it keeps the part. A server that
+does not know that header (it then leaves it out of its answer) tells the part's MD5 as its ETag,
+which is compared here. See "Checking object integrity" and "Uploading and copying objects using
+multipart upload" in the Amazon S3 user guide.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from ckpt_tasks.errors import StoreError
+from ckpt_tasks.store.object import http_status
+from ckpt_tasks.store.s3_client import CONNECTIONS, S3Client, retry
+
+__all__ = ["abort_uploads", "upload"]
+
+_PART_BYTES = 8 * 1024 * 1024
+_MAX_PARTS = 10_000  # S3's limit, as is the next
+_LISTED_AT_ONCE = 1000
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+_ENCRYPTION = ("ServerSideEncryption", "SSECustomerAlgorithm", "SSEKMSKeyId")
+
+_Target = dict[str, Any]  # bucket and key, as arguments of a request
+_Part = dict[str, Any]  # as the completion of an upload names it
+
+
+def upload(client: S3Client, target: _Target, parts: Iterable[Any], size: int) -> None:
+    """Make an object of the `size` bytes of `parts`, where none is.
+
+    Takes no more memory than the parts under way, one more, and only for those that do not lie
+    in one piece of the caller's memory.
+
+    Parameters
+    ----------
+    target
+        ``Bucket`` and ``Key``. The key contains a write-id, so nobody else writes to it.
+
+    Raises
+    ------
+    FileExistsError
+        There is another object.
+    StoreError
+        `parts` have not `size` bytes.
+    OSError
+        The server failed, and so did further tries. What was uploaded is removed where it still
+        answers.
+    """
+    blocks = _blocks(parts, size, max(_PART_BYTES, -(-size // _MAX_PARTS)))
+    if size <= _PART_BYTES:
+        _upload_whole(client, target, next(blocks, memoryview(b"")))
+    else:
+        _upload_parts(client, target, blocks, size)
+
+
+def abort_uploads(
+    client: S3Client, bucket: str, prefix: str, older_than: float
+) -> list[tuple[str, datetime]]:
+    """End the uploads below `prefix` that were begun more than `older_than` seconds ago.
+
+    By the server's clock alone. Returns the key of each, and when it was begun.
+    """
+    aborted = []
+    for found, now in list(_uploads_under_way(client, bucket, prefix)):
+        if (now - found["Initiated"]).total_seconds() > older_than:
+            _abort(client, {"Bucket": bucket, "Key": found["Key"], "UploadId": found["UploadId"]})
+            aborted.append((str(found["Key"]), found["Initiated"]))
+    return aborted
+
+
+def _upload_whole(client: S3Client, target: _Target, block: memoryview) -> None:
+    checksum = _checksum(client, block)
+
+    def send() -> None:
+        answer = client.call_once(
+            "put_object", **target, Body=_Body(block), **checksum, IfNoneMatch="*"
+        )
+        _confirm(answer, block, checksum)
+
+    try:
+        retry(send)
+    except Exception as error:
+        if http_status(error) not in (409, 412):
+            raise
+        # Nothing stood there a moment ago, and the name holds a write-id: a retry has found
+        # what its first try, whose answer was lost, had written.
+        if retry(lambda: client.call_once("get_object", **target)["Body"].read()) != block:
+            raise FileExistsError(target["Key"]) from error
+
+
+def _upload_parts(
+    client: S3Client, target: _Target, blocks: Iterator[memoryview], size: int
+) -> None:
+    begun = 0
+
+    def begin() -> Any:
+        nonlocal begun
+        begun += 1
+        kind = {"ChecksumAlgorithm": "CRC32"} if client.sends_checksums else {}
+        return client.call_once("create_multipart_upload", **target, **kind)
+
+    try:
+        this = {**target, "UploadId": retry(begin)["UploadId"]}
+        try:
+            _complete(client, this, _send_parts(client, this, blocks), size)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the error under way says more
+                _abort(client, this)
+            raise
+    finally:
+        if begun > 1:
+            # An answer was lost, and with it the name of an upload that may have been begun. It
+            # holds no parts; `abort_uploads` finds it later if it cannot be removed now.
+            with contextlib.suppress(Exception):
+                _abort_all(client, target)
+
+
+def _send_parts(client: S3Client, this: _Target, blocks: Iterator[memoryview]) -> list[_Part]:
+    """Upload blocks, several at once, as they come."""
+    under_way: set[Future[_Part]] = set()
+    sent: list[_Part] = []
+    with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="ckpt-tasks-upload") as pool:
+        try:
+            for number, block in enumerate(blocks, 1):
+                if len(under_way) == CONNECTIONS:
+                    done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                    sent.extend(part.result() for part in done)
+                under_way.add(pool.submit(_send_part, client, this, number, block))
+            sent.extend(part.result() for part in under_way)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return sorted(sent, key=lambda part: part["PartNumber"])
+
+
+def _send_part(client: S3Client, this: _Target, number: int, block: memoryview) -> _Part:
+    checksum = _checksum(client, block)
+
+    def send() -> _Part:
+        answer = client.call_once(
+            "upload_part", **this, PartNumber=number, Body=_Body(block), **checksum
+        )
+        _confirm(answer, block, checksum)
+        told = {name: answer[name] for name in ("ETag", *checksum) if name in answer}
+        return {"PartNumber": number, **told}
+
+    return retry(send)
+
+
+def _checksum(client: S3Client, block: memoryview) -> dict[str, str]:
+    """As an argument of a request; none where the client is configured to send none."""
+    if not client.sends_checksums:
+        return {}
+    return {"ChecksumCRC32": base64.b64encode(zlib.crc32(block).to_bytes(4, "big")).decode()}
+
+
+def _confirm(answer: Any, block: memoryview, checksum: dict[str, str]) -> None:
+    """Raise an error worth a further try where the server has got other bytes.
+
+    Where it tells neither checksum nor MD5, only the size of the whole object is compared.
+    """
+    told = {name: answer[name] for name in checksum if name in answer}
+    md5 = _MD5.fullmatch(answer.get("ETag", ""))
+    if told:
+        same = told == checksum
+    elif md5 and not any(name in answer for name in _ENCRYPTION):
+        same = md5[1] == hashlib.md5(block, usedforsecurity=False).hexdigest()
+    else:
+        same = True
+    if not same:
+        raise ConnectionError(f"{block.nbytes} bytes were changed on the way")
+
+
+def _complete(client: S3Client, this: _Target, sent: list[_Part], size: int) -> None:
+    try:
+        client.call(
+            "complete_multipart_upload", **this, MultipartUpload={"Parts": sent}, IfNoneMatch="*"
+        )
+    except Exception:
+        # A completed upload is unknown to the retry that completes it again, after an answer
+        # was lost. The name holds a write-id, so what stands there is ours.
+        if _size(client, this) != size:
+            raise
+
+
+def _size(client: S3Client, target: _Target) -> int | None:
+    try:
+        answer = client.call("head_object", Bucket=target["Bucket"], Key=target["Key"])
+    except FileNotFoundError:
+        return None
+    return int(answer["ContentLength"])
+
+
+def _abort(client: S3Client, this: _Target) -> None:
+    with contextlib.suppress(FileNotFoundError):  # the answer to an earlier try was lost
+        client.call("abort_multipart_upload", **this)
+
+
+def _abort_all(client: S3Client, target: _Target) -> None:
+    for found, _ in list(_uploads_under_way(client, target["Bucket"], target["Key"])):
+        if found["Key"] == target["Key"]:
+            _abort(client, {**target, "UploadId": found["UploadId"]})
+
+
+def _uploads_under_way(
+    client: S3Client, bucket: str, prefix: str
+) -> Iterator[tuple[dict[str, Any], datetime]]:
+    """Each upload neither completed nor aborted, and what time it is at the server."""
+    markers: dict[str, str] = {}
+    while True:
+        page = client.call(
+            "list_multipart_uploads",
+            Bucket=bucket,
+            Prefix=prefix,
+            MaxUploads=_LISTED_AT_ONCE,
+            **markers,
+        )
+        now = _server_time(page)
+        for found in page.get("Uploads", []):
+            yield found, now
+        following = {
+            name: page[f"Next{name}"]
+            for name in ("KeyMarker", "UploadIdMarker")
+            if page.get(f"Next{name}")
+        }
+        if not page["IsTruncated"] or following in ({}, markers):
+            return
+        markers = following
+
+
+def _server_time(answer: Any) -> datetime:
+    told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    if told is None:
+        raise StoreError("the server does not say what time it is, so no upload's age is known")
+    return parsedate_to_datetime(told)
+
+
+class _Body(io.RawIOBase):
+    """Memory as a file, without a copy of it."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._memory.nbytes}
+        self._position = start[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int | None = -1) -> memoryview:
+        wanted = self._memory.nbytes if size is None or size < 0 else size
+        piece = self._memory[self._position : self._position + wanted]
+        self._position += piece.nbytes
+        return piece
+
+
+def _blocks(parts: Iterable[Any], size: int, block_size: int) -> Iterator[memoryview]:
+    """The `size` bytes of `parts` in blocks of `block_size`, the last one shorter.
+
+    A block that lies in one part is that part's memory, not a copy.
+    """
+    joined = bytearray()
+    seen = 0
+    for part in parts:
+        view = memoryview(part).cast("B")
+        seen += view.nbytes
+        if seen > size:  # before any of it is sent
+            raise StoreError(f"{seen} bytes or more were given where {size} were announced")
+        while view.nbytes:
+            taken = view[: block_size - len(joined)]
+            view = view[taken.nbytes :]
+            if taken.nbytes == block_size:
+                yield taken
+                continue
+            joined += taken
+            if len(joined) == block_size:
+                yield memoryview(joined)
+                joined = bytearray()
+    if seen != size:
+        raise StoreError(f"{seen} bytes were given where {size} were announced")
+    if joined:
+        yield memoryview(joined)
