@@ -21,6 +21,7 @@ from ckpt_tasks.errors import StoreError
 __all__ = ["Arena", "map_arena"]
 
 _STEP_BYTES = 16 * 1024 * 1024
+_LEAST_ROOM = 1024 * 1024
 
 
 class Arena:
@@ -50,7 +51,7 @@ class Arena:
         if self._memory is not None or not size:
             return
         with contextlib.suppress(StoreError):  # the save that wants it tells
-            self._memory = map_arena(self.descriptor, size)
+            self._memory = map_arena(self.descriptor, size, room=_room(size))
             self._touching = threading.Thread(
                 target=_touch, args=(self._memory, size), name="arena", daemon=True
             )
@@ -70,7 +71,7 @@ class Arena:
             self._touching.join()
             self._touching = None
         if self._memory is None or len(self._memory) < size:
-            self._memory = map_arena(self.descriptor, size)
+            self._memory = map_arena(self.descriptor, size, room=_room(size))
         return memoryview(self._memory)[:size]
 
     def close(self) -> None:
@@ -83,15 +84,21 @@ class Arena:
             self._descriptor = None
 
 
-def map_arena(descriptor: int, size: int) -> mmap.mmap:
+def map_arena(descriptor: int, size: int, *, room: int = 0) -> mmap.mmap:
     """Map the first `size` bytes of an arena's file, which is grown where it is smaller.
+
+    Parameters
+    ----------
+    room
+        Further bytes, which take no memory until they are touched.
 
     Raises `StoreError` where there is no memory for it.
     """
     try:
-        if os.fstat(descriptor).st_size < size:
-            os.ftruncate(descriptor, size)
-        memory = mmap.mmap(descriptor, max(size, 1)) if size else mmap.mmap(-1, 1)
+        length = max(size + room, 1)
+        if os.fstat(descriptor).st_size < length:
+            os.ftruncate(descriptor, length)
+        memory = mmap.mmap(descriptor, length)
     except OSError as error:
         raise StoreError(
             f"no memory to stage a checkpoint: {size} bytes, as many as the state has, were needed "
@@ -100,6 +107,11 @@ def map_arena(descriptor: int, size: int) -> mmap.mmap:
     with contextlib.suppress(OSError):  # a kernel without them: touching takes twice as long
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
+
+
+def _room(size: int) -> int:
+    """For what is handed over with an image: mapping it anew would cost each page a fault."""
+    return max(_LEAST_ROOM, size // 32)
 
 
 def _touch(memory: mmap.mmap, size: int) -> None:
