@@ -36,8 +36,8 @@ class GatheredRanks(msgspec.Struct, frozen=True):
     ----------
     refs, indexes
         Of each rank, in order: what the commit record names, and what it refers to.
-    size
-        Bytes of all their files and indexes.
+    size, written
+        Bytes of all files and indexes; and of those that this write has made.
     nonfinite
         Names of parameters that hold NaN or infinity on any rank, each once.
     """
@@ -45,6 +45,7 @@ class GatheredRanks(msgspec.Struct, frozen=True):
     refs: list[IndexRef]
     indexes: list[Index]
     size: int
+    written: int
     nonfinite: list[str]
 
 
@@ -173,9 +174,11 @@ def _checked(
         raise StoreError(f"{own.path} is not what rank {own.rank} has just written there")
     _check_shared(write_id, indexes)
     size = sum(len(each) for each in data.values())
-    size += sum(file.size for index in indexes for file in index.files)
+    files = [file for index in indexes for file in index.files]
+    written = size + sum(file.size for file in files if file.path.startswith(f"{folder}/"))
+    size += sum(file.size for file in files)
     names = [name for index in indexes for name in index.nonfinite or []]
-    return GatheredRanks(refs, indexes, size, list(dict.fromkeys(names)))
+    return GatheredRanks(refs, indexes, size, written, list(dict.fromkeys(names)))
 
 
 def _decoded(data: bytes, path: str) -> Index:
