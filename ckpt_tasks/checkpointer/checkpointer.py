@@ -246,6 +246,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """No more saves will come; one in flight goes on where another process writes it."""
+        self._handing_over.shutdown()
         self._drain.close()
         if self._in_flight is None:
             self._arena.close()

@@ -118,6 +118,8 @@ class AttemptRunner:
         except TrainingStopped as stopped:
             return self._outcome(EXIT_STOPPED, f"saved and stopped: {stopped}")
         finally:
+            if self.run is not None:
+                self.run.close()
             store.close()
 
     def _train(self, run: TrainingRun, function: Callable[..., Any]) -> None:

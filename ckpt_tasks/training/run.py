@@ -388,6 +388,10 @@ class TrainingRun:
                 counters.end_step()
         self._saver.finish(counters, save=self._tracked and not saved)
 
+    def close(self) -> None:
+        """Give back what saves need; one that is in flight is finished by whoever writes it."""
+        self._saver.close()
+
     # -- state --------------------------------------------------------------------------------
 
     def _capture(self) -> StagedState:

@@ -205,6 +205,10 @@ class Saver:
         while self._in_flight is not None:
             self._look(_LOOK_SECONDS)
 
+    def close(self) -> None:
+        """No more saves will come."""
+        self._checkpointer.close()
+
     def flush(self, position: Position) -> None:
         """Send what has been logged up to the last boundary, and how far training is."""
         rows = self._metrics.drain()
