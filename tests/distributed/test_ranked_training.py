@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from support.made_runs import claim_request
+from support.made_runs import HookedStore, claim_request
 from support.sharded_runs import LAYOUT, full_states, made, same
 from support.worlds import run_world
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,11 +22,13 @@ from ckpt_tasks.checkpointer.drain import InlineDrain
 from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.reader import read_commit
 from ckpt_tasks.config import ScheduleConfig
+from ckpt_tasks.errors import StoreError
 from ckpt_tasks.events import CheckpointQuarantined, Event, SaveFailed, Warned
 from ckpt_tasks.fencing.claim import claim_attempt, open_run
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.store import Store, open_store
+from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.training.ranked_recovery import RankedRecovery
 from ckpt_tasks.training.ranked_saver import Ranks
 from ckpt_tasks.training.ranks import RankAgreement, connect_ranks
@@ -45,11 +48,18 @@ def free_port() -> int:
 class Attempt:
     """One rank of an attempt, put together as a launcher would."""
 
-    def __init__(self, rank: int, world_size: int, root: Path, port: int) -> None:
+    def __init__(
+        self, rank: int, world_size: int, root: Path, port: int, failing: list[str]
+    ) -> None:
         self.events: list[Event] = []
         self.store: Store = open_store(str(root), for_writing=True)
+        failures: dict[int, str] = {}
         self.agreement = RankAgreement(
-            connect_ranks("127.0.0.1", port, serve=rank == 0), rank, world_size, seconds=20
+            connect_ranks("127.0.0.1", port, serve=rank == 0),
+            rank,
+            world_size,
+            seconds=20,
+            on_failure=failures.__setitem__,
         )
         identity = open_run(self.store, LAYOUT, created_by="a test")
         self.recovered = self._recovered(identity)
@@ -58,7 +68,17 @@ class Attempt:
         nonce = self.agreement.nonce()
         fence = Fence(self.store, LAYOUT, number)
         checkpointer = Checkpointer(
-            InlineDrain(JobRunner(self.store, LAYOUT, fence, incremental=False)),
+            InlineDrain(
+                JobRunner(
+                    HookedStore(self.store, partial(fail_in, failing)),
+                    LAYOUT,
+                    fence,
+                    incremental=False,
+                    failure=lambda checkpoint: failures.get(
+                        CheckpointId.parse(checkpoint).sequence
+                    ),
+                )
+            ),
             identity,
             number,
             self.recovered.lineage,
@@ -96,11 +116,34 @@ class Attempt:
         return recovered
 
 
+def fail_in(failing: list[str], operation: Operation, path: str) -> None:
+    """The disk fails in the writes whose names are listed, once in each."""
+    for write in failing:
+        if operation == "write" and write in path:
+            failing.remove(write)
+            raise StoreError(f"disk full at {path}")
+
+
 def training(
-    rank: int, world_size: int, root: Path, port: int, kind: str, dies_at: int | None, how: str = ""
+    rank: int,
+    world_size: int,
+    root: Path,
+    port: int,
+    kind: str,
+    dies_at: int | None,
+    how: str = "",
+    failing: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """What one rank saw and held, until the training ended, died or was stopped."""
-    attempt = Attempt(rank, world_size, root, port)
+    """What one rank saw and held, until the training ended, died or was stopped.
+
+    Parameters
+    ----------
+    dies_at, how
+        The step in which all ranks die, or one gets a signal.
+    failing
+        Writes that fail on rank 1.
+    """
+    attempt = Attempt(rank, world_size, root, port, list(failing) if rank == 1 else [])
     run = attempt.run
     signal.signal(signal.SIGTERM, lambda number, frame: run.request_stop("SIGTERM"))
     torch.manual_seed(rank)
@@ -115,7 +158,7 @@ def training(
         "stopped": False,
     }
     try:
-        _train(run, items, loader, told, dies_at, how if rank == 1 else "")
+        _train(run, items, loader, told, dies_at, how)
     except TrainingStopped:
         told["stopped"] = True
     told.update(
@@ -140,7 +183,8 @@ def _train(
             if run.step == dies_at:
                 if not how:
                     return
-                os.kill(os.getpid(), signal.SIGTERM)
+                if torch.distributed.get_rank() == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
             told["seen"].append((run.step + 1, epoch, numbers.tolist()))
             items["optimizer"].zero_grad()
             items["model"](x).square().mean().backward()
@@ -157,6 +201,10 @@ def samples(results: list[dict[str, Any]], up_to: int) -> Counter[tuple[int, int
         if step <= up_to
         for sample in numbers
     )
+
+
+def sequence_of(checkpoint: str) -> int:
+    return CheckpointId.parse(checkpoint).sequence
 
 
 def step_of(checkpoint: str) -> int:
@@ -202,6 +250,28 @@ def test_a_state_is_what_was_saved(tmp_path: Path) -> None:
         assert after["seen"][0][0] == before["step"] + 1
     assert not same(stopped[0]["ended"], stopped[1]["ended"])
     assert restored[0]["step"] == 14  # 7 an epoch
+
+
+def test_a_save_that_fails_on_one_rank(tmp_path: Path) -> None:
+    """Nothing is committed of it, and training goes on; the last one is repeated by all ranks."""
+    root = tmp_path / "store"
+    failing = ("a0001-s0001", "a0001-s0008")
+    results = run_world(
+        2, training, tmp_path, root, free_port(), "fsdp", None, "", failing, seconds=60
+    )
+    # Step 3; 6, 9, the epoch's end at 10, 12, 15, 18; the end, twice.
+    with open_store(str(root)) as store:
+        paths = [info.path for info in store.list_objects(LAYOUT.commits)]
+    found = [LAYOUT.checkpoint_id(path) for path in paths]
+    assert [(c.step, c.sequence) for c in found if c] == [
+        (6, 2), (9, 3), (10, 4), (12, 5), (15, 6), (18, 7), (20, 9)
+    ]  # fmt: skip
+    assert [event.checkpoint for event in results[0]["failed"]] == [
+        "step-00000003-a1-s1",
+        "step-00000020-a1-s8",
+    ]
+    assert all("rank 1: disk full" in event.why for event in results[0]["failed"])
+    assert [result["checkpoint"] for result in results] == ["step-00000020-a1-s9"] * 2
 
 
 def test_a_rank_that_finds_damage_saves_all_from_it(tmp_path: Path) -> None:
