@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
+
+from ckpt_tasks.checkpointer.memory import fresh_memory
 
 __all__ = ["Contestant", "Measured", "alternate"]
 
@@ -44,10 +47,19 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         return statistics.median(self.cpu_seconds)
 
 
-def alternate(contestants: Sequence[Contestant], rounds: int) -> dict[str, Measured]:
+def alternate(
+    contestants: Sequence[Contestant], rounds: int, *, memory: int = 0
+) -> dict[str, Measured]:
     """Measure all of them `rounds` times, one after the other in each round.
 
     A round before them is not counted: it loads libraries, and touches memory that is reused.
+
+    Parameters
+    ----------
+    memory
+        Bytes that are touched and released before each. A virtual machine's host takes back what
+        is free for some seconds, and gives it again slowly: without this, who comes next finds
+        memory that is fast, and who comes after a pause pays for all.
     """
     seconds: Mapping[str, list[float]] = {c.name: [] for c in contestants}
     cpu: Mapping[str, list[float]] = {c.name: [] for c in contestants}
@@ -55,6 +67,7 @@ def alternate(contestants: Sequence[Contestant], rounds: int) -> dict[str, Measu
         for contestant in contestants:
             contestant.prepare(number)
             gc.collect()
+            _touch(memory)
             began, cpu_began = time.perf_counter(), time.process_time()
             result = contestant.run(number)
             took, cpu_took = time.perf_counter() - began, time.process_time() - cpu_began
@@ -66,3 +79,9 @@ def alternate(contestants: Sequence[Contestant], rounds: int) -> dict[str, Measu
         c.name: Measured(name=c.name, seconds=seconds[c.name], cpu_seconds=cpu[c.name])
         for c in contestants
     }
+
+
+def _touch(size: int) -> None:
+    memory = fresh_memory(size)
+    if size:
+        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, size)

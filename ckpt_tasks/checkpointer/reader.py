@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -248,14 +249,8 @@ def check_files(store: Store, layout: RunLayout, index: Index) -> Iterator[FileE
         for file, members in _by_file(index):
             path = layout.in_run(file.path)
             check_header(store, path, file, members.values())
-            reads = pool.map(lambda task: _exhaust(reader.read(*task)), _on(path, members))
-            _exhaust(reads)
+            _exhaust(pool.map(partial(reader.read, path), windows(members)))
             yield file
-
-
-def _on(path: str, members: Mapping[int, TensorEntry]) -> Iterator[tuple[str, Window]]:
-    """The windows of one file's tensors, with its path."""
-    return ((path, window) for window in windows(members))
 
 
 def _exhaust(iterator: Iterator[object]) -> None:

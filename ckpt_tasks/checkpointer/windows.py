@@ -93,7 +93,7 @@ class WindowReader:
         self._store = store
         self._of_thread = threading.local()
 
-    def read(self, path: str, window: Window) -> Iterator[tuple[Chunk, memoryview]]:
+    def read(self, path: str, window: Window) -> list[tuple[Chunk, memoryview]]:
         """The chunks of a window with their bytes, once all of them have been found right.
 
         The bytes are valid until this thread reads again.
@@ -110,7 +110,7 @@ class WindowReader:
         pieces = [data[chunk.start - start : chunk.stop - start] for chunk in window]
         for chunk, piece in zip(window, pieces, strict=True):
             check_chunk(path, chunk, piece)
-        yield from zip(window, pieces, strict=True)
+        return list(zip(window, pieces, strict=True))
 
     def _read(self, path: str, start: int, stop: int) -> memoryview:
         first = start - start % _PAGE

@@ -6,8 +6,10 @@ no CPU tensor that is row-major already.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +26,9 @@ from ckpt_tasks.state.tensors import (
     check_supported,
     image_of,
     named_device,
+    plain_dtype,
     reference_details,
+    row_major_strides,
     values_from_image,
     with_autograd,
 )
@@ -121,8 +125,23 @@ def capture(items: Mapping[str, Any]) -> CapturedState:
     collector = _Collector()
     # Tensors that several items share are stored with the first; weights belong to the module.
     by_module = sorted(items, key=lambda name: not isinstance(items[name], torch.nn.Module))
-    trees = {name: collector.tree(name, items[name]) for name in by_module}
+    with _no_collection():
+        trees = {name: collector.tree(name, items[name]) for name in by_module}
     return CapturedState({name: trees[name] for name in items}, collector.images)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Thousands of small objects are made, none of them garbage: looking for some among all objects
+    of a training would take several times as long as making them.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def restore_values(
@@ -191,6 +210,9 @@ class _Collector:
         return arrays.encode(value)
 
     def _tensor(self, tensor: torch.Tensor, path: Path) -> tuple[str, object]:
+        dtype = plain_dtype(tensor)
+        if dtype is not None:
+            return "tensor", self._index(tensor, path, dtype)
         if sharding.is_dtensor(tensor):
             return self._sharded(tensor, path)
         check_supported(tensor, path)
@@ -209,14 +231,14 @@ class _Collector:
             self.images[index].part = part
         return "sharded", leaf
 
-    def _index(self, tensor: torch.Tensor, path: Path) -> int:
-        identity = _identity(tensor)
+    def _index(self, tensor: torch.Tensor, path: Path, plain: str | None = None) -> int:
+        identity = _identity(tensor, is_plain=plain is not None)
         index = self._index_of.get(identity)
         if index is None:
             index = self._index_of[identity] = len(self.images)
             # An address names a tensor only as long as the tensor lives.
             self._alive.append(tensor)
-            dtype, data = image_of(tensor, path)
+            dtype, data = (plain, tensor.detach()) if plain else image_of(tensor, path)
             key = self._unique_key(path)
             self.images.append(
                 TensorImage(
@@ -228,7 +250,9 @@ class _Collector:
 
     def _unique_key(self, path: Path) -> str:
         text = ".".join(map(str, path[1:])) or self._item
-        text = key = text.encode("utf-8", "backslashreplace").decode()
+        if not text.isascii():
+            text = text.encode("utf-8", "backslashreplace").decode()
+        key = text
         again = 1
         while key in self._keys:
             again += 1
@@ -245,11 +269,23 @@ def _state_of(item: Any) -> Any:
     return item.state_dict() if is_stateful(item) else item
 
 
-def _identity(tensor: torch.Tensor) -> object:
+def _identity(tensor: torch.Tensor, *, is_plain: bool) -> object:
+    """Equal for two tensors that are the same values in the same memory."""
+    address = tensor.data_ptr()
     if tensor.numel() == 0:
         return id(tensor)
-    address = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
-    return (*address, tensor.is_conj(), tensor.is_neg())
+    memory = (address, tensor.dtype, tensor.shape)
+    if is_plain:
+        return memory
+    details = (
+        None if tensor.is_cpu else tensor.device,
+        None if tensor.stride() == row_major_strides(tensor.shape) else tensor.stride(),
+        (tensor.is_conj(), tensor.is_neg()),
+    )
+    return memory if details == _NO_DETAILS else (*memory, *details)
+
+
+_NO_DETAILS = (None, None, (False, False))
 
 
 class _Restorer:

@@ -39,6 +39,7 @@ __all__ = [
     "float_dtype",
     "image_of",
     "named_device",
+    "plain_dtype",
     "reference_details",
     "row_major_strides",
     "tensor_from_buffer",
@@ -171,6 +172,26 @@ def _subclass_problem(kind: type) -> str:
 
 def _has_memory(tensor: torch.Tensor) -> bool:
     return tensor.data_ptr() != 0 or tensor.numel() == 0
+
+
+def plain_dtype(tensor: torch.Tensor) -> str | None:
+    """The safetensors dtype of a tensor whose image is its memory and whose reference is its index.
+
+    Most are such: a few questions to each of thousands, instead of all of them. ``None`` for any
+    other, supported or not.
+    """
+    if (
+        type(tensor) is not torch.Tensor
+        or not tensor.is_cpu
+        or tensor.layout is not torch.strided
+        or tensor.requires_grad
+        or tensor.is_nested
+        or tensor.is_neg()
+        or tensor.stride() != row_major_strides(tensor.shape)
+        or not _has_memory(tensor)
+    ):
+        return None
+    return None if tensor.is_complex() else SAFETENSORS_DTYPES.get(tensor.dtype)
 
 
 def image_of(tensor: torch.Tensor, path: Path) -> tuple[str, torch.Tensor]:
