@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from ckpt_tasks.config import CheckpointConfig, load_config
     from ckpt_tasks.training.load import load_uri, open_uri
     from ckpt_tasks.training.run import TrainingRun
+    from ckpt_tasks.training.samplers import ResumableDistributedSampler
     from ckpt_tasks.training.seeding import SeededDataset
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointConfig",
+    "ResumableDistributedSampler",
     "SeededDataset",
     "TrainingRun",
     "__version__",
@@ -25,6 +27,7 @@ __all__ = [
 
 _HOMES = {
     "CheckpointConfig": "ckpt_tasks.config",
+    "ResumableDistributedSampler": "ckpt_tasks.training.samplers",
     "SeededDataset": "ckpt_tasks.training.seeding",
     "TrainingRun": "ckpt_tasks.training.run",
     "load_config": "ckpt_tasks.config",

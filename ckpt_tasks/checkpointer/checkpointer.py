@@ -19,8 +19,8 @@ from ckpt_tasks.checkpointer.arena import Arena
 from ckpt_tasks.checkpointer.commit import new_write_id
 from ckpt_tasks.checkpointer.drain import Drain, WriterDiedError
 from ckpt_tasks.checkpointer.image import Planner
-from ckpt_tasks.checkpointer.job import SaveJob
-from ckpt_tasks.checkpointer.staged import StagedState
+from ckpt_tasks.checkpointer.job import NAMED_PARAMETERS, SaveJob
+from ckpt_tasks.checkpointer.staged import DividedState, StagedState
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.fencing.lineage import Lineage
 from ckpt_tasks.format.records import CommitRecord, RunRecord
@@ -30,7 +30,6 @@ __all__ = ["Checkpointer", "SaveRequest"]
 
 _WAIT_SECONDS = 1.0
 _MAX_DEATHS = 3  # of writers, before a save has failed
-_NAMED_PARAMETERS = 20  # with NaN or infinity; a commit record is small
 
 
 class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +45,8 @@ class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
         False where random numbers drawn inside loader workers are not restored.
     capture_seconds
         How long capturing the state took.
+    number
+        Of the save in the attempt, as ranks have agreed on it; default: the next one.
     """
 
     position: Position
@@ -54,6 +55,7 @@ class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
     rows: Sequence[tuple[str, Number, int, int]] = ()
     exact: bool = True
     capture_seconds: float = 0.0
+    number: int | None = None
 
 
 class Checkpointer:
@@ -71,6 +73,13 @@ class Checkpointer:
         Flattened and masked.
     environment
         Versions and host, for people who compare checkpoints.
+    unique
+        Gives the part of a write's name that no other write has; of several ranks, the same on
+        all of them (see `training.ranks.RankAgreement.nonce`).
+    rank, world_size
+        Of this process.
+    gather_seconds
+        How long rank 0 waits for the others' parts of a save.
     """
 
     def __init__(
@@ -83,6 +92,9 @@ class Checkpointer:
         hyperparameters: Mapping[str, Scalar],
         environment: Mapping[str, str],
         unique: Callable[[], str] = lambda: uuid.uuid4().hex[:12],
+        rank: int = 0,
+        world_size: int = 1,
+        gather_seconds: float = 600.0,
     ) -> None:
         self._drain = drain
         self._run = run
@@ -91,6 +103,9 @@ class Checkpointer:
         self._hyperparameters = dict(hyperparameters)
         self._environment = dict(environment)
         self._unique = unique
+        self._rank = rank
+        self._world_size = world_size
+        self._gather_seconds = gather_seconds
         self._sequence = 0
         self._arena = Arena()
         self._planner = Planner()
@@ -107,9 +122,9 @@ class Checkpointer:
         """The checkpoint that is being written."""
         return self._in_flight.checkpoint if self._in_flight is not None else None
 
-    def next_id(self, position: Position) -> CheckpointId:
-        """The id that the next save will have."""
-        return CheckpointId(position.step, self._attempt, self._sequence + 1)
+    def next_id(self, position: Position, number: int | None = None) -> CheckpointId:
+        """The id that the next save, or that of an agreed `number`, will have."""
+        return CheckpointId(position.step, self._attempt, number or self._sequence + 1)
 
     def prepare(self, state: StagedState) -> None:
         """Get ready for saves of states like this one, in the background."""
@@ -127,7 +142,7 @@ class Checkpointer:
             There is no memory for it, or nobody to write it.
         """
         assert self._in_flight is None, f"{self.in_flight} is still being written"
-        checkpoint = self._take_id(request.position)
+        checkpoint = self._take_id(request.position, request.number)
         started = time.perf_counter()
         image = self._planner.plan(state)
         memory = self._arena.reserve(image.size)
@@ -145,7 +160,7 @@ class Checkpointer:
             reason=request.decision.reason,
             timings={"capture": request.capture_seconds, "stage": staged},
             environment=self._environment,
-            world_size=1,
+            world_size=self._world_size,
             size=0,
             indexes=[],
             exact=request.exact,
@@ -155,13 +170,16 @@ class Checkpointer:
 
         def hand_over() -> SaveJob:
             waited = state.finish_copy(memory, image.offsets)
-            bad = state.find_nonfinite(memory, image.offsets)[:_NAMED_PARAMETERS]
+            bad = state.find_nonfinite(memory, image.offsets)[:NAMED_PARAMETERS]
             job = SaveJob(
                 image=self._planner.encoded,
                 trees=msgspec.Raw(msgspec.msgpack.encode(state.trees)),
                 rows=list(request.rows),
                 draft=msgspec.structs.replace(draft, nonfinite=bad),
                 seconds=seconds + waited,
+                rank=self._rank,
+                shared=list(state.shared) if isinstance(state, DividedState) else [],
+                gather_seconds=self._gather_seconds,
             )
             self._drain.hand_over(job, self._arena, image.size)
             return job
@@ -233,8 +251,9 @@ class Checkpointer:
         if self._in_flight is None:
             self._arena.close()
 
-    def _take_id(self, position: Position) -> CheckpointId:
-        checkpoint = self.next_id(position)
+    def _take_id(self, position: Position, number: int | None = None) -> CheckpointId:
+        checkpoint = self.next_id(position, number)
+        assert checkpoint.sequence > self._sequence, f"number {number} was used already"
         self._sequence = checkpoint.sequence  # never reused, whatever becomes of this save
         return checkpoint
 
@@ -244,6 +263,9 @@ class Checkpointer:
     def _repeat(self, flight: _InFlight, job: SaveJob, died: WriterDiedError) -> None:
         """Hand the same image over to a new writer."""
         self._in_flight = None
+        if self._world_size > 1:
+            # The other ranks write under the name that was agreed, and would not know another.
+            raise StoreError(f"the process that wrote {flight.checkpoint} {died}") from died
         if flight.deaths + 1 >= _MAX_DEATHS:
             raise StoreError(
                 f"the process that wrote {flight.checkpoint} {died}, like the {_MAX_DEATHS - 1} "

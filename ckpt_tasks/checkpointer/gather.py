@@ -9,6 +9,7 @@ covers that.)
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,6 +25,7 @@ from ckpt_tasks.store.base import Store
 __all__ = ["GatheredRanks", "IndexKeys", "gather_indexes"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5  # seconds between two looks for one index
+_FILE_RANK = re.compile(r"\.rank([0-9]+)\.safetensors$", re.ASCII)
 _NAMED = 8  # ranks or tensors that a message names
 
 
@@ -34,8 +36,8 @@ class GatheredRanks(msgspec.Struct, frozen=True):
     ----------
     refs, indexes
         Of each rank, in order: what the commit record names, and what it refers to.
-    size
-        Bytes of all their files and indexes.
+    size, written
+        Bytes of all files and indexes; and of those that this write has made.
     nonfinite
         Names of parameters that hold NaN or infinity on any rank, each once.
     """
@@ -43,6 +45,7 @@ class GatheredRanks(msgspec.Struct, frozen=True):
     refs: list[IndexRef]
     indexes: list[Index]
     size: int
+    written: int
     nonfinite: list[str]
 
 
@@ -112,13 +115,19 @@ class IndexKeys:
     def __init__(self, indexes: Mapping[int, Index]) -> None:
         self._entries: dict[tuple[int, str, str], tuple[int, TensorEntry]] = {}
         for rank, index in indexes.items():
-            items = [RunLayout.tracked_name(file.path, rank) for file in index.files]
+            items = [_item_of(file.path, rank) for file in index.files]
             for number, entry in enumerate(index.tensors):
                 self._entries[rank, items[entry.file], entry.key] = number, entry
 
     def find(self, rank: int, item: str, key: str) -> tuple[int, TensorEntry] | None:
         """Number of the tensor among those that `rank` has written, and its entry."""
         return self._entries.get((rank, item, key))
+
+
+def _item_of(path: str, rank: int) -> str:
+    """Tracked name of a file, which an earlier write of another rank may have made."""
+    written_by = _FILE_RANK.search(path)
+    return RunLayout.tracked_name(path, int(written_by[1]) if written_by else rank)
 
 
 def _path(layout: RunLayout, write_id: str, rank: int) -> str:
@@ -165,9 +174,11 @@ def _checked(
         raise StoreError(f"{own.path} is not what rank {own.rank} has just written there")
     _check_shared(write_id, indexes)
     size = sum(len(each) for each in data.values())
-    size += sum(file.size for index in indexes for file in index.files)
+    files = [file for index in indexes for file in index.files]
+    written = size + sum(file.size for file in files if file.path.startswith(f"{folder}/"))
+    size += sum(file.size for file in files)
     names = [name for index in indexes for name in index.nonfinite or []]
-    return GatheredRanks(refs, indexes, size, list(dict.fromkeys(names)))
+    return GatheredRanks(refs, indexes, size, written, list(dict.fromkeys(names)))
 
 
 def _decoded(data: bytes, path: str) -> Index:

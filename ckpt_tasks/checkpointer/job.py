@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from ckpt_tasks.checkpointer.commit import commit
 from ckpt_tasks.checkpointer.earlier import Earlier
+from ckpt_tasks.checkpointer.gather import gather_indexes
 from ckpt_tasks.checkpointer.image import Image
 from ckpt_tasks.checkpointer.reader import read_index
-from ckpt_tasks.checkpointer.writer import write_rank
+from ckpt_tasks.checkpointer.writer import WrittenRank, write_rank
 from ckpt_tasks.errors import CorruptCheckpointError, StoreError
 from ckpt_tasks.events import CheckpointCommitted
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord, IndexRef, now
+from ckpt_tasks.format.records import CommitRecord, IndexRef, SharedTensor, now
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
 
-__all__ = ["JobRunner", "SaveJob", "committed_event"]
+__all__ = ["NAMED_PARAMETERS", "JobRunner", "SaveJob", "committed_event"]
+
+NAMED_PARAMETERS = 20
+"""With NaN or infinity, that a commit record names: it is small."""
 
 
 class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +43,13 @@ class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
         The commit record without what only the writing tells.
     seconds
         What training waited for the save so far.
+    rank
+        Whose part it is, of the draft's world size. Rank 0's job ends with the commit, others'
+        with their part durable.
+    shared
+        What another rank writes, as in `Index`.
+    gather_seconds
+        How long rank 0 waits for the others' parts, when its own is written.
     """
 
     image: msgspec.Raw
@@ -45,6 +57,14 @@ class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[tuple[str, Number, int, int]]
     draft: CommitRecord
     seconds: float
+    rank: int = 0
+    shared: list[SharedTensor] = []
+    gather_seconds: float = 600.0
+
+    @property
+    def commits(self) -> bool:
+        """Whether it is this job that makes the checkpoint."""
+        return self.rank == 0
 
     def renamed(self, identifier: str, write_id: str) -> SaveJob:
         """The same save as another checkpoint: nothing that was begun is ever written over."""
@@ -61,6 +81,8 @@ class JobRunner:
         Tensors that an earlier checkpoint's files hold already are not written again.
     base
         Names the index of the checkpoint that the attempt started from.
+    failure
+        Of a checkpoint's id: why some rank will not write its part of it, once that is known.
     """
 
     def __init__(
@@ -71,15 +93,20 @@ class JobRunner:
         *,
         incremental: bool = True,
         base: IndexRef | None = None,
+        failure: Callable[[str], str | None] = lambda checkpoint: None,
     ) -> None:
         self._store = store
         self._layout = layout
         self._fence = fence
+        self._failure = failure
         self._base = base
         self._earlier = Earlier() if incremental else None
 
     def run(self, job: SaveJob, memory: memoryview) -> CommitRecord:
         """Write the job's files and index, and commit; when this returns, the checkpoint exists.
+
+        Of several ranks, rank 0 waits for the others and commits; the others' records name their
+        own part, and stand in no store.
 
         Parameters
         ----------
@@ -108,8 +135,12 @@ class JobRunner:
             memory,
             msgspec.msgpack.decode(job.trees),
             write_id=job.draft.write_id,
+            rank=job.rank,
+            world_size=job.draft.world_size,
             metrics=job.rows,
             earlier=known,
+            shared=job.shared,
+            nonfinite=job.draft.nonfinite,
         )
         record = msgspec.structs.replace(
             job.draft,
@@ -119,9 +150,34 @@ class JobRunner:
             indexes=[written.ref],
             created_at=now(),
         )
-        commit(self._store, self._layout, self._fence, record, [written.index])
+        if job.commits:
+            record = self._commit(job, record, written)
         if self._earlier is not None:
             self._earlier = written.earlier
+        return record
+
+    def _commit(self, job: SaveJob, record: CommitRecord, written: WrittenRank) -> CommitRecord:
+        """Commit, when all ranks' parts are there; the record that was committed."""
+        indexes = [written.index]
+        if record.world_size > 1:
+            gathered = gather_indexes(
+                self._store,
+                self._layout,
+                record.write_id,
+                record.world_size,
+                written.ref,
+                seconds=job.gather_seconds,
+                failure=lambda: self._failure(record.id),
+            )
+            indexes = gathered.indexes
+            record = msgspec.structs.replace(
+                record,
+                size=gathered.size,
+                written=gathered.written,
+                indexes=gathered.refs,
+                nonfinite=gathered.nonfinite[:NAMED_PARAMETERS],
+            )
+        commit(self._store, self._layout, self._fence, record, indexes)
         return record
 
     def _known(self) -> Earlier | None:

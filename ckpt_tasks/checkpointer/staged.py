@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["StagedState", "StagedTensor"]
+from ckpt_tasks.format.records import SharedTensor
+
+__all__ = ["DividedState", "StagedState", "StagedTensor"]
 
 
 class StagedTensor(Protocol):
@@ -53,3 +55,12 @@ class StagedState(Protocol):
 
     def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
         """Names of parameters that hold NaN or infinity, as they were copied."""
+
+
+@runtime_checkable
+class DividedState(Protocol):
+    """A staged state, some of whose tensors another rank writes."""
+
+    @property
+    def shared(self) -> Sequence[SharedTensor]:
+        """Those; the others are the state's tensors, in order."""

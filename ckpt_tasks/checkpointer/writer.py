@@ -101,7 +101,7 @@ def write_rank(
             items=dict(trees),
             metrics=list(metrics),
             shared=list(shared) or UNSET,
-            nonfinite=(list(nonfinite)[:20] or UNSET) if world_size > 1 else UNSET,
+            nonfinite=(list(nonfinite) or UNSET) if world_size > 1 else UNSET,
         )
         data = encode(index)
         path = writing.write_index(layout.index_name(rank), data, is_alone=world_size == 1)

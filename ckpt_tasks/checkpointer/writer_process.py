@@ -147,7 +147,7 @@ class Writer:
 
     def _handle(self, notice: Notice) -> JobResult:
         try:
-            record, seconds = self._write(notice)
+            record, job = self._write(notice)
         except CkptTasksError as error:
             return JobResult(error=type(error).__name__, message=str(error))
         except Exception as error:
@@ -155,13 +155,14 @@ class Writer:
             traceback.print_exception(error)
             said = mask_text(f"{type(error).__name__}: {error}")
             return JobResult(error="StoreError", message=f"unexpected in the writer: {said}")
-        self._events(committed_event(record, seconds))
+        if job.commits:
+            self._events(committed_event(record, job.seconds))
         return JobResult(record=record)
 
-    def _write(self, notice: Notice) -> tuple[CommitRecord, float]:
+    def _write(self, notice: Notice) -> tuple[CommitRecord, SaveJob]:
         memory = self._mapped(notice.stop)
         job = msgspec.msgpack.decode(memory[notice.start : notice.stop], type=SaveJob)
-        return self._opened_runner().run(job, memory[: notice.size]), job.seconds
+        return self._opened_runner().run(job, memory[: notice.size]), job
 
     def _mapped(self, size: int) -> memoryview:
         """The arena, as far as `size`: it may have grown."""

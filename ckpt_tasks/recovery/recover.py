@@ -8,6 +8,7 @@ as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -15,10 +16,10 @@ import msgspec
 from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.checkpointer.reader import (
     LoadedCheckpoint,
-    check_restorable,
     load_checkpoint,
     read_commit,
 )
+from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_sharded
 from ckpt_tasks.checkpointer.verify import check_checkpoint
 from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError, StaleAttemptError
 from ckpt_tasks.events import CheckpointQuarantined, EventSink, discard_event
@@ -34,18 +35,21 @@ from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["Recovered", "RecoveryPreview", "preview_recovery", "recover"]
+__all__ = ["Recovered", "RecoveryPreview", "Start", "preview_recovery", "recover"]
 
 T = TypeVar("T")
 
+Start = LoadedCheckpoint | ShardedCheckpoint
+"""What training starts from: of one rank, in host memory; of several, read as it is needed."""
+
 
 class Recovered(msgspec.Struct, frozen=True):
-    """Where an attempt starts: a verified checkpoint in host memory, or the beginning.
+    """Where an attempt starts: a verified checkpoint, or the beginning.
 
     `asked_for` tells that a person chose it, who may want to train a finished run further.
     """
 
-    checkpoint: LoadedCheckpoint | None
+    checkpoint: Start | None
     resumed: ResumedRecord
     lineage: Lineage
     asked_for: bool = False
@@ -67,11 +71,18 @@ def recover(
     run: RunRecord,
     attempt: Attempt,
     *,
+    load: Callable[[CommitRecord], Start] | None = None,
     on_event: EventSink = discard_event,
 ) -> Recovered:
     """Choose, load and verify what `attempt` starts from, and record it.
 
     A damaged checkpoint is quarantined and reported, and the next older one is tried.
+
+    Parameters
+    ----------
+    load
+        Loads and verifies a checkpoint, or raises `CorruptCheckpointError`; default: as the only
+        rank that does.
 
     Raises
     ------
@@ -89,7 +100,8 @@ def recover(
     candidates = choose(
         store, layout, attempt.earlier, resume=claim.resume, invocation=claim.invocation
     )
-    loaded, failed = _load_newest(store, layout, run, fence, candidates, on_event)
+    load = load or partial(_load_alone, store, layout)
+    loaded, failed = _load_newest(store, layout, run, fence, candidates, load, on_event)
     if loaded is None and candidates.checkpoints:
         raise nothing_restorable(layout, [*candidates.passed_over, *failed])
     start = loaded.record if loaded else None
@@ -135,7 +147,6 @@ def preview_recovery(
     """
 
     def check(record: CommitRecord) -> CommitRecord:
-        check_restorable(layout, record)
         check_checkpoint(store, layout, record)
         return record
 
@@ -164,17 +175,24 @@ def preview_recovery(
     )
 
 
+def _load_alone(store: Store, layout: RunLayout, record: CommitRecord) -> Start:
+    if record.world_size == 1:
+        return load_checkpoint(store, layout, record)
+    opened = open_sharded(store, layout, record)
+    opened.verify_share()
+    opened.preload()
+    return opened
+
+
 def _load_newest(
     store: Store,
     layout: RunLayout,
     run: RunRecord,
     fence: Fence,
     candidates: Candidates,
+    load: Callable[[CommitRecord], Start],
     on_event: EventSink,
-) -> tuple[LoadedCheckpoint | None, list[PassedOver]]:
-    def load(record: CommitRecord) -> LoadedCheckpoint:
-        return load_checkpoint(store, layout, record)
-
+) -> tuple[Start | None, list[PassedOver]]:
     passed: list[PassedOver] = []
     for checkpoint in candidates.checkpoints:
         try:
@@ -188,7 +206,7 @@ def _load_newest(
             if candidates.asked_for:
                 raise
             loaded = PassedOver(checkpoint=str(checkpoint), why=why)
-        if isinstance(loaded, LoadedCheckpoint):
+        if not isinstance(loaded, PassedOver):
             return loaded, passed
         passed.append(loaded)
     return None, passed

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -35,6 +36,7 @@ time. No collective: it must return even where a rank never calls it.
 """
 
 _THREADS = min(4, os.cpu_count() or 1)
+_ALONE_BYTES = 1024 * 1024  # below it a second thread costs more than it saves
 _OWN_PREFIX = "ckpt_tasks"  # random generators and counters: per rank, and small
 
 
@@ -218,21 +220,31 @@ def _write_item(offer: _Offer) -> Any:
 
 
 def digests(tensors: Sequence[TensorImage], positions: Iterable[int]) -> dict[int, str]:
-    """`digest_of_chunks` of tensors, by position, by several threads."""
-    chosen = list(positions)
+    """`digest_of_chunks` of tensors, by position; of many bytes, by several threads."""
+    chosen = sorted(positions, key=lambda position: tensors[position].nbytes)
+    if sum(tensors[position].nbytes for position in chosen) < _ALONE_BYTES:
+        return _digests(tensors, chosen)
+    found: dict[int, str] = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="compare") as pool:
-        found = pool.map(lambda position: _digest(tensors[position]), chosen)
-        return dict(zip(chosen, found, strict=True))
+        # Dealt out in the order of their sizes, so that every thread gets as much.
+        shares = [chosen[first::_THREADS] for first in range(_THREADS)]
+        for of_share in pool.map(partial(_digests, tensors), shares):
+            found.update(of_share)
+    return found
+
+
+def _digests(tensors: Sequence[TensorImage], positions: Iterable[int]) -> dict[int, str]:
+    return {position: _digest(tensors[position]) for position in positions}
 
 
 def _digest(image: TensorImage) -> str:
     flat = image.data.reshape(-1).view(torch.uint8)
-    chunks = [_chunk_digest(flat[start:stop]) for start, stop in chunk_spans(image.nbytes)]
-    return digest_of_chunks(chunks)
+    if image.nbytes <= CHUNK_BYTES:
+        return digest_of_chunks([_chunk_digest(flat)])
+    spans = chunk_spans(image.nbytes)
+    return digest_of_chunks(_chunk_digest(flat[start:stop]) for start, stop in spans)
 
 
 def _chunk_digest(flat: torch.Tensor) -> str:
     """Of up to `CHUNK_BYTES`; what lies on a device comes over one chunk at a time."""
-    assert flat.numel() <= CHUNK_BYTES
-    flat = flat if flat.is_cpu else flat.cpu()
-    return digest(flat.numpy())
+    return digest((flat if flat.is_cpu else flat.cpu()).numpy())

@@ -18,7 +18,6 @@ from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.drain import Drain, InlineDrain
 from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.marks import read_completed, write_completed
-from ckpt_tasks.checkpointer.reader import LoadedCheckpoint
 from ckpt_tasks.checkpointer.writer_client import ProcessDrain
 from ckpt_tasks.checkpointer.writer_process import WriterSpec
 from ckpt_tasks.errors import CheckpointNotFoundError, CorruptCheckpointError
@@ -30,7 +29,7 @@ from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CompletedRecord, RunRecord, now
 from ckpt_tasks.recovery.choose import choose
-from ckpt_tasks.recovery.recover import Recovered, recover
+from ckpt_tasks.recovery.recover import Recovered, Start, recover
 from ckpt_tasks.schedule.policy import policy_from_config
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
@@ -256,7 +255,7 @@ class AttemptRunner:
             run.request_stop(self._stop_reason)
         return run
 
-    def _drain(self, store: Store, attempt: int, start: LoadedCheckpoint | None) -> Drain:
+    def _drain(self, store: Store, attempt: int, start: Start | None) -> Drain:
         """What writes saves: a process of its own, but for a store that only this one sees."""
         folder, config = self._folder, self._spec.config.save
         base = start.record.indexes[0] if start is not None else None

@@ -24,13 +24,15 @@ from ckpt_tasks.training.loaders import (
     StatefulLoader,
     seeded_dataset,
 )
+from ckpt_tasks.training.resumable import ResumableLoader
+from ckpt_tasks.training.samplers import ResumableDistributedSampler
 
 __all__ = ["loader_state"]
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 """They draw from a generator and keep no state."""
 
-_IN_ORDER = (SequentialSampler, DistributedSampler)
+_IN_ORDER = (SequentialSampler, DistributedSampler, ResumableDistributedSampler)
 """Their order depends on nothing, or on an epoch that they are told."""
 
 
@@ -61,15 +63,19 @@ def _data_loader(name: str, loader: DataLoader[Any], warn: Callable[[str], None]
             f"tracked {name!r}: batches come in the order in which the workers finish them, which "
             "cannot be reproduced; make the loader with in_order=True"
         )
+    sampler = _drawing_sampler(loader)
     if not is_stateful(loader):
         why = _irreproducible(loader)
+        if why is None and type(sampler) is ResumableDistributedSampler:
+            return ResumableLoader(loader, sampler)
         if why is not None:
             raise StateError(
                 f"tracked {name!r}: the order of this DataLoader cannot be reproduced, as {why}; "
                 "use torchdata.stateful_dataloader.StatefulDataLoader, a drop-in replacement"
             )
         return ReplayedLoader(loader, exact=_replays_exactly(loader), warn=warn)
-    sampler = _drawing_sampler(loader)
+    if type(sampler) is ResumableDistributedSampler:
+        return ResumableLoader(loader, sampler)
     if isinstance(loader.dataset, IterableDataset) or _keeps_position(loader, sampler):
         return StatefulLoader(loader, exact=_is_exact(loader))
     if type(sampler) in _RANDOM or _is_torchdata(sampler):

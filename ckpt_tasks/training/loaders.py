@@ -22,7 +22,14 @@ from ckpt_tasks.errors import StateError
 from ckpt_tasks.training.loader_data import check_same_data, describe_data
 from ckpt_tasks.training.seeding import SeededDataset
 
-__all__ = ["LoaderState", "ReplayedLoader", "StatefulLoader", "seeded_dataset"]
+__all__ = [
+    "LoaderState",
+    "ReplayedLoader",
+    "StatefulLoader",
+    "generator_states",
+    "seeded_dataset",
+    "set_generators",
+]
 
 _SILENT_SECONDS = 1.0  # for drawing again, before it is told
 _END = object()
@@ -84,7 +91,7 @@ class LoaderState(ABC):
             "open": self.is_open,
             "data": describe_data(self.loader),
             "in_midst": self._is_in_midst,
-            "generators": _generator_states(self.loader),
+            "generators": generator_states(self.loader),
             "sampler_epochs": [known_epoch(sampler) for sampler in epoch_samplers(self.loader)],
             "dataset_epoch": None if dataset is None else dataset.epoch,
             **self._own_state(),
@@ -96,17 +103,35 @@ class LoaderState(ABC):
         Raises `StateError` where it lies in the midst of an epoch of another kind of loader, or
         of one whose data are cut in another way.
         """
-        if state.get("kind") != self.kind:
-            raise StateError(
-                f"the loader was {state.get('kind')} when it was saved and is {self.kind} now: "
-                "'stateful' is torchdata's StatefulDataLoader, 'replayed' a plain DataLoader, or "
-                "any with a random sampler of torch's; make it the same way, or start fresh"
-            )
+        self.check_kind(state)
         if state["in_midst"]:
             check_same_data(state["data"], self.loader, with_length=False)
             self._saved_data = state["data"]
         self._pending = state
         self.is_open = state["open"]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell a seeded data set the epoch."""
+        dataset = seeded_dataset(self.loader)
+        if dataset is not None:
+            dataset.set_epoch(epoch)
+
+    def check_kind(self, state: dict[str, Any]) -> None:
+        """Raise `StateError` for the state of another kind of loader."""
+        if state.get("kind") != self.kind:
+            raise StateError(
+                f"the loader was {state.get('kind')} when it was saved and is {self.kind} now: "
+                "'stateful' is torchdata's StatefulDataLoader, 'replayed' a plain DataLoader, or "
+                "any with a random sampler of torch's, 'resumable' any with a "
+                "ResumableDistributedSampler; make it the same way, or start fresh"
+            )
+
+    def length(self, seen: int) -> int:
+        """Batches of the epoch in all, `seen` of which lie before a place that was restored.
+
+        Raises ``TypeError`` where the loader has no length.
+        """
+        return len(self.loader)
 
     def check_data(self) -> None:
         """Training goes on with this loader: in an epoch's midst, only on the same data.
@@ -176,7 +201,7 @@ class StatefulLoader(LoaderState):
                 # hands out once for that is taken and dropped, so that the next starts anew.
                 iter(self.loader)
         # Last, as making an iterator draws from the loader's own generators too.
-        _set_generators(self.loader, pending["generators"])
+        set_generators(self.loader, pending["generators"])
 
     def _has_shrunk(self, pending: dict[str, Any]) -> bool:
         """At an epoch's end torchdata would skip to the end of the old data, beyond today's."""
@@ -245,7 +270,7 @@ class ReplayedLoader(LoaderState):
             return  # Replayed by `iterate`, when the user has told the sampler its epoch.
         self._pending = None
         self._make_workers(pending)
-        _set_generators(self.loader, pending["generators"])
+        set_generators(self.loader, pending["generators"])
 
     def iterate(self) -> Iterator[Any]:
         self.check_data()
@@ -262,7 +287,7 @@ class ReplayedLoader(LoaderState):
         self._start = pending["start"]
         self._make_workers(self._start)
         torch.set_rng_state(self._start["rng"])
-        _set_generators(self.loader, self._start["generators"])
+        set_generators(self.loader, self._start["generators"])
         iterator = self._count(iter(self.loader))
         self._draw_again(iterator, pending["drawn"])
         return iterator
@@ -298,7 +323,7 @@ class ReplayedLoader(LoaderState):
     def _moment(self) -> dict[str, Any]:
         return {
             "rng": torch.get_rng_state(),
-            "generators": _generator_states(self.loader),
+            "generators": generator_states(self.loader),
             "workers": self._has_workers(),
         }
 
@@ -358,11 +383,13 @@ def _generators(loader: Any) -> list[torch.Generator]:
     return found
 
 
-def _generator_states(loader: Any) -> list[torch.Tensor]:
+def generator_states(loader: Any) -> list[torch.Tensor]:
+    """States of the generators that belong to the loader and its samplers."""
     return [generator.get_state() for generator in _generators(loader)]
 
 
-def _set_generators(loader: Any, states: list[torch.Tensor]) -> None:
+def set_generators(loader: Any, states: list[torch.Tensor]) -> None:
+    """Inverse of `generator_states`; raises `StateError` where it has another number of them."""
     generators = _generators(loader)
     if len(generators) != len(states):
         raise StateError(

@@ -61,7 +61,7 @@ class Loops:
             micro-batch matters and cannot be known.
         """
         self._check_use_of_steps()
-        last = _length(state.loader, accumulate) if accumulate > 1 else 0
+        last = _length(state, self._counters.batch, accumulate) if accumulate > 1 else 0
         return self._iterate_steps(state, accumulate, last)
 
     def _iterate_epochs(self, total: int) -> Iterator[int]:
@@ -136,9 +136,9 @@ class Loops:
             )
 
 
-def _length(loader: Any, accumulate: int) -> int:
+def _length(state: LoaderState, seen: int, accumulate: int) -> int:
     try:
-        return len(loader)
+        return state.length(seen)
     except TypeError as error:
         raise ConfigError(
             f"accumulate={accumulate} needs a loader with a length, or its last micro-batch "

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["AgreedSave", "RankAgreement", "connect_ranks"]
 
 _ALWAYS = 7 * 24 * 3600.0  # seconds; whoever waits so long is woken by a message
+_FAREWELL_SECONDS = 5.0
 _LARGEST_MARGIN = 1 << 20  # steps
 
 
@@ -272,34 +273,67 @@ class RankAgreement:
 
     def exchange(self, number: int) -> Callable[[bytes], Sequence[bytes] | None]:
         """For `state.sharing.SharingPlanner`, at the save of that number."""
+        return lambda message: self.tell_all(f"share/{number}", message)
 
-        def exchange(message: bytes) -> Sequence[bytes] | None:
-            keys = [f"share/{number}/{rank}" for rank in range(self.world_size)]
-            self._messages.put_bytes(keys[self.rank], message)
-            return self._messages.get_all(keys, seconds=self._seconds)
+    def tell_all(
+        self, topic: str, message: bytes, *, seconds: float | None = None
+    ) -> list[bytes] | None:
+        """Every rank's message about a topic that has not been talked of before, by rank.
 
-        return exchange
+        ``None`` where one did not come in `seconds`; default: those of the agreement.
+        """
+        keys = [f"{topic}/{rank}" for rank in range(self.world_size)]
+        self._messages.put_bytes(keys[self.rank], message)
+        return self._messages.get_all(keys, seconds=self._seconds if seconds is None else seconds)
+
+    def from_rank_0(
+        self, topic: str, message: bytes = b"", *, seconds: float | None = None
+    ) -> bytes:
+        """What rank 0 says about a topic that has not been talked of before.
+
+        Parameters
+        ----------
+        message
+            Counts on rank 0.
+        seconds
+            How long to wait for it; default: those of the agreement.
+
+        Raises
+        ------
+        StoreError
+            It did not come in time.
+        """
+        if self.rank == 0:
+            self._messages.put_bytes(topic, message)
+            return message
+        seconds = self._seconds if seconds is None else seconds
+        found = self._messages.get_all([topic], seconds=seconds)
+        if found is None:
+            raise StoreError(
+                f"rank {self.rank} has waited {seconds:.0f} s for rank 0's word on {topic}"
+            )
+        return found[0]
 
     def nonce(self) -> str:
         """A text for names of writes, the same on all ranks and in no other start of them.
 
         Raises `StoreError` where rank 0 has not given one in time.
         """
-        if self.rank == 0:
-            self._messages.put_bytes("nonce", secrets.token_hex(6).encode("ascii"))
-        found = self._messages.get_all(["nonce"], seconds=self._seconds)
-        if found is None:
-            raise StoreError(f"rank 0 has not started in {self._seconds:.0f} s")
-        return found[0].decode("ascii")
+        return self.from_rank_0("nonce", secrets.token_hex(6).encode("ascii")).decode("ascii")
 
     def close(self) -> None:
-        """End the threads. Whoever serves the store closes last, or nobody is told anything."""
+        """End the threads. Rank 0, which may serve the store, does so after the others."""
         self._closed.set()
         self._wishes.put(_Request(self.rank, closes=True))
         with contextlib.suppress(StoreError):  # then nobody waits for a letter either
             self._messages.put(f"inbox/{self.rank}/{self._read}", _Closed())
         for thread in self._threads:
             thread.join()
+        with contextlib.suppress(StoreError):
+            self._messages.put(f"closed/{self.rank}", _Closed())
+            if self.rank == 0:
+                keys = [f"closed/{rank}" for rank in range(self.world_size)]
+                self._messages.get_all(keys, seconds=_FAREWELL_SECONDS)
 
     # -- at a boundary --------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
@@ -18,6 +19,7 @@ from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.loops import Loops
 from ckpt_tasks.training.own import COUNTERS, OWN, RNG, STATE
+from ckpt_tasks.training.ranked_saver import RankedSaver, Ranks
 from ckpt_tasks.training.restore import restored_values
 from ckpt_tasks.training.rewind import Rewind
 from ckpt_tasks.training.saver import Saver
@@ -85,6 +87,8 @@ class TrainingRun:
         Seconds during which saves may fail before training does.
     grace
         Seconds that a request to stop leaves for the save.
+    ranks
+        This process is one rank of several, whose saves are made together; `schedule` is theirs.
     overlap
         What only steps change is copied until the next one; see `state.overlap`.
     """
@@ -102,6 +106,7 @@ class TrainingRun:
         max_unprotected: float = 1800.0,
         grace: float = 30.0,
         overlap: bool = False,
+        ranks: Ranks | None = None,
         on_event: EventSink = discard_event,
     ) -> None:
         self._name = name
@@ -120,7 +125,8 @@ class TrainingRun:
             self._counters = Counters.from_dict(values[COUNTERS])
             if asked_for:
                 self._counters.stopping = self._counters.finished = False
-        self._saver = Saver(
+        self._ranks = ranks
+        self._saver = (Saver if ranks is None else partial(RankedSaver, ranks=ranks))(
             name,
             checkpointer=checkpointer,
             schedule=schedule,
@@ -397,6 +403,8 @@ class TrainingRun:
     def _capture(self) -> StagedState:
         own = {COUNTERS: self._counters.to_dict(), RNG: capture_rng(), STATE: self.state}
         captured = self._items.capture(own)
+        if self._ranks is not None:
+            return self._ranks.divide(captured)
         if self._step_fence is None or not self._saver.may_overlap:
             return captured
         return self._step_fence.overlap(captured)

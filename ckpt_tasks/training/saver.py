@@ -105,6 +105,7 @@ class Saver:
         self._captured_once = False
         self._warned: set[str] = set()
         self._saved_at = self._sent_at = clock()
+        self._tells_commits = True
         self.may_overlap = True
         """No state has changed yet while it was copied."""
         self.epochs_total: int | None = None
@@ -174,10 +175,11 @@ class Saver:
                 # now than at the first save, hours later.
                 self._checkpointer.prepare(self._capture())
             self._captured_once = True
-            if signal is not None:
+            stop = self._stop_reason(signal, decision)
+            if stop is not None:
                 self.settle()
                 self.flush(counters.position)
-                raise TrainingStopped(signal)
+                raise TrainingStopped(stop)
         except (CkptTasksError, TrainingStopped) as error:
             self._ended = error
             raise
@@ -228,6 +230,18 @@ class Saver:
             self._warned.add(message)
             self._on_event(Warned(message=message))
 
+    def _stop_reason(self, signal: str | None, decision: SaveDecision | None) -> str | None:
+        """Why training ends at this boundary, the state being saved."""
+        return signal
+
+    def _number(self) -> int | None:
+        """Of the save that is due, where it is not the next one."""
+        return None
+
+    def _waits_for_flight(self, decision: SaveDecision) -> bool:
+        """Whether this save waits for the one in flight, or is as good a little later."""
+        return decision.trigger in _OF_THIS_BOUNDARY
+
     def _close_step(self, counters: Counters) -> None:
         dropped = self._metrics.close_step(counters.step)
         if dropped:
@@ -238,16 +252,8 @@ class Saver:
     def _decide(
         self, boundary: Boundary, position: Position, *, signalled: bool
     ) -> SaveDecision | None:
-        now, flight = self._clock(), self._in_flight
-        decision = self._schedule.should_save(
-            SaveContext(
-                boundary=boundary,
-                position=position,
-                saved_step=self.newest.step if self.newest else 0,
-                seconds_since_save=now - (flight.staged_at if flight else self._saved_at),
-                signalled=signalled,
-            )
-        )
+        now = self._clock()
+        decision = self._schedule.should_save(self._context(boundary, position, signalled))
         manual, self._manual = self._manual, None
         if manual is not None and (decision is None or decision.trigger not in _MUST_SUCCEED):
             decision = SaveDecision("manual", manual)
@@ -257,9 +263,19 @@ class Saver:
                 return None
         return decision
 
+    def _context(self, boundary: Boundary, position: Position, signalled: bool) -> SaveContext:
+        since = self._in_flight.staged_at if self._in_flight is not None else self._saved_at
+        return SaveContext(
+            boundary=boundary,
+            position=position,
+            saved_step=self.newest.step if self.newest else 0,
+            seconds_since_save=self._clock() - since,
+            signalled=signalled,
+        )
+
     def _save(self, decision: SaveDecision, counters: Counters) -> None:
         if self._in_flight is not None:
-            waits = decision.trigger in _OF_THIS_BOUNDARY
+            waits = self._waits_for_flight(decision)
             self._tell_delay(decision, counters.position, self._in_flight, waits=waits)
             if not waits:
                 return
@@ -275,13 +291,15 @@ class Saver:
             self._begin(decision, counters)
 
     def _is_settled(self, position: Position) -> bool:
+        """Whether the save in flight, once it has ended, has saved `position`."""
         self.settle()
         return self.saved == position and self._failing is None
 
     def _begin(self, decision: SaveDecision, counters: Counters) -> None:
         """Capture and hand over; an inline save has ended with it."""
         position = counters.position
-        checkpoint = str(self._checkpointer.next_id(position))
+        number = self._number()
+        checkpoint = str(self._checkpointer.next_id(position, number))
         counters.logged = self._metrics.logged
         started = self._clock()
         self.flush(position)
@@ -293,6 +311,7 @@ class Saver:
             rows=self._metrics.journal(),
             exact=self._exact(),
             capture_seconds=self._clock() - started,
+            number=number,
         )
         self._on_event(
             SaveStarted(checkpoint=checkpoint, trigger=decision.trigger, reason=decision.reason)
@@ -346,7 +365,7 @@ class Saver:
         self._saved_at = flight.staged_at
         self._save_seconds = sum(record.timings.values())
         self.saved, self.checkpoint = flight.position, record.id
-        if not self._checkpointer.tells_commits:
+        if not self._checkpointer.tells_commits and self._tells_commits:
             self._on_event(committed_event(record, self._clock() - flight.staged_at))
 
     def _failed(self, checkpoint: str, error: StoreError) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.training.loader_kinds import loader_state
-from ckpt_tasks.training.loaders import LoaderState, seeded_dataset
+from ckpt_tasks.training.loaders import LoaderState
 
 __all__ = ["TrackedLoaders"]
 
@@ -51,11 +51,9 @@ class TrackedLoaders:
             state.prepare()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tell seeded data sets the epoch."""
+        """Tell seeded data sets and resumable samplers the epoch."""
         for state in self._states.values():
-            dataset = seeded_dataset(state.loader)
-            if dataset is not None:
-                dataset.set_epoch(epoch)
+            state.begin_epoch(epoch)
 
     def close(self, *, but: LoaderState | None = None) -> None:
         """The next iterators start anew; that of `but` goes on."""

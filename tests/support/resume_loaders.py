@@ -23,7 +23,7 @@ from torch.utils.data import (
 )
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from ckpt_tasks import SeededDataset, TrainingRun
+from ckpt_tasks import ResumableDistributedSampler, SeededDataset, TrainingRun
 
 SAMPLES, BATCH, EPOCHS = 7, 2, 3
 
@@ -106,6 +106,10 @@ def own_generator() -> torch.Generator:
     return torch.Generator().manual_seed(5)
 
 
+def resumable(dataset: Noisy) -> ResumableDistributedSampler:
+    return ResumableDistributedSampler(dataset, num_replicas=2, rank=1, seed=9)
+
+
 WEIGHTS = [1.0, 5.0, 1.0, 3.0, 1.0, 1.0, 2.0]
 
 LOADERS: dict[str, LoaderMaker] = {
@@ -156,6 +160,11 @@ LOADERS: dict[str, LoaderMaker] = {
     "plain, distributed sampler": lambda: DataLoader(
         Noisy(14), BATCH, sampler=DistributedSampler(Noisy(14), num_replicas=2, rank=1)
     ),
+    "plain, resumable": lambda: DataLoader(Noisy(), BATCH, sampler=resumable(Noisy())),
+    "plain, resumable, drop_last": lambda: DataLoader(
+        Noisy(14), BATCH, drop_last=True, sampler=resumable(Noisy(14)), generator=own_generator()
+    ),
+    "stateful, resumable": lambda: StatefulDataLoader(Noisy(), BATCH, sampler=resumable(Noisy())),
     "plain, empty": lambda: DataLoader(Noisy(1), BATCH, drop_last=True),
 }
 
@@ -165,6 +174,16 @@ WORKER_LOADERS: dict[str, LoaderMaker] = {
     ),
     "stateful, 2 persistent workers": lambda: StatefulDataLoader(
         SeededDataset(Noisy(), seed=3), BATCH, shuffle=True, num_workers=2, persistent_workers=True
+    ),
+    "stateful, resumable, 2 workers": lambda: StatefulDataLoader(
+        SeededDataset(Noisy(), seed=3), BATCH, sampler=resumable(Noisy()), num_workers=2
+    ),
+    "plain, resumable, 2 persistent workers": lambda: DataLoader(
+        SeededDataset(Noisy(), seed=3),
+        BATCH,
+        sampler=resumable(Noisy()),
+        num_workers=2,
+        persistent_workers=True,
     ),
     "plain, 2 workers": lambda: DataLoader(Noisy(), BATCH, shuffle=True, num_workers=2),
     "plain, 2 persistent workers": lambda: DataLoader(

@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from ckpt_tasks.checkpointer.commit import commit, new_write_id
-from ckpt_tasks.checkpointer.gather import gather_indexes
-from ckpt_tasks.checkpointer.image import plan_image
+from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
+from ckpt_tasks.checkpointer.commit import new_write_id
+from ckpt_tasks.checkpointer.drain import InlineDrain
+from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.reader import read_commit
 from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_sharded
-from ckpt_tasks.checkpointer.writer import WrittenRank, write_rank
 from ckpt_tasks.fencing.claim import open_run
 from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.fencing.lineage import Lineage
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord, LineageEntry, now
+from ckpt_tasks.format.records import LineageEntry
 from ckpt_tasks.state.rng import capture_rng
 from ckpt_tasks.state.sharing import SharingPlanner
 from ckpt_tasks.state.tracked import TrackedItems
-from ckpt_tasks.store import open_store
+from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.training.own import RNG
 from ckpt_tasks.training.restore import restored_values
-from ckpt_tasks.types import CheckpointId, Position
+from ckpt_tasks.types import CheckpointId, Position, SaveDecision
 
 LAYOUT = RunLayout("digits")
 
@@ -76,67 +77,43 @@ class RankSaver:
     """Saves of one rank, as its trainer and its writer make them together."""
 
     def __init__(self, root: Path, rank: int, world_size: int, exchange: Any = exchange) -> None:
-        self.store = open_store(str(root), for_writing=True)
+        self.store: Store = open_store(str(root), for_writing=True)
         self.rank, self.world_size = rank, world_size
         self.planner = SharingPlanner(rank, world_size, exchange)
-        self.uid = open_run(self.store, LAYOUT, created_by="a test").uid
+        self.failure: Any = lambda: None
         self._sequence = itertools.count(1)
-
-    def write(self, items: Mapping[str, Any], sequence: int) -> WrittenRank:
-        tracked = TrackedItems()
-        for name, item in items.items():
-            tracked.add(name, item)
-        state = self.planner.divide(tracked.capture({RNG: capture_rng()}))
-        image = plan_image(state.tensors)
-        memory = memoryview(bytearray(image.size))
-        image.fill(memory, state)
-        return write_rank(
-            self.store,
-            LAYOUT,
-            image,
-            memory,
-            state.trees,
-            write_id=write_id(sequence),
-            rank=self.rank,
-            world_size=self.world_size,
-            shared=state.shared,
-            nonfinite=state.find_nonfinite(memory, image.offsets),
-        )
 
     def save(self, items: Mapping[str, Any], *, seconds: float = 60) -> CheckpointId:
         """Every rank writes; rank 0 commits. The id."""
-        sequence = next(self._sequence)
-        written = self.write(items, sequence)
-        checkpoint = CheckpointId(sequence, 1, sequence)
-        if self.rank == 0:
-            gathered = gather_indexes(
-                self.store,
-                LAYOUT,
-                write_id(sequence),
-                self.world_size,
-                written.ref,
-                seconds=seconds,
-            )
-            record = CommitRecord(
-                uid=self.uid,
-                id=str(checkpoint),
-                write_id=write_id(sequence),
-                position=Position(step=sequence),
-                lineage=[LineageEntry(attempt=1, resumed_from=None)],
-                hyperparameters={},
-                metrics={},
-                trigger="manual",
-                reason="a test",
-                timings={},
-                environment={},
-                world_size=self.world_size,
-                size=gathered.size,
-                indexes=gathered.refs,
-                nonfinite=gathered.nonfinite,
-                created_at=now(),
-            )
-            commit(self.store, LAYOUT, Fence(self.store, LAYOUT, 1), record, gathered.indexes)
-        return checkpoint
+        tracked = TrackedItems()
+        for name, item in items.items():
+            tracked.add(name, item)
+        number = next(self._sequence)
+        request = SaveRequest(
+            position=Position(step=number),
+            decision=SaveDecision("manual", "a test"),
+            number=number,
+        )
+        state = self.planner.divide(tracked.capture({RNG: capture_rng()}))
+        return self._checkpointer(seconds).save(state, request).checkpoint
+
+    def _checkpointer(self, seconds: float) -> Checkpointer:
+        fence = Fence(self.store, LAYOUT, 1)
+        runner = JobRunner(
+            self.store, LAYOUT, fence, incremental=False, failure=lambda checkpoint: self.failure()
+        )
+        return Checkpointer(
+            InlineDrain(runner),
+            open_run(self.store, LAYOUT, created_by="a test"),
+            1,
+            Lineage((LineageEntry(attempt=1, resumed_from=None),)),
+            hyperparameters={},
+            environment={},
+            unique=lambda: "0123456789ab",
+            rank=self.rank,
+            world_size=self.world_size,
+            gather_seconds=seconds,
+        )
 
 
 def write_id(sequence: int) -> str:

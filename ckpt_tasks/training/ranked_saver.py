@@ -1,0 +1,112 @@
+"""Saves of many ranks: all at one place, each its part, and one record for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckpt_tasks.config import ScheduleConfig
+from ckpt_tasks.errors import StoreError
+from ckpt_tasks.schedule.policy import Boundary
+from ckpt_tasks.state.capture import CapturedState
+from ckpt_tasks.state.sharing import RankState, SharingPlanner
+from ckpt_tasks.training.agreed import AgreedPolicy, agreed_policy
+from ckpt_tasks.training.ranks import AgreedSave, RankAgreement
+from ckpt_tasks.training.saver import Saver
+from ckpt_tasks.types import Position, SaveDecision
+
+__all__ = ["RankedSaver", "Ranks"]
+
+
+class Ranks:
+    """What one rank's saves need of the others.
+
+    Parameters
+    ----------
+    agreement
+        With the other ranks.
+    schedule
+        When to save, as configured.
+    """
+
+    def __init__(self, agreement: RankAgreement, schedule: ScheduleConfig) -> None:
+        self.agreement = agreement
+        self.is_busy = False
+        """On rank 0: a save is in flight."""
+        self.policy: AgreedPolicy = agreed_policy(schedule, agreement, is_busy=lambda: self.is_busy)
+        self.save: AgreedSave | None = None
+        """The one that is due."""
+        self._plans = 0
+        self._planner = SharingPlanner(agreement.rank, agreement.world_size, self._exchange)
+
+    def divide(self, captured: CapturedState) -> RankState:
+        """Of the state, what this rank writes; see `state.sharing`."""
+        if self.save is not None and self.save.fresh:
+            self._planner.forget()
+        return self._planner.divide(captured)
+
+    def _exchange(self, message: bytes) -> list[bytes] | None:
+        """All ranks plan at the same boundaries, so that they count plans alike; where they do
+        not, they write what others would have written too, until they do.
+        """
+        self._plans += 1
+        number = self.save.number if self.save is not None else 0
+        return self.agreement.tell_all(f"plan/{number}/{self._plans}", message)
+
+
+class RankedSaver(Saver):
+    """A `Saver` of one rank: what it begins, all ranks begin.
+
+    A signal that reaches one rank ends training on all, at the step that is agreed. A save that
+    fails is tried again where all agree to it. Saves that must succeed are repeated by all until
+    rank 0 has committed one.
+    """
+
+    def __init__(self, *args: Any, ranks: Ranks, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ranks = ranks
+        self._agreement = ranks.agreement
+        self._tells_commits = ranks.agreement.rank == 0
+        self._repeats = 0
+
+    def _decide(
+        self, boundary: Boundary, position: Position, *, signalled: bool
+    ) -> SaveDecision | None:
+        manual, self._manual = self._manual, None
+        if manual is not None:
+            self._agreement.ask(SaveDecision("manual", manual))
+        failing = self._failing
+        if failing is not None and self._agreement.rank == 0 and self._clock() >= failing.retry_at:
+            self._failing = None
+            self._agreement.ask(failing.decision)
+        self._ranks.is_busy = self._in_flight is not None
+        decision = self._schedule.should_save(self._context(boundary, position, signalled))
+        self._ranks.save = self._ranks.policy.save
+        return decision
+
+    def _stop_reason(self, signal: str | None, decision: SaveDecision | None) -> str | None:
+        if decision is None or decision.trigger != "signal":
+            return None
+        return signal or "another rank was asked to stop"
+
+    def _number(self) -> int | None:
+        return self._ranks.save.number if self._ranks.save is not None else None
+
+    def _waits_for_flight(self, decision: SaveDecision) -> bool:
+        return True  # all ranks save here, or none does
+
+    def _is_settled(self, position: Position) -> bool:
+        """Rank 0 knows whether the commit stands; if not, all save once more."""
+        settled = super()._is_settled(position)
+        self._repeats += 1
+        decision = self._ranks.save.decision if self._ranks.save is not None else None
+        self._ranks.save = self._agreement.meet(
+            f"repetition {self._repeats}", None if settled else decision
+        )
+        return self._ranks.save is None
+
+    def _failed(self, checkpoint: str, error: StoreError) -> None:
+        if self._agreement.rank == 0:
+            self._agreement.plan_anew()
+        elif (number := self._number()) is not None:
+            self._agreement.tell_failure(number, str(error))
+        super()._failed(checkpoint, error)

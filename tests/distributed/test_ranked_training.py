@@ -1,0 +1,289 @@
+"""Training on many ranks that dies and goes on, on another number of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from support.made_runs import HookedStore, claim_request
+from support.sharded_runs import LAYOUT, full_states, made, same
+from support.worlds import run_world
+from torch.utils.data import DataLoader, TensorDataset
+
+from ckpt_tasks import ResumableDistributedSampler, TrainingRun
+from ckpt_tasks.checkpointer.checkpointer import Checkpointer
+from ckpt_tasks.checkpointer.drain import InlineDrain
+from ckpt_tasks.checkpointer.job import JobRunner
+from ckpt_tasks.checkpointer.reader import read_commit
+from ckpt_tasks.config import ScheduleConfig
+from ckpt_tasks.errors import StoreError
+from ckpt_tasks.events import CheckpointQuarantined, Event, SaveFailed, Warned
+from ckpt_tasks.fencing.claim import claim_attempt, open_run
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.recovery.recover import Recovered, recover
+from ckpt_tasks.store import Store, open_store
+from ckpt_tasks.testing.wrappers import Operation
+from ckpt_tasks.training.ranked_recovery import RankedRecovery
+from ckpt_tasks.training.ranked_saver import Ranks
+from ckpt_tasks.training.ranks import RankAgreement, connect_ranks
+from ckpt_tasks.training.saver import TrainingStopped
+from ckpt_tasks.types import CheckpointId
+
+SAMPLES, BATCH, EPOCHS = 40, 2, 2
+DATA = TensorDataset(torch.arange(SAMPLES), torch.randn(SAMPLES, 6))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Attempt:
+    """One rank of an attempt, put together as a launcher would."""
+
+    def __init__(
+        self, rank: int, world_size: int, root: Path, port: int, failing: list[str]
+    ) -> None:
+        self.events: list[Event] = []
+        self.store: Store = open_store(str(root), for_writing=True)
+        failures: dict[int, str] = {}
+        self.agreement = RankAgreement(
+            connect_ranks("127.0.0.1", port, serve=rank == 0),
+            rank,
+            world_size,
+            seconds=20,
+            on_failure=failures.__setitem__,
+        )
+        identity = open_run(self.store, LAYOUT, created_by="a test")
+        self.recovered = self._recovered(identity)
+        number = self.recovered.resumed.attempt
+        ranks = Ranks(self.agreement, ScheduleConfig(every_steps=3, every_epochs=1))
+        nonce = self.agreement.nonce()
+        fence = Fence(self.store, LAYOUT, number)
+        checkpointer = Checkpointer(
+            InlineDrain(
+                JobRunner(
+                    HookedStore(self.store, partial(fail_in, failing)),
+                    LAYOUT,
+                    fence,
+                    incremental=False,
+                    failure=lambda checkpoint: failures.get(
+                        CheckpointId.parse(checkpoint).sequence
+                    ),
+                )
+            ),
+            identity,
+            number,
+            self.recovered.lineage,
+            hyperparameters={},
+            environment={},
+            unique=lambda: nonce,
+            rank=rank,
+            world_size=world_size,
+            gather_seconds=20,
+        )
+        self.run = TrainingRun(
+            name=LAYOUT.run,
+            attempt=number,
+            checkpointer=checkpointer,
+            schedule=ranks.policy,
+            start=self.recovered.checkpoint,
+            ranks=ranks,
+            on_event=self.events.append,
+        )
+
+    def _recovered(self, identity: Any) -> Recovered:
+        recovery = RankedRecovery(self.store, LAYOUT, self.agreement, seconds=20)
+        if self.agreement.rank:
+            return recovery.follow()
+        attempt = claim_attempt(self.store, LAYOUT, identity, claim_request())
+        recovered = recover(
+            self.store,
+            LAYOUT,
+            identity,
+            attempt,
+            load=recovery.load,
+            on_event=self.events.append,
+        )
+        recovery.begin(recovered)
+        return recovered
+
+
+def fail_in(failing: list[str], operation: Operation, path: str) -> None:
+    """The disk fails in the writes whose names are listed, once in each."""
+    for write in failing:
+        if operation == "write" and write in path:
+            failing.remove(write)
+            raise StoreError(f"disk full at {path}")
+
+
+def training(
+    rank: int,
+    world_size: int,
+    root: Path,
+    port: int,
+    kind: str,
+    dies_at: int | None,
+    how: str = "",
+    failing: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """What one rank saw and held, until the training ended, died or was stopped.
+
+    Parameters
+    ----------
+    dies_at, how
+        The step in which all ranks die, or one gets a signal.
+    failing
+        Writes that fail on rank 1.
+    """
+    attempt = Attempt(rank, world_size, root, port, list(failing) if rank == 1 else [])
+    run = attempt.run
+    signal.signal(signal.SIGTERM, lambda number, frame: run.request_stop("SIGTERM"))
+    torch.manual_seed(rank)
+    items = made(kind, world_size)
+    loader = DataLoader(DATA, BATCH, sampler=ResumableDistributedSampler(DATA, seed=4))
+    run.track(**items, loader=loader)
+    told: dict[str, Any] = {
+        "start": run.resumed_from,
+        "began": full_states(items),
+        "rng": torch.get_rng_state(),
+        "seen": [],
+        "stopped": False,
+    }
+    try:
+        _train(run, items, loader, told, dies_at, how)
+    except TrainingStopped:
+        told["stopped"] = True
+    told.update(
+        step=run.step,
+        checkpoint=run.checkpoint,
+        ended=full_states(items),
+        failed=[event for event in attempt.events if isinstance(event, SaveFailed)],
+        warned=[event.message for event in attempt.events if isinstance(event, Warned)],
+        quarantined=[
+            event.checkpoint for event in attempt.events if isinstance(event, CheckpointQuarantined)
+        ],
+    )
+    attempt.agreement.close()
+    return told
+
+
+def _train(
+    run: TrainingRun, items: Any, loader: Any, told: Any, dies_at: int | None, how: str
+) -> None:
+    for epoch in run.epochs(EPOCHS):
+        for numbers, x in run.steps(loader):
+            if run.step == dies_at:
+                if not how:
+                    return
+                if torch.distributed.get_rank() == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            told["seen"].append((run.step + 1, epoch, numbers.tolist()))
+            items["optimizer"].zero_grad()
+            items["model"](x).square().mean().backward()
+            items["optimizer"].step()
+    run.finish()
+
+
+def samples(results: list[dict[str, Any]], up_to: int) -> Counter[tuple[int, int]]:
+    """How often each sample was seen in each epoch, in steps up to the one that was resumed."""
+    return Counter(
+        (epoch, sample)
+        for result in results
+        for step, epoch, numbers in result["seen"]
+        if step <= up_to
+        for sample in numbers
+    )
+
+
+def sequence_of(checkpoint: str) -> int:
+    return CheckpointId.parse(checkpoint).sequence
+
+
+def step_of(checkpoint: str) -> int:
+    return CheckpointId.parse(checkpoint).step
+
+
+def test_each_sample_once_however_many_ranks_go_on(tmp_path: Path) -> None:
+    """2 ranks die in the first epoch's midst, 3 in the second's, and 1 ends: FSDP2, then plain.
+
+    Every attempt begins with the state that was saved; no sample of either epoch is seen twice
+    or missed, but for those that fill up where what is left does not divide.
+    """
+    root = tmp_path / "store"
+    first = run_world(2, training, tmp_path, root, free_port(), "fsdp", 8)
+    second = run_world(3, training, tmp_path, root, free_port(), "fsdp", 14)
+    third = run_world(1, training, tmp_path, root, free_port(), "plain", None)
+    # 10 steps an epoch on 2 ranks; 4 + 7 on 3; the rest on 1.
+    assert [step_of(result["start"]) for result in (*second, *third)] == [6, 6, 6, 12]
+    assert same(second[0]["began"], second[2]["began"])
+    assert not any(result["failed"] for result in (*first, *second, *third))
+    times = samples(first, 6) + samples(second, 12) + samples(third, 1000)
+    assert times.keys() == {(epoch, sample) for epoch in range(2) for sample in range(SAMPLES)}
+    # 16 are left for 3 ranks: 2 are seen again at the end of the first epoch.
+    assert sum(times.values()) == 2 * SAMPLES + 2
+    with open_store(str(root)) as store:
+        final = read_commit(store, LAYOUT, CheckpointId.parse(third[0]["checkpoint"]))
+        assert (final.world_size, final.trigger) == (1, "final")
+        assert read_commit(store, LAYOUT, CheckpointId(12, 2, 3)).world_size == 3
+
+
+def test_a_state_is_what_was_saved(tmp_path: Path) -> None:
+    """A signal on one rank stops all at one step; what is restored is what they ended with."""
+    root = tmp_path / "store"
+    stopped = run_world(3, training, tmp_path, root, free_port(), "ddp", 5, "signal")
+    assert all(result["stopped"] for result in stopped)
+    steps = {result["step"] for result in stopped}
+    assert len(steps) == 1
+    assert step_of(stopped[0]["checkpoint"]) == steps.pop() > 5
+    restored = run_world(3, training, tmp_path, root, free_port(), "ddp", None)
+    for before, after in zip(stopped, restored, strict=True):
+        # BatchNorm's running means differ on the ranks, which see different samples.
+        assert same(after["began"], before["ended"])
+        assert after["seen"][0][0] == before["step"] + 1
+    assert not same(stopped[0]["ended"], stopped[1]["ended"])
+    assert restored[0]["step"] == 14  # 7 an epoch
+
+
+def test_a_save_that_fails_on_one_rank(tmp_path: Path) -> None:
+    """Nothing is committed of it, and training goes on; the last one is repeated by all ranks."""
+    root = tmp_path / "store"
+    failing = ("a0001-s0001", "a0001-s0008")
+    results = run_world(
+        2, training, tmp_path, root, free_port(), "fsdp", None, "", failing, seconds=60
+    )
+    # Step 3; 6, 9, the epoch's end at 10, 12, 15, 18; the end, twice.
+    with open_store(str(root)) as store:
+        paths = [info.path for info in store.list_objects(LAYOUT.commits)]
+    found = [LAYOUT.checkpoint_id(path) for path in paths]
+    assert [(c.step, c.sequence) for c in found if c] == [
+        (6, 2), (9, 3), (10, 4), (12, 5), (15, 6), (18, 7), (20, 9)
+    ]  # fmt: skip
+    assert [event.checkpoint for event in results[0]["failed"]] == [
+        "step-00000003-a1-s1",
+        "step-00000020-a1-s8",
+    ]
+    assert all("rank 1: disk full" in event.why for event in results[0]["failed"])
+    assert [result["checkpoint"] for result in results] == ["step-00000020-a1-s9"] * 2
+
+
+def test_a_rank_that_finds_damage_saves_all_from_it(tmp_path: Path) -> None:
+    """Only one of three reads the damaged file: all fall back to the checkpoint before."""
+    root = tmp_path / "store"
+    run_world(2, training, tmp_path, root, free_port(), "fsdp", 8)
+    with open_store(str(root), for_writing=True) as store:
+        record = read_commit(store, LAYOUT, CheckpointId(6, 1, 2))
+        folder = LAYOUT.in_run(LAYOUT.write_folder_in_run(record.write_id))
+        path = f"{folder}/{LAYOUT.tensors_name('optimizer', 1)}"
+        content = store.read(path)
+        store.put(path, content[:-1] + bytes([content[-1] ^ 1]))
+    results = run_world(3, training, tmp_path, root, free_port(), "fsdp", 4)
+    assert [step_of(result["start"]) for result in results] == [3, 3, 3]
+    assert results[0]["quarantined"] == ["step-00000006-a1-s2"]
