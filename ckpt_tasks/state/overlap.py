@@ -20,6 +20,7 @@ import torch
 
 from ckpt_tasks.errors import TornStateError
 from ckpt_tasks.state.capture import CapturedState
+from ckpt_tasks.state.cuda import moment_of
 from ckpt_tasks.state.sharding import local_part
 from ckpt_tasks.state.staging import copy_images
 
@@ -94,6 +95,7 @@ class OverlappedState:
         self.trees = captured.trees
         self.tensors = captured.tensors
         self._versions = [self._version(position) for position in fenced]
+        self._moment = moment_of(captured.tensors)
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy what else than a step may change."""
@@ -132,6 +134,7 @@ class OverlappedState:
             [self.tensors[position] for position in positions],
             buffer,
             [offsets[position] for position in positions],
+            self._moment,
         )
 
     def _version(self, position: int) -> int:

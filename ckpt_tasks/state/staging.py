@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from ckpt_tasks.state.cuda import Moment, start_copies
 from ckpt_tasks.state.tensors import TensorImage
 
 __all__ = ["copy_images"]
@@ -21,14 +22,25 @@ _Piece = tuple[int, int, int]
 """Destination's and source's address, and bytes."""
 
 
-def copy_images(images: Sequence[TensorImage], buffer: memoryview, offsets: Sequence[int]) -> None:
+def copy_images(
+    images: Sequence[TensorImage],
+    buffer: memoryview,
+    offsets: Sequence[int],
+    moment: Moment | None = None,
+) -> None:
     """Copy each image's bytes to its offset in `buffer`.
 
     What lies in host memory is copied by several threads, without the interpreter's lock; what
-    lies on a device, one tensor after the other.
+    lies on a CUDA device, meanwhile, by the device.
+
+    Parameters
+    ----------
+    moment
+        Of the devices' values that are wanted; default: now.
     """
+    wait_for_devices = start_copies(images, buffer, offsets, moment)
     for image, offset in zip(images, offsets, strict=True):
-        if image.nbytes and not image.data.is_cpu:
+        if image.nbytes and not (image.data.is_cpu or image.data.is_cuda):
             _copy_from_device(image, buffer[offset : offset + image.nbytes])
     pieces = list(_pieces(images, buffer, offsets))
     if sum(size for _, _, size in pieces) < _ALONE_BYTES:
@@ -37,6 +49,7 @@ def copy_images(images: Sequence[TensorImage], buffer: memoryview, offsets: Sequ
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="stage") as pool:
             for _ in pool.map(_copy, _shares(pieces)):
                 pass
+    wait_for_devices()
 
 
 def _pieces(

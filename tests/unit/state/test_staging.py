@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.images import bytes_of
 
+from ckpt_tasks.checkpointer.arena import Arena
 from ckpt_tasks.state.capture import capture
 from ckpt_tasks.state.staging import copy_images
 
@@ -48,3 +49,19 @@ def test_buffer_that_is_too_small_is_refused() -> None:
     images = capture({"x": torch.ones(4)}).tensors
     with pytest.raises(ValueError, match="does not fit"):
         copy_images(images, memoryview(bytearray(20)), [8])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_copies_from_a_device_are_of_the_moment() -> None:
+    """Of what was computed before, and of nothing that is launched behind it."""
+    arena = Arena()
+    weight = torch.zeros(64 * MEGABYTE // 4, device="cuda")
+    for value in range(5):
+        weight.fill_(value)
+        state = capture({"x": weight, "y": torch.ones(3)})
+        offsets = [0, 64 * MEGABYTE]
+        memory = arena.reserve(64 * MEGABYTE + 12)
+        state.copy_into(memory, offsets)
+        weight.fill_(-1.0)
+        copied = torch.frombuffer(memory[: 64 * MEGABYTE], dtype=torch.float32)
+        assert copied.unique().tolist() == [value]
