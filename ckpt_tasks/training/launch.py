@@ -33,7 +33,7 @@ from ckpt_tasks.events import (
 from ckpt_tasks.fencing.process import this_process
 from ckpt_tasks.stdio import open_standard_streams
 from ckpt_tasks.training.failure import signal_name
-from ckpt_tasks.training.leftovers import remove_leftovers
+from ckpt_tasks.training.leftovers import remove_leftovers, wait_for_writers
 from ckpt_tasks.training.spec import FOLDER_PREFIX, AttemptFolder, TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE
 
@@ -100,6 +100,7 @@ def _attempt_folder(spec: TrainSpec) -> Iterator[AttemptFolder]:
     with contextlib.ExitStack() as stack:
         try:
             remove_leftovers()
+            wait_for_writers(spec)
             path = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True)
             )

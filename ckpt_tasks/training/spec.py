@@ -210,6 +210,11 @@ class AttemptFolder:
         writer = self.read_processes().get(_WRITER)
         return writer is not None and process_is_alive(writer) is True
 
+    def has_live_trainer(self) -> bool:
+        """Whether any process but the writer still runs, here."""
+        others = {name: p for name, p in self.read_processes().items() if name != _WRITER}
+        return any(process_is_alive(process) is not False for process in others.values())
+
     def end_writer(self) -> None:
         """Kill it, if it still runs."""
         writer = self.read_processes().get(_WRITER)

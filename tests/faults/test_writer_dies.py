@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 from support.launches import (
     TOY,
     Launch,
+    commanded,
     family,
     is_alive,
+    is_running,
     launched,
     wait_gone,
     wait_until,
@@ -23,7 +27,13 @@ from support.run_checks import check_run, leftovers
 from support.toy_runs import STEPS, toy_spec
 
 from ckpt_tasks.checkpointer.catalog import view_run
-from ckpt_tasks.events import CheckpointCommitted, SaveFailed, SaveStarted
+from ckpt_tasks.events import (
+    AttemptClaimed,
+    AttemptResumed,
+    CheckpointCommitted,
+    SaveFailed,
+    SaveStarted,
+)
 from ckpt_tasks.store import open_store
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED
@@ -160,6 +170,45 @@ def test_a_writer_outlives_everything_else(spec: TrainSpec, finish: Finish) -> N
     assert _checkpoints(spec) == [started.checkpoint]
     finish(spec)
     check_run(spec, steps=STEPS)
+
+
+def test_the_next_attempt_waits_for_the_writer(
+    spec: TrainSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same machine: what was handed over is not thrown away by a claim that comes first."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    arguments = [
+        *("train", spec.entrypoint, "--run", spec.run, "--store", spec.config.store.url),
+        *("-p", "epochs=3", "--every-steps", "5", "--every-epochs", "1"),
+        *("--invocation", spec.invocation),
+    ]
+    with commanded(*arguments, log=tmp_path / "log") as command:
+        wait_until(lambda: bool(_writers(command.pid)), "a writer")
+        (writer,) = _writers(command.pid)
+        writer.suspend()
+        wait_until(lambda: _has_begun_a_save(tmp_path), "a save")
+        time.sleep(0.2)  # to be handed over
+        for process in family(psutil.Process(command.pid)):
+            if process.pid != writer.pid:
+                process.kill()
+    with launched(spec) as retry:
+        time.sleep(1.0)
+        assert retry.of(AttemptClaimed) == []
+        writer.resume()
+        resumed = retry.wait_for(AttemptResumed)
+        assert resumed.checkpoint == "step-00000005-a1-s1"
+        assert retry.outcome().code == EXIT_DONE
+    check_run(spec, steps=STEPS)
+
+
+def _writers(command: int) -> list[psutil.Process]:
+    return [p for p in family(psutil.Process(command)) if is_running(p, "writer_process")]
+
+
+def _has_begun_a_save(folder: Path) -> bool:
+    logs = folder.glob("ckpt-tasks-*/trainer.events")
+    return any(b"SaveStarted" in log.read_bytes() for log in logs)
 
 
 def test_idle_writer_killed(spec: TrainSpec) -> None:

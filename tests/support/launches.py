@@ -96,7 +96,7 @@ def registrar_of(supervisor: psutil.Process) -> psutil.Process:
     """The live registrar among a supervisor's children."""
 
     def found() -> list[psutil.Process]:
-        return [child for child in supervisor.children() if _runs(child, "registrar")]
+        return [child for child in supervisor.children() if is_running(child, "registrar")]
 
     wait_until(lambda: bool(found()), "a registrar")
     return found()[0]
@@ -106,13 +106,14 @@ def writer_of(trainer: psutil.Process) -> psutil.Process:
     """The live writer among a trainer's children."""
 
     def found() -> list[psutil.Process]:
-        return [child for child in trainer.children() if _runs(child, "writer_process")]
+        return [child for child in trainer.children() if is_running(child, "writer_process")]
 
     wait_until(lambda: bool(found()), "a writer")
     return found()[0]
 
 
-def _runs(process: psutil.Process, module: str) -> bool:
+def is_running(process: psutil.Process, module: str) -> bool:
+    """Whether it was started as this module."""
     try:
         return any(part.endswith(f".{module}") for part in process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
