@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
+from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-__all__ = ["ALIGNMENT", "direct_view", "read_direct", "write_direct"]
+__all__ = ["ALIGNMENT", "direct_source", "read_direct", "write_direct"]
 
 ALIGNMENT = 4096
 """Of addresses, offsets and lengths: no device asks for more than a page."""
@@ -25,12 +27,50 @@ _THREADS = 2
 _UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def direct_view(parts: Iterable[Any]) -> memoryview | None:
-    """The only one of `parts`, where it is memory that can be written past the page cache."""
-    if not isinstance(parts, list) or len(parts) != 1 or not hasattr(os, "O_DIRECT"):
+class _Whole:
+    """Memory that is written from where it lies."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+
+    def block(self, start: int, stop: int, into: memoryview | None) -> memoryview:
+        return self._view[start:stop]
+
+
+class _Gathered:
+    """Parts in several places, brought together block by block, in order."""
+
+    def __init__(self, parts: Iterable[Any]) -> None:
+        self._left = deque(memoryview(part).cast("B") for part in parts)
+
+    def block(self, start: int, stop: int, into: memoryview | None) -> memoryview:
+        target = memoryview(bytearray(stop - start)) if into is None else into[: stop - start]
+        done = 0
+        while done < target.nbytes:
+            part = self._left.popleft()
+            taken = part[: target.nbytes - done]
+            target[done : done + taken.nbytes] = taken
+            done += taken.nbytes
+            if taken.nbytes < part.nbytes:
+                self._left.appendleft(part[taken.nbytes :])
+        return target
+
+
+_Source = _Whole | _Gathered
+
+
+def direct_source(parts: Iterable[Any], size: int) -> _Source | None:
+    """What `write_direct` takes, where writing `parts` past the page cache is worth it.
+
+    Nothing is taken from an iterator.
+    """
+    if not isinstance(parts, list) or size < _LEAST_BYTES or not hasattr(os, "O_DIRECT"):
         return None
-    view = memoryview(parts[0]).cast("B")
-    return view if view.nbytes >= _LEAST_BYTES and _is_aligned(view) else None
+    if sum(memoryview(part).nbytes for part in parts) != size:
+        return None  # the plain way finds out, and says so
+    if len(parts) == 1 and _is_aligned(view := memoryview(parts[0]).cast("B")):
+        return _Whole(view)
+    return _Gathered(parts)
 
 
 def _is_aligned(view: memoryview) -> bool:
@@ -39,8 +79,8 @@ def _is_aligned(view: memoryview) -> bool:
     return ctypes.addressof(ctypes.c_char.from_buffer(view)) % ALIGNMENT == 0
 
 
-def write_direct(descriptor: int, view: memoryview) -> bool:
-    """Write `view` into a new file; the data is on the device when this returns.
+def write_direct(descriptor: int, source: _Source, size: int) -> bool:
+    """Write `size` bytes into a new file; they are on the device when this returns.
 
     Its size and blocks are the file's metadata, which still need an fsync.
 
@@ -54,11 +94,11 @@ def write_direct(descriptor: int, view: memoryview) -> bool:
     OSError
         It could not be written.
     """
-    body = view.nbytes - view.nbytes % ALIGNMENT
+    body = size - size % ALIGNMENT
     try:
         _set_direct(descriptor, True)
-        _allocate(descriptor, view.nbytes)
-        _write_blocks(descriptor, view[:body])
+        _allocate(descriptor, size)
+        _write_blocks(descriptor, source, body)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
@@ -66,7 +106,7 @@ def write_direct(descriptor: int, view: memoryview) -> bool:
         return False
     finally:
         _set_direct(descriptor, False)
-    _write(descriptor, view[body:], body)
+    _write(descriptor, source.block(body, size, None), body)
     return True
 
 
@@ -143,13 +183,26 @@ def _allocate(descriptor: int, size: int) -> None:
     raise OSError(failed, os.strerror(failed))
 
 
-def _write_blocks(descriptor: int, view: memoryview) -> None:
-    blocks = range(0, view.nbytes, _BLOCK_BYTES)
+def _write_blocks(descriptor: int, source: _Source, size: int) -> None:
+    """By several threads; what has to be gathered, through a few blocks that are used again."""
+    gathers = isinstance(source, _Gathered)
+    free = deque(_aligned_block() if gathers else None for _ in range(_THREADS + 1))
+    writing: deque[tuple[Future[None], memoryview | None]] = deque()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="write") as pool:
-        for _ in pool.map(
-            lambda start: _write(descriptor, view[start : start + _BLOCK_BYTES], start), blocks
-        ):
-            pass
+        for start in range(0, size, _BLOCK_BYTES):
+            if not free:
+                written, memory = writing.popleft()
+                written.result()
+                free.append(memory)
+            memory = free.popleft()
+            block = source.block(start, min(start + _BLOCK_BYTES, size), memory)
+            writing.append((pool.submit(_write, descriptor, block, start), memory))
+        for written, _ in writing:
+            written.result()
+
+
+def _aligned_block() -> memoryview:
+    return memoryview(mmap.mmap(-1, _BLOCK_BYTES))
 
 
 def _write(descriptor: int, view: memoryview, offset: int) -> None:

@@ -25,7 +25,7 @@ from ckpt_tasks.errors import (
     StoreError,
 )
 from ckpt_tasks.format.layout import check_relative
-from ckpt_tasks.store._direct import direct_view, read_direct, write_direct
+from ckpt_tasks.store._direct import direct_source, read_direct, write_direct
 from ckpt_tasks.store._posix import (
     fsync_folder,
     no_space_message,
@@ -120,8 +120,8 @@ class LocalStore(Store):
         full = self._full(path)
         with self._errors("write", path, needed=size):
             with self._new_file(full) as descriptor:
-                view = direct_view(parts)
-                if view is None or not write_direct(descriptor, view):
+                source = direct_source(parts, size)
+                if source is None or not write_direct(descriptor, source, size):
                     write_all(descriptor, parts)
                 os.fsync(descriptor)
                 written = os.fstat(descriptor).st_size

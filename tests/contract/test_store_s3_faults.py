@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from support.certificates import self_signed
 from support.s3_proxy import Faults, Request, s3_proxy
 from support.s3_servers import S3Server, free_port
 
@@ -137,6 +139,22 @@ class TestLostAnswers:
         store.write("run/data/w/x", [LARGE], len(LARGE))
         assert faults.drop_answers == 0
         assert store.read("run/data/w/x") == LARGE
+
+    @pytest.mark.parametrize("status", [404, 412])
+    def test_completed_upload_is_unknown(self, store: Store, faults: Faults, status: int) -> None:
+        """Servers refuse to complete again what they have completed, as gone or as existing."""
+
+        def matching(request: Request) -> bool:
+            if is_completion(request) and faults.drop_answers == 0:
+                faults.answer_status, faults.answer_status_times = status, 1
+            return is_completion(request)
+
+        faults.matching = matching
+        faults.drop_answers = 1
+        store.write("run/data/w/x", [LARGE], len(LARGE))
+        assert store.read("run/data/w/x") == LARGE
+        refused = [request for request in faults.seen if is_completion(request)]
+        assert len(refused) == 2
 
     @pytest.mark.parametrize("lost", [1, 2, 10_000])
     def test_upload_without_a_name_is_aborted(
@@ -352,6 +370,27 @@ def test_real_server_asks_for_a_changed_part_again(seaweedfs: S3Server) -> None:
             assert faults.corrupt_bodies == 0
             assert store.read(f"run/data/w/{number}") == LARGE
         store.close()
+
+
+def test_over_tls(seaweedfs: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies are not signed, as TLS protects them; a changed one is known by its checksum alone."""
+    certificate = self_signed(tmp_path / "certificate.pem")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    with s3_proxy(seaweedfs, certificate=certificate) as (server, faults):
+        store = open_store(config_of(server))
+        faults.matching = lambda request: is_part(request, 2)
+        faults.corrupt_bodies = 1
+        store.write("run/data/w/x", [LARGE], len(LARGE))
+        assert faults.corrupt_bodies == 0
+        assert store.read("run/data/w/x") == LARGE
+        assert store.read_range("run/data/w/x", 5, 5000) == LARGE[5:5000]
+        store.close()
+    parts = [request.headers for request in faults.seen if "partNumber" in request.path]
+    assert len(parts) == 4
+    for headers in parts:
+        assert headers["X-Amz-Content-SHA256"] == "UNSIGNED-PAYLOAD"
+        assert headers["x-amz-checksum-crc32"]
+        assert "Expect" not in headers
 
 
 def test_bytes_changed_on_the_way_are_refused(seaweedfs: S3Server) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from support.s3_servers import S3Server
@@ -60,16 +62,26 @@ class Faults:
 
 
 @contextlib.contextmanager
-def s3_proxy(upstream: S3Server) -> Iterator[tuple[S3Server, Faults]]:
-    """Run a proxy before `upstream`; the faults can be changed while it runs."""
+def s3_proxy(
+    upstream: S3Server, *, certificate: Path | None = None
+) -> Iterator[tuple[S3Server, Faults]]:
+    """Run a proxy before `upstream`; the faults can be changed while it runs.
+
+    With a `certificate` (a file with its key as well) it speaks TLS.
+    """
     faults = Faults()
     address = urlsplit(upstream.endpoint).netloc
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(address, faults))
     server.daemon_threads = True
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
-        yield S3Server(f"http://127.0.0.1:{server.server_address[1]}"), faults
+        scheme = "http" if certificate is None else "https"
+        yield S3Server(f"{scheme}://127.0.0.1:{server.server_address[1]}"), faults
     finally:
         faults.ended.set()
         server.shutdown()
@@ -82,8 +94,8 @@ def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
-            body = self._body()
             request = Request(self.command, self.path, dict(self.headers.items()))
+            body = self._body()
             faults.seen.append(request)
             if faults.take("drop_requests", request):
                 self.close_connection = True

@@ -47,27 +47,59 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def test_file_holds_what_was_given(folder: Path, memory: memoryview, size: int) -> None:
     """To the last byte, and not one more."""
     view = memory[:size]
-    assert _direct.direct_view([view]) is not None
+    assert _direct.direct_source([view], size) is not None
 
     LocalStore(str(folder)).write("file", [view], size)
 
     assert (folder / "file").read_bytes() == bytes(view)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_parts_are_brought_together(folder: Path, memory: memoryview, size: int) -> None:
+    """Whatever their sizes and places, and though they are more than the blocks in use at once."""
+    odd = [memory[start : min(start + 700_001, size)] for start in range(0, size, 700_001)]
+    parts = [bytes(odd[0]), b"", *odd[1:]]
+    assert isinstance(_direct.direct_source(parts, size), _direct._Gathered)
+
+    LocalStore(str(folder)).write("file", parts, size)
+
+    assert (folder / "file").read_bytes() == bytes(memory[:size])
+
+
+def test_gathering_takes_a_few_blocks_of_memory(tmp_path: Path, memory: memoryview) -> None:
+    """They are used again, each when what was in it is written."""
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    parts = [memory[: 16 * MEGABYTE], memory[1 : 16 * MEGABYTE]] * 4
+    size = sum(part.nbytes for part in parts)
+    source = _direct.direct_source(parts, size)
+    assert source is not None
+    blocks: set[int] = set()
+    block = source.block
+
+    def watch(start: int, stop: int, into: memoryview | None) -> memoryview:
+        blocks.add(id(into))
+        return block(start, stop, into)
+
+    source.block = watch  # type: ignore[method-assign]
+    try:
+        assert _direct.write_direct(descriptor, source, size)
+        assert len(blocks) == 3 + 1  # the last bytes, less than a page, are no block
+        assert os.pread(descriptor, size, 0) == b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
 @pytest.mark.parametrize(
     "parts",
     [
-        pytest.param(lambda view: [view[1 : 2 * MEGABYTE]], id="not on a page"),
         pytest.param(lambda view: [view[: MEGABYTE - 1]], id="small"),
-        pytest.param(lambda view: [view[:MEGABYTE], b"x"], id="several parts"),
-        pytest.param(lambda view: [bytes(view[: 2 * MEGABYTE])], id="no memory of its own"),
         pytest.param(lambda view: iter([view]), id="no list"),
     ],
 )
-def test_other_memory_is_written_as_ever(tmp_path: Path, memory: memoryview, parts) -> None:
-    """Only whole aligned memory can go past the cache; the rest is written all the same."""
-    assert _direct.direct_view(parts(memory)) is None
+def test_little_is_written_as_ever(tmp_path: Path, memory: memoryview, parts) -> None:
+    """Where preparing the file costs more than is gained, or all would have to be held."""
     content = b"".join(bytes(part) for part in parts(memory))
+    assert _direct.direct_source(parts(memory), len(content)) is None
 
     LocalStore(str(tmp_path)).write("file", parts(memory), len(content))
 
