@@ -15,11 +15,15 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import msgspec
 
 from ckpt_tasks import errors
 from ckpt_tasks.checkpointer.arena import map_arena
+from ckpt_tasks.checkpointer.failures import failure_of
 from ckpt_tasks.checkpointer.job import JobRunner, SaveJob, committed_event
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import CkptTasksError, StoreError
@@ -54,6 +58,9 @@ class WriterSpec(msgspec.Struct, frozen=True, kw_only=True):
         For its `JobRunner`.
     events
         Path of the log in which it tells of commits.
+    failures
+        Folder in which it finds what ranks cannot write, where there are several (see
+        `checkpointer.failures`).
     """
 
     run: str
@@ -63,6 +70,7 @@ class WriterSpec(msgspec.Struct, frozen=True, kw_only=True):
     incremental: bool
     base: IndexRef | None = None
     events: str
+    failures: str | None = None
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,8 +189,13 @@ class Writer:
                 Fence(store, layout, spec.attempt),
                 incremental=spec.incremental,
                 base=spec.base,
+                failure=_failures_in(spec.failures),
             )
         return self._runner
+
+
+def _failures_in(folder: str | None) -> Callable[[str], str | None]:
+    return partial(failure_of, Path(folder)) if folder else lambda checkpoint: None
 
 
 def _open_log(path: str) -> EventSink:

@@ -143,11 +143,13 @@ class SharingPlanner:
         found = digests(captured.tensors, offered)
         own = {i: _offer(captured.tensors[i], found[i]) for i in offered}
         messages = self._exchange(msgspec.msgpack.encode(list(own.values())))
+        self._fingerprint = fingerprint
         if messages is None or len(messages) != self._world_size:
-            return []  # this rank writes all of its own, whatever the others expect
+            # This rank writes all of its own, whatever the others expect; and asks nobody again
+            # before all plan anew, or it would wait at every save for ranks that need no plan.
+            return []
         offers = [msgspec.msgpack.decode(data, type=list[_Offer]) for data in messages]
         self._owners = _owners(self._rank, own, offers)
-        self._fingerprint = fingerprint
         return self._shared(captured.tensors, found)
 
     def _shared(

@@ -16,6 +16,9 @@ from ckpt_tasks.types import Position, SaveDecision
 
 __all__ = ["RankedSaver", "Ranks"]
 
+_PLAN_SECONDS = 20.0
+"""Ranks come to an agreed step within so many seconds; whoever waits longer plans alone."""
+
 
 class Ranks:
     """What one rank's saves need of the others.
@@ -35,7 +38,6 @@ class Ranks:
         self.policy: AgreedPolicy = agreed_policy(schedule, agreement, is_busy=lambda: self.is_busy)
         self.save: AgreedSave | None = None
         """The one that is due."""
-        self._plans = 0
         self._planner = SharingPlanner(agreement.rank, agreement.world_size, self._exchange)
 
     def divide(self, captured: CapturedState) -> RankState:
@@ -45,12 +47,15 @@ class Ranks:
         return self._planner.divide(captured)
 
     def _exchange(self, message: bytes) -> list[bytes] | None:
-        """All ranks plan at the same boundaries, so that they count plans alike; where they do
-        not, they write what others would have written too, until they do.
+        """Of the save that is due, or, at the first boundary, of none.
+
+        A rank whose state alone has changed gets no answer, and has all plan at a later save.
         """
-        self._plans += 1
         number = self.save.number if self.save is not None else 0
-        return self.agreement.tell_all(f"plan/{number}/{self._plans}", message)
+        messages = self.agreement.tell_all(f"plan/{number}", message, seconds=_PLAN_SECONDS)
+        if messages is None:
+            self.agreement.plan_anew()
+        return messages
 
 
 class RankedSaver(Saver):

@@ -27,7 +27,7 @@ import queue
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,7 @@ class AgreedSave(msgspec.Struct, frozen=True):
 
 class _Request(msgspec.Struct, frozen=True):
     """What a rank tells rank 0: that it wants a save, that the one of number `failed` will lack
-    its part, or, of itself, that it closes.
+    its part, that all should plan `anew`, or, of itself, that it closes.
     """
 
     rank: int
@@ -111,6 +111,7 @@ class _Request(msgspec.Struct, frozen=True):
     reason: str = ""
     step: int | None = None
     failed: int | None = None
+    anew: bool = False
     closes: bool = False
 
 
@@ -267,13 +268,12 @@ class RankAgreement:
         self._wishes.put(_Request(self.rank, reason=why, failed=number))
 
     def plan_anew(self) -> None:
-        """On rank 0: a save has failed; at the next one ranks plan anew what they share."""
-        with self._changed:
-            self._fresh = True
-
-    def exchange(self, number: int) -> Callable[[bytes], Sequence[bytes] | None]:
-        """For `state.sharing.SharingPlanner`, at the save of that number."""
-        return lambda message: self.tell_all(f"share/{number}", message)
+        """At a later save all ranks plan anew what they share. Returns at once."""
+        if self.rank == 0:
+            with self._changed:
+                self._fresh = True
+        else:
+            self._wishes.put(_Request(self.rank, anew=True))
 
     def tell_all(
         self, topic: str, message: bytes, *, seconds: float | None = None
@@ -464,8 +464,11 @@ class RankAgreement:
             request = messages.get(f"request/{number}", _Request, seconds=_ALWAYS)
             if request is None or request.closes:
                 return
-            if request.failed is not None:
+            if request.anew or request.failed is not None:
                 self.plan_anew()
+            if request.anew:
+                continue
+            if request.failed is not None:
                 self._on_failure(request.failed, f"rank {request.rank}: {request.reason}")
             elif not (signalled and request.trigger == "signal"):
                 agreed = self._agree(messages, request)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def one_late(rank: int, world_size: int, root: Path, port: int, failing: bool) -
     train(items["model"], items["optimizer"], 1)
     save = agreement.meet("end", SaveDecision("final", "training ended"), last=True)
     assert save is not None
-    saver = RankSaver(root, rank, world_size, agreement.exchange(save.number))
+    saver = RankSaver(root, rank, world_size, partial(agreement.tell_all, f"plan/{save.number}"))
     saver.failure = lambda: told[0] if told else None
     checkpoint, problem = None, ""
     if rank == 1:

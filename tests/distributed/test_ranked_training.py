@@ -18,10 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ckpt_tasks import ResumableDistributedSampler, TrainingRun
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
-from ckpt_tasks.checkpointer.drain import InlineDrain
+from ckpt_tasks.checkpointer.drain import Drain, InlineDrain
+from ckpt_tasks.checkpointer.failures import failure_of, tell_failure
 from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.reader import read_commit
-from ckpt_tasks.config import ScheduleConfig
+from ckpt_tasks.checkpointer.writer_client import ProcessDrain
+from ckpt_tasks.checkpointer.writer_process import WriterSpec
+from ckpt_tasks.config import ScheduleConfig, StoreConfig
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.events import CheckpointQuarantined, Event, SaveFailed, Warned
 from ckpt_tasks.fencing.claim import claim_attempt, open_run
@@ -49,36 +52,54 @@ class Attempt:
     """One rank of an attempt, put together as a launcher would."""
 
     def __init__(
-        self, rank: int, world_size: int, root: Path, port: int, failing: list[str]
+        self,
+        rank: int,
+        world_size: int,
+        root: Path,
+        port: int,
+        failing: list[str],
+        *,
+        in_process: bool,
     ) -> None:
         self.events: list[Event] = []
         self.store: Store = open_store(str(root), for_writing=True)
-        failures: dict[int, str] = {}
+        self.folder = root.parent / f"rank-{rank}"
+        failures = self.folder / "failures"
         self.agreement = RankAgreement(
             connect_ranks("127.0.0.1", port, serve=rank == 0),
             rank,
             world_size,
             seconds=20,
-            on_failure=failures.__setitem__,
+            on_failure=partial(tell_failure, failures),
         )
         identity = open_run(self.store, LAYOUT, created_by="a test")
         self.recovered = self._recovered(identity)
         number = self.recovered.resumed.attempt
         ranks = Ranks(self.agreement, ScheduleConfig(every_steps=3, every_epochs=1))
         nonce = self.agreement.nonce()
-        fence = Fence(self.store, LAYOUT, number)
+        drain: Drain = InlineDrain(
+            JobRunner(
+                HookedStore(self.store, partial(fail_in, failing)),
+                LAYOUT,
+                Fence(self.store, LAYOUT, number),
+                incremental=False,
+                failure=partial(failure_of, failures),
+            )
+        )
+        if in_process:
+            self.folder.mkdir(exist_ok=True)
+            spec = WriterSpec(
+                run=LAYOUT.run,
+                attempt=number,
+                store=StoreConfig(url=str(root)),
+                conditional_create=True,
+                incremental=True,
+                events=str(self.folder / "events"),
+                failures=str(failures),
+            )
+            drain = ProcessDrain(spec, lambda pid: None)
         checkpointer = Checkpointer(
-            InlineDrain(
-                JobRunner(
-                    HookedStore(self.store, partial(fail_in, failing)),
-                    LAYOUT,
-                    fence,
-                    incremental=False,
-                    failure=lambda checkpoint: failures.get(
-                        CheckpointId.parse(checkpoint).sequence
-                    ),
-                )
-            ),
+            drain,
             identity,
             number,
             self.recovered.lineage,
@@ -139,11 +160,13 @@ def training(
     Parameters
     ----------
     dies_at, how
-        The step in which all ranks die, or one gets a signal.
+        The step in which all ranks die, or one gets a signal. "writer": by processes of their own.
     failing
         Writes that fail on rank 1.
     """
-    attempt = Attempt(rank, world_size, root, port, list(failing) if rank == 1 else [])
+    attempt = Attempt(
+        rank, world_size, root, port, list(failing) if rank == 1 else [], in_process=how == "writer"
+    )
     run = attempt.run
     signal.signal(signal.SIGTERM, lambda number, frame: run.request_stop("SIGTERM"))
     torch.manual_seed(rank)
@@ -171,6 +194,7 @@ def training(
             event.checkpoint for event in attempt.events if isinstance(event, CheckpointQuarantined)
         ],
     )
+    run.close()
     attempt.agreement.close()
     return told
 
@@ -201,10 +225,6 @@ def samples(results: list[dict[str, Any]], up_to: int) -> Counter[tuple[int, int
         if step <= up_to
         for sample in numbers
     )
-
-
-def sequence_of(checkpoint: str) -> int:
-    return CheckpointId.parse(checkpoint).sequence
 
 
 def step_of(checkpoint: str) -> int:
@@ -272,6 +292,21 @@ def test_a_save_that_fails_on_one_rank(tmp_path: Path) -> None:
     ]
     assert all("rank 1: disk full" in event.why for event in results[0]["failed"])
     assert [result["checkpoint"] for result in results] == ["step-00000020-a1-s9"] * 2
+
+
+def test_writers_of_their_own_processes(tmp_path: Path) -> None:
+    """They gather and commit while training goes on, and refer to what earlier saves hold."""
+    root = tmp_path / "store"
+    results = run_world(3, training, tmp_path, root, free_port(), "ddp", None, "writer")
+    assert not any(result["failed"] for result in results)
+    assert step_of(results[0]["checkpoint"]) == results[0]["step"] == 14
+    told = [(tmp_path / f"rank-{rank}" / "events").read_text() for rank in range(3)]
+    assert results[0]["checkpoint"] in told[0].splitlines()[-1]
+    assert told[1:] == ["", ""], "a commit was told twice"
+    restored = run_world(3, training, tmp_path, root, free_port(), "ddp", 0)
+    for before, after in zip(results, restored, strict=True):
+        assert after["start"] == before["checkpoint"]
+        assert same(after["began"], before["ended"])
 
 
 def test_a_rank_that_finds_damage_saves_all_from_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ckpt_tasks.errors import StateError
-from ckpt_tasks.state.rng import capture_rng, restore_rng
+from ckpt_tasks.state.rng import capture_rng, derived_rng, restore_rng
 
 RoundTrip = Callable[[Any], Any]
 
@@ -72,7 +72,7 @@ def test_another_bit_generator_of_numpy_is_kept(value_through_storage: RoundTrip
 def test_numpy_is_not_imported_for_its_state() -> None:
     """A process that never touched numpy.random has no NumPy state, and stays that way."""
     code = (
-        "import sys; from ckpt_tasks.state.rng import capture_rng, restore_rng; "
+        "import sys; from ckpt_tasks.state.rng import capture_rng, derived_rng, restore_rng; "
         "state = capture_rng(); assert 'numpy' not in state, state.keys(); "
         "assert 'numpy.random' not in sys.modules; assert restore_rng(state) == []"
     )
@@ -113,3 +113,45 @@ def test_cuda_generators_go_on_where_they_were(value_through_storage: RoundTrip)
     first = torch.rand(3, device="cuda").tolist()
     assert restore_rng(state) == []
     assert torch.rand(3, device="cuda").tolist() == first
+
+
+def _draws() -> list[float]:
+    return [random.random(), float(np.random.rand()), float(torch.rand(1))]  # noqa: S311
+
+
+def _saved_by(ranks: int, *, alike: bool) -> list[dict[str, Any]]:
+    states = []
+    for rank in range(ranks):
+        seed = 5 if alike else rank
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        states.append(capture_rng())
+    return states
+
+
+def _drawn(state: dict[str, Any]) -> list[float]:
+    assert restore_rng(state) == []
+    return _draws()
+
+
+def test_ranks_that_were_there_go_on_and_new_ones_differ_from_all() -> None:
+    """The same in every attempt, and nothing is drawn to make it."""
+    saved = _saved_by(2, alike=False)
+    before = capture_rng()
+    derived = [derived_rng(saved, rank) for rank in range(4)]
+    again = [derived_rng(saved, rank) for rank in range(4)]
+    assert [_drawn(state) for state in derived] == [_drawn(state) for state in again]
+    assert [_drawn(state) for state in derived[:2]] == [_drawn(state) for state in saved]
+    for generator in zip(*(_drawn(state) for state in derived), strict=True):
+        assert len(set(generator)) == 4
+    restore_rng(before)
+    derived_rng(saved, 3)
+    assert torch.equal(torch.get_rng_state(), before["torch"])
+
+
+def test_generators_that_all_ranks_shared_stay_shared() -> None:
+    """As tensor parallel wants them."""
+    saved = _saved_by(2, alike=True)
+    draws = [_drawn(derived_rng(saved, rank)) for rank in range(3)]
+    assert draws == [_drawn(saved[0])] * 3

@@ -231,10 +231,20 @@ def test_messages_are_exchanged_among_all() -> None:
     """For a plan of what ranks share; where one does not come there is no plan, and no deadlock."""
     with agreements(3, seconds=0.5) as ranks:
         messages = in_threads(
-            [lambda rank=rank: rank.exchange(4)(bytes([rank.rank])) for rank in ranks]  # type: ignore[misc]
+            [lambda rank=rank: rank.tell_all("plan/4", bytes([rank.rank])) for rank in ranks]  # type: ignore[misc]
         )
         assert messages == [[b"\0", b"\1", b"\2"]] * 3
-        assert ranks[1].exchange(5)(b"alone") is None
+        assert ranks[1].tell_all("plan/5", b"alone") is None
+
+
+def test_a_rank_that_has_all_plan_anew() -> None:
+    """The next save says so, once."""
+    with agreements(2) as ranks:
+        ranks[1].plan_anew()
+        while not ranks[0]._fresh:
+            time.sleep(0.001)
+        saves = [ranks[0].meet(f"epoch {epoch}", TIMED) for epoch in range(2)]
+    assert [save and save.fresh for save in saves] == [True, False]
 
 
 def test_one_name_for_all_and_another_for_each_start() -> None:

@@ -1,0 +1,30 @@
+"""What a trainer knows of a save that its writer waits for: that a rank's part will not come.
+
+One small file for each save, in a folder on this machine: the writer is busy, and has no ear for
+its socket, while it waits for the other ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ckpt_tasks.types import CheckpointId
+
+__all__ = ["failure_of", "tell_failure"]
+
+
+def tell_failure(folder: Path, number: int, why: str) -> None:
+    """Have the writer give up the save of this number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{number}"
+    temporary.write_text(why, encoding="utf-8")
+    os.replace(temporary, folder / str(number))
+
+
+def failure_of(folder: Path, checkpoint: str) -> str | None:
+    """Why a rank's part of a checkpoint will not come; ``None`` where nobody has said so."""
+    try:
+        return (folder / str(CheckpointId.parse(checkpoint).sequence)).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
