@@ -22,6 +22,7 @@ import msgspec
 import ckpt_tasks
 from ckpt_tasks.errors import AttemptFailedError, ConfigError
 from ckpt_tasks.events import (
+    AttemptEnded,
     AttemptResumed,
     CheckpointCommitted,
     Event,
@@ -122,10 +123,9 @@ class _Supervision:
         self._spec = spec
         self._folder = folder
         self._on_event = on_event
-        self._logs = [
-            EventReader(log)
-            for log in (folder.registrar_events, folder.writer_events, folder.trainer_events)
-        ]
+        self._trained = EventReader(folder.trainer_events)
+        self._written = EventReader(folder.writer_events)
+        self._registered = EventReader(folder.registrar_events)
         self._output = _LineReader(folder.output)
         self._stopping = False
         self._checkpoint: str | None = None
@@ -236,11 +236,21 @@ class _Supervision:
             self._on_event(event)
 
     def _events(self) -> Iterator[Event]:
+        """What is new, causes before effects: each process has a log of its own.
+
+        What has an effect is read after it, so that it is there, too.
+        """
         try:
-            # A registration is read before the commit that it follows, so that that one is read,
-            # too; and told behind it.
-            for events in reversed([list(log.read()) for log in self._logs]):
-                yield from events
+            registered = list(self._registered.read())
+            written = list(self._written.read())
+            trained = list(self._trained.read())
+            ends = [event for event in trained if isinstance(event, AttemptEnded)]
+            if ends:  # it waited for commits that may have been told since
+                written += self._written.read()
+            yield from (event for event in trained if not isinstance(event, AttemptEnded))
+            yield from written
+            yield from ends
+            yield from registered
         except msgspec.DecodeError as error:
             raise self._unreadable(error) from error
 
