@@ -6,18 +6,24 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ckpt_tasks.errors import ConfigError
 
-__all__ = ["fsync_folder", "no_space_message", "publish_exclusively", "write_all"]
+__all__ = [
+    "fsync_folder",
+    "no_space_message",
+    "publish_exclusively",
+    "write_all",
+]
 
 _BATCH_BYTES = 8 * 1024 * 1024
 _BATCH_PARTS = 512  # below IOV_MAX, which is 1024 on Linux
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 def fsync_folder(folder: str) -> None:
@@ -30,17 +36,39 @@ def fsync_folder(folder: str) -> None:
 
 
 def write_all(descriptor: int, parts: Iterable[Any]) -> None:
-    """Write bytes-like `parts`, small ones together in one system call."""
+    """Write bytes-like `parts` to a new file, small ones together in one system call.
+
+    The device begins with each batch while the next one is copied; the fsync that follows finds
+    little left to do.
+    """
     batch: list[memoryview] = []
-    pending = 0
-    for part in parts:
-        view = memoryview(part).cast("B")
+    pending = written = 0
+    for view in _pieces(parts):
         batch.append(view)
         pending += view.nbytes
         if pending >= _BATCH_BYTES or len(batch) == _BATCH_PARTS:
             _write_batch(descriptor, batch)
+            _start_writeback(descriptor, written, pending)
+            written += pending
             batch, pending = [], 0
     _write_batch(descriptor, batch)
+
+
+def _pieces(parts: Iterable[Any]) -> Iterator[memoryview]:
+    for part in parts:
+        view = memoryview(part).cast("B")
+        for start in range(0, view.nbytes, _BATCH_BYTES):
+            yield view[start : start + _BATCH_BYTES]
+
+
+def _start_writeback(descriptor: int, start: int, size: int) -> None:
+    """Have the device begin to write what was written; returns at once (sync_file_range(2)).
+
+    A hint: where it is not possible, an fsync takes longer and does the same.
+    """
+    hint = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if hint is not None and size >= _BATCH_BYTES:
+        hint(descriptor, ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
 def _write_batch(descriptor: int, batch: list[memoryview]) -> None:
