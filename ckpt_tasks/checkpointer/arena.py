@@ -15,6 +15,8 @@ import mmap
 import os
 import threading
 import time
+import weakref
+from collections.abc import Callable
 
 from ckpt_tasks.errors import StoreError
 
@@ -35,6 +37,7 @@ class Arena:
         self._descriptor: int | None = None
         self._memory: mmap.mmap | None = None
         self._touching: threading.Thread | None = None
+        self._release: Callable[[], object] = lambda: None
 
     @property
     def descriptor(self) -> int:
@@ -44,6 +47,7 @@ class Arena:
                 self._descriptor = os.memfd_create("ckpt-tasks-arena", os.MFD_CLOEXEC)
             except OSError as error:
                 raise StoreError(f"no memory to stage a checkpoint: {error.strerror}") from error
+            self._release = weakref.finalize(self, os.close, self._descriptor)
         return self._descriptor
 
     def prepare(self, size: int) -> None:
@@ -79,9 +83,8 @@ class Arena:
         if self._touching is not None:
             self._touching.join()
         self._memory = self._touching = None
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._release()
+        self._descriptor = None
 
 
 def map_arena(descriptor: int, size: int, *, room: int = 0) -> mmap.mmap:

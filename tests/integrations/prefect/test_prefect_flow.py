@@ -32,6 +32,7 @@ TESTS = Path(__file__).parents[2]
 def _trainer_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CKPT_TASKS_SAVE_ASYNCHRONOUS", "false")  # each save at its own step
 
 
 def make_flow(store: Any, function: str = "train", **options: Any) -> Flow[..., dict[str, Any]]:
