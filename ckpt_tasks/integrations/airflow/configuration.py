@@ -12,6 +12,7 @@ from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
     RegistryConfig,
+    SaveConfig,
     ScheduleConfig,
     StoreConfig,
     load_config,
@@ -35,6 +36,7 @@ class Settings:
     mlflow_conn_id: str | None = None
     registry: RegistryConfig | None = None
     schedule: ScheduleConfig | None = None
+    save: SaveConfig | None = None
     attempt: AttemptConfig | None = None
 
     def resolve(self, base: CheckpointConfig | None = None) -> tuple[CheckpointConfig, Credentials]:
@@ -58,6 +60,7 @@ class Settings:
             store=store,
             registry=registry,
             schedule=self.schedule or _or_each_epoch(config.schedule),
+            save=self.save or config.save,
             attempt=self.attempt or config.attempt,
         )
         return config, for_store | for_registry

@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import DAG, chain
 
-from ckpt_tasks.config import AttemptConfig, RegistryConfig, ScheduleConfig
+from ckpt_tasks.config import AttemptConfig, RegistryConfig, SaveConfig, ScheduleConfig
 from ckpt_tasks.integrations.airflow.assets import run_asset
 from ckpt_tasks.integrations.airflow.dag_folder import dag_file, signature_at_parse
 from ckpt_tasks.integrations.airflow.operators import (
@@ -33,6 +33,7 @@ def resumable_dag(
     store: str | None = None,
     ckpt_conn_id: str | None = None,
     schedule: ScheduleConfig | None = None,
+    save: SaveConfig | None = None,
     registry: RegistryConfig | None = None,
     mlflow_conn_id: str | None = None,
     attempt: AttemptConfig | None = None,
@@ -57,7 +58,7 @@ def resumable_dag(
         parsed; it is not imported there. Files and modules beside the DAG file are found.
     dag_id
         Default: the function's name.
-    store, ckpt_conn_id, registry, mlflow_conn_id, schedule, attempt, python
+    store, ckpt_conn_id, registry, mlflow_conn_id, schedule, save, attempt, python
         As `TrainOperator` takes them.
     run_name
         Name of the training run, a template. A name without ``run_id`` goes on with the same
@@ -97,6 +98,7 @@ def resumable_dag(
         **run,
         "entrypoint": entrypoint,
         "schedule": schedule,
+        "save": save,
         "attempt": attempt,
         "python": python,
         "resume": f"{{{{ params.{RESUME} }}}}",

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from ckpt_tasks.config import AttemptConfig, CheckpointConfig, RegistryConfig, ScheduleConfig
+from ckpt_tasks.config import (
+    AttemptConfig,
+    CheckpointConfig,
+    RegistryConfig,
+    SaveConfig,
+    ScheduleConfig,
+)
 from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, ConfigError
 from ckpt_tasks.integrations.airflow.configuration import Settings
 from ckpt_tasks.integrations.airflow.connections import refuse_credentials
@@ -144,6 +150,8 @@ class _AttemptOperator(StepOperator):
     schedule
         When checkpoints are saved. Default: the environment's (``CKPT_TASKS_SCHEDULE_...``), else
         each epoch; and at the end.
+    save
+        How a save is made.
     attempt
         How attempts follow one another and end.
     python
@@ -170,6 +178,7 @@ class _AttemptOperator(StepOperator):
         run_name: str = _OWN_RUN_NAME,
         hyperparameters: Mapping[str, Any] | None = None,
         schedule: ScheduleConfig | None = None,
+        save: SaveConfig | None = None,
         attempt: AttemptConfig | None = None,
         python: str | None = None,
         resume: str = "auto",
@@ -180,6 +189,7 @@ class _AttemptOperator(StepOperator):
         self.entrypoint = entrypoint
         self.hyperparameters = hyperparameters
         self.schedule = schedule
+        self.save = save
         self.attempt = attempt
         self.python = python
         self.resume = resume
@@ -191,6 +201,7 @@ class _AttemptOperator(StepOperator):
             mlflow_conn_id=self.mlflow_conn_id,
             registry=self.registry,
             schedule=self.schedule,
+            save=self.save,
             attempt=self.attempt,
         )
 

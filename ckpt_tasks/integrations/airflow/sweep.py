@@ -8,7 +8,13 @@ from typing import Any
 
 from airflow.sdk import DAG, Context, Param
 
-from ckpt_tasks.config import AttemptConfig, CheckpointConfig, RegistryConfig, ScheduleConfig
+from ckpt_tasks.config import (
+    AttemptConfig,
+    CheckpointConfig,
+    RegistryConfig,
+    SaveConfig,
+    ScheduleConfig,
+)
 from ckpt_tasks.integrations.airflow.dag_folder import (
     code_folders,
     dag_file,
@@ -110,6 +116,7 @@ def resumable_sweep(
     store: str | None = None,
     ckpt_conn_id: str | None = None,
     schedule: ScheduleConfig | None = None,
+    save: SaveConfig | None = None,
     registry: RegistryConfig | None = None,
     mlflow_conn_id: str | None = None,
     attempt: AttemptConfig | None = None,
@@ -123,8 +130,8 @@ def resumable_sweep(
 
     Parameters
     ----------
-    entrypoint, store, ckpt_conn_id, schedule, registry, mlflow_conn_id, attempt, python, retries, \
-retry_delay
+    entrypoint, store, ckpt_conn_id, schedule, save, registry, mlflow_conn_id, attempt, python, \
+retries, retry_delay
         As `resumable_dag` takes them.
     grid
         Values by hyperparameter; whoever triggers the DAG may give others.
@@ -166,6 +173,7 @@ retry_delay
             task_id="train",
             entrypoint=entrypoint,
             schedule=schedule,
+            save=save,
             attempt=attempt,
             python=python,
             max_active_tis_per_dagrun=at_once,

@@ -11,6 +11,7 @@ from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
     RegistryConfig,
+    SaveConfig,
     ScheduleConfig,
     StoreConfig,
     load_config,
@@ -33,6 +34,7 @@ class Settings:
     store: str | StoreConfig | CheckpointStore | None = None
     registry: RegistryConfig | ModelRegistry | None = None
     schedule: ScheduleConfig | None = None
+    save: SaveConfig | None = None
     attempt: AttemptConfig | None = None
 
     def __post_init__(self) -> None:
@@ -47,10 +49,12 @@ class Settings:
             The environment's or the file's configuration is wrong.
         """
         found = load_config()
-        return CheckpointConfig(
+        return replace(
+            found,
             store=self._store(found.store),
             registry=self._registry(found.registry),
             schedule=self.schedule or _or_each_epoch(found.schedule),
+            save=self.save or found.save,
             attempt=self.attempt or _within_prefects_patience(found.attempt),
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from prefect import Flow
 
-from ckpt_tasks.config import AttemptConfig, RegistryConfig, ScheduleConfig, StoreConfig
+from ckpt_tasks.config import AttemptConfig, RegistryConfig, SaveConfig, ScheduleConfig, StoreConfig
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.integrations.prefect.blocks import CheckpointStore, ModelRegistry
 from ckpt_tasks.integrations.prefect.configuration import Settings
@@ -56,6 +56,7 @@ def resumable_flow(
     name: str | None = None,
     store: str | StoreConfig | CheckpointStore | None = None,
     schedule: ScheduleConfig | None = None,
+    save: SaveConfig | None = None,
     registry: RegistryConfig | ModelRegistry | None = None,
     attempt: AttemptConfig | None = None,
     run_name: str = "{flow_name}-{flow_run_id}",
@@ -69,10 +70,10 @@ def resumable_flow(
     The steps, each a task: resolve run, recover (reports what training would start from),
     train (with retries), verify, promote (with a registry), publish report.
 
-    `store`, `schedule`, `registry` and `attempt` default to the configuration: ``CKPT_TASKS_...``
-    and the file that ``CKPT_TASKS_CONFIG`` names. It is read when the flow runs, in its process,
-    so what a worker or a deployment's job variables set there counts. What is given here wins,
-    each over its whole section of the configuration.
+    `store`, `schedule`, `save`, `registry` and `attempt` default to the configuration:
+    ``CKPT_TASKS_...`` and the file that ``CKPT_TASKS_CONFIG`` names. It is read when the flow runs,
+    in its process, so what a worker or a deployment's job variables set there counts. What is given
+    here wins, each over its whole section of the configuration.
 
     Parameters
     ----------
@@ -89,6 +90,8 @@ def resumable_flow(
         Configuration or a block. Configured nowhere: no registry.
     schedule
         When checkpoints are saved. Configured nowhere: each epoch, and at the end.
+    save
+        How a save is made.
     attempt
         How attempts follow one another and end. Where the configuration leaves ``attempt.grace``
         at its default, the trainer has 20 seconds to save after a cancellation, as Prefect allows
@@ -114,7 +117,9 @@ def resumable_flow(
     _check_run_name(run_name, signature)
     authored = _Authored(
         signature=signature,
-        settings=Settings(store=store, registry=registry, schedule=schedule, attempt=attempt),
+        settings=Settings(
+            store=store, registry=registry, schedule=schedule, save=save, attempt=attempt
+        ),
         run_name=run_name,
         python=python,
         alias=alias,

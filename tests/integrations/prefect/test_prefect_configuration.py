@@ -7,7 +7,9 @@ import pytest
 from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
+    DashboardConfig,
     RegistryConfig,
+    SaveConfig,
     ScheduleConfig,
     StoreConfig,
 )
@@ -19,6 +21,10 @@ FILE = """
 [store]
 url = "from-file"
 single_writer = true
+[dashboard]
+url = "https://from-file/{run}"
+[save]
+overlap = true
 [schedule]
 every_steps = 7
 [registry]
@@ -52,8 +58,10 @@ def test_file_configures_every_section() -> None:
     assert Settings().resolve() == CheckpointConfig(
         store=StoreConfig(url="from-file", single_writer=True),
         schedule=ScheduleConfig(every_steps=7),
+        save=SaveConfig(overlap=True),
         registry=RegistryConfig(experiment="from-file"),
         attempt=AttemptConfig(grace=12.0),
+        dashboard=DashboardConfig(url="https://from-file/{run}"),
     )
 
 
@@ -64,13 +72,16 @@ def test_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CKPT_TASKS_STORE_URL", "from-environment")
     monkeypatch.setenv("CKPT_TASKS_SCHEDULE_EVERY", "10m")
     monkeypatch.setenv("CKPT_TASKS_REGISTRY_TRACKING_URI", "http://m")
+    monkeypatch.setenv("CKPT_TASKS_SAVE_INCREMENTAL", "false")
     monkeypatch.setenv("CKPT_TASKS_ATTEMPT_WITHOUT_COMMIT", "9")
 
     assert settings.resolve() == CheckpointConfig(
         store=StoreConfig(url="from-environment", single_writer=True),
         schedule=ScheduleConfig(every_steps=7, every=600.0),
+        save=SaveConfig(overlap=True, incremental=False),
         registry=RegistryConfig(experiment="from-file", tracking_uri="http://m"),
         attempt=AttemptConfig(grace=12.0, without_commit=9),
+        dashboard=DashboardConfig(url="https://from-file/{run}"),
     )
 
 
@@ -80,12 +91,15 @@ def test_arguments_win_over_all_section_by_section() -> None:
     given = CheckpointConfig(
         store=StoreConfig(url="given"),
         schedule=ScheduleConfig(every_epochs=2),
+        save=SaveConfig(asynchronous=False),
         registry=RegistryConfig(tracking_uri="http://given"),
         attempt=AttemptConfig(),
+        dashboard=DashboardConfig(url="https://from-file/{run}"),  # no argument has it
     )
     whole = Settings(
         store=given.store,
         schedule=given.schedule,
+        save=given.save,
         registry=given.registry,
         attempt=given.attempt,
     )
