@@ -6,9 +6,20 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ckpt_tasks.state.tensors import TensorImage, float_dtype
+from ckpt_tasks.state.tensors import TensorImage
 
 __all__ = ["find_nonfinite"]
+
+_FLOATS = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.float32,
+}
+"""The numbers that images of these dtypes are made of, which may be NaN or infinite."""
 
 _Place = tuple[TensorImage, int]
 """An image, and where its bytes begin in the buffer."""
@@ -26,10 +37,12 @@ def find_nonfinite(
     buffer, offsets
         Where `copy_images` has copied them.
     """
-    places = sorted(
-        (place for place in zip(images, offsets, strict=True) if _is_checked(place[0])),
-        key=lambda place: place[1],
-    )
+    checked = [
+        (image, offset)
+        for image, offset in zip(images, offsets, strict=True)
+        if image.is_parameter and image.nbytes and image.dtype in _FLOATS
+    ]
+    places = sorted(checked, key=lambda place: place[1])
     bad = {
         id(image)
         for run in _runs(places)
@@ -37,11 +50,9 @@ def find_nonfinite(
         for image, start in run
         if not _is_finite([(image, start)], buffer)
     }
+    if not bad:
+        return []
     return [f"{image.item}.{image.key}" for image in images if id(image) in bad]
-
-
-def _is_checked(image: TensorImage) -> bool:
-    return image.is_parameter and image.nbytes > 0 and float_dtype(image) is not None
 
 
 def _runs(places: Sequence[_Place]) -> Iterator[list[_Place]]:
@@ -50,7 +61,7 @@ def _runs(places: Sequence[_Place]) -> Iterator[list[_Place]]:
     for image, start in places:
         if run:
             last, begin = run[-1]
-            if begin + last.nbytes != start or float_dtype(last) is not float_dtype(image):
+            if begin + last.nbytes != start or last.dtype != image.dtype:
                 yield run
                 run = []
         run.append((image, start))
@@ -60,8 +71,7 @@ def _runs(places: Sequence[_Place]) -> Iterator[list[_Place]]:
 
 def _is_finite(run: Sequence[_Place], buffer: memoryview) -> bool:
     (first, start), (last, begin) = run[0], run[-1]
-    dtype = float_dtype(first)
-    assert dtype is not None, f"{first} was not to be checked"
+    dtype = _FLOATS[first.dtype]
     values = torch.frombuffer(buffer[start : begin + last.nbytes], dtype=torch.uint8).view(dtype)
     if dtype.itemsize == 1:  # these have no kernels of their own
         values = values.float()

@@ -36,7 +36,6 @@ from ckpt_tasks.state.sharding import Part
 __all__ = [
     "TensorImage",
     "check_supported",
-    "float_dtype",
     "image_of",
     "named_device",
     "plain_dtype",
@@ -99,11 +98,13 @@ class TensorImage:
 
     Attributes
     ----------
+    nbytes
+        Bytes of the image.
     part
         Of a DTensor, whose local part this is; ``None`` for a tensor that is whole.
     """
 
-    __slots__ = ("data", "dtype", "is_parameter", "item", "key", "part", "shape")
+    __slots__ = ("data", "dtype", "is_parameter", "item", "key", "nbytes", "part", "shape")
 
     def __init__(
         self,
@@ -120,23 +121,12 @@ class TensorImage:
         self.dtype = dtype
         self.shape = shape
         self.data = data
+        self.nbytes: int = data.nbytes
         self.is_parameter = is_parameter
         self.part: Part | None = None
 
     def __repr__(self) -> str:
         return f"TensorImage({self.item!r}, {self.key!r}, {self.dtype}, {list(self.shape)})"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the image."""
-        return self.data.numel() * self.data.element_size()
-
-
-def float_dtype(image: TensorImage) -> torch.dtype | None:
-    """The dtype of its numbers where those may be NaN or infinite; a complex one is two numbers."""
-    if image.data.is_complex():
-        return image.data.dtype.to_real()
-    return image.data.dtype if image.data.is_floating_point() else None
 
 
 def check_supported(tensor: torch.Tensor, path: Path) -> None:
