@@ -8,13 +8,14 @@ never changes would keep a whole checkpoint's bytes for ever.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from ckpt_tasks.checkpointer.image import Image
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.records import FileEntry, Index, TensorEntry
+from ckpt_tasks.format.safetensors import TensorSpec
 
 __all__ = ["Earlier", "Held", "probe_all"]
 
@@ -48,7 +49,7 @@ class Earlier:
         self._held: dict[object, Held] = {}
         if index is not None:
             self._held = {
-                _content(tensor.dtype, tensor.shape, tensor.chunks): Held(
+                _content(index.files[tensor.file].path, tensor.key, tensor.chunks): Held(
                     index.files[tensor.file], tensor
                 )
                 for tensor in index.tensors
@@ -65,13 +66,22 @@ class Earlier:
             if self._probes is None or self._probes.get(image.name_of(position), probe) == probe
         ]
 
-    def find(self, image: Image, chunks: Mapping[int, list[str]]) -> dict[int, Held]:
-        """Those of the digested tensors that are held, by position."""
+    def find(
+        self, image: Image, chunks: Mapping[int, list[str]], file_name: Callable[[str], str]
+    ) -> dict[int, Held]:
+        """Those of the digested tensors that are held, by position.
+
+        Parameters
+        ----------
+        file_name
+            Of the file for a tracked name. A tensor is held under its own name only, by which
+            other ranks may know it too.
+        """
         found = {}
         for position, digests in chunks.items():
-            spec = image.specs[position]
-            held = self._held.get(_content(spec.dtype, spec.shape, digests))
-            if held is not None:
+            spec, name = image.specs[position], file_name(image.items[position])
+            held = self._held.get(_content(name, spec.key, digests))
+            if held is not None and _is_like(held.tensor, spec):
                 found[position] = held
         return _worthwhile(found)
 
@@ -85,8 +95,12 @@ def probe_all(image: Image, memory: memoryview) -> dict[int, str]:
     }
 
 
-def _content(dtype: str, shape: Iterable[int], chunks: Iterable[str]) -> object:
-    return dtype, tuple(shape), tuple(chunks)
+def _content(path: str, key: str, chunks: Iterable[str]) -> object:
+    return path.rpartition("/")[2], key, tuple(chunks)
+
+
+def _is_like(tensor: TensorEntry, spec: TensorSpec) -> bool:
+    return (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape)
 
 
 def _worthwhile(found: dict[int, Held]) -> dict[int, Held]:

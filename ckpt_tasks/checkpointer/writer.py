@@ -147,7 +147,7 @@ class _Writing:
         """Write the files; returns those that hold the tensors, and the tensors by position."""
         with ThreadPoolExecutor(_DIGESTING, thread_name_prefix="digest") as pool:
             chunks: dict[int, list[str]] = {}
-            held = self._find_held(earlier, chunks, pool) if earlier is not None else {}
+            held = self._find_held(earlier, chunks, pool, rank) if earlier is not None else {}
             entries = _Entries(self._image, chunks)
             for file in self._image.files:
                 positions = [p for p in file.positions if p not in held]
@@ -185,14 +185,14 @@ class _Writing:
                 self._store.delete(path)
 
     def _find_held(
-        self, earlier: Earlier, chunks: dict[int, list[str]], pool: ThreadPoolExecutor
+        self, earlier: Earlier, chunks: dict[int, list[str]], pool: ThreadPoolExecutor, rank: int
     ) -> dict[int, Held]:
         """Tensors that need not be written; digests that this takes are kept in `chunks`."""
         probes = probe_all(self._image, self._memory)
         self.probes = {self._image.name_of(p): probe for p, probe in probes.items()}
         candidates = earlier.candidates(self._image, probes)
         chunks.update(zip(candidates, pool.map(self._digests, candidates), strict=True))
-        return earlier.find(self._image, chunks)
+        return earlier.find(self._image, chunks, lambda item: self._layout.tensors_name(item, rank))
 
     def _write_file(
         self,

@@ -62,6 +62,14 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
     callback=_check_resume,
     help="What to start from.",
 )
+@click.option(
+    "--nproc",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Ranks to train on, each a process with torchrun's environment.",
+)
 @click.option("--python", metavar="PATH", help="The interpreter that trains; default: this one.")
 @click.option("--takeover", is_flag=True, help="Take the run over from a live attempt.")
 @click.option(
@@ -80,6 +88,7 @@ def train(
     store: str | None,
     config_file: Path | None,
     resume: str,
+    nproc: int,
     python: str | None,
     takeover: bool,
     invocation: str | None,
@@ -99,6 +108,7 @@ def train(
         config=_configure(store, config_file, flags),
         resume=resume,
         invocation=invocation or f"shell-{uuid.uuid4().hex[:12]}",
+        nproc=nproc,
         python=python,
         takeover=takeover,
     )

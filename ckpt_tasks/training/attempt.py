@@ -16,6 +16,7 @@ import ckpt_tasks
 from ckpt_tasks.checkpointer.catalog import is_complete
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.drain import Drain, InlineDrain
+from ckpt_tasks.checkpointer.failures import failure_of
 from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.marks import read_completed, write_completed
 from ckpt_tasks.checkpointer.writer_client import ProcessDrain
@@ -26,8 +27,9 @@ from ckpt_tasks.fencing.attempts import list_attempts, read_attempts
 from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_run, read_run
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import read_heartbeat
+from ckpt_tasks.fencing.process import this_process
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CompletedRecord, RunRecord, now
+from ckpt_tasks.format.records import CompletedRecord, IndexRef, RunRecord, now
 from ckpt_tasks.recovery.choose import choose
 from ckpt_tasks.recovery.recover import Recovered, Start, recover
 from ckpt_tasks.schedule.policy import policy_from_config
@@ -38,6 +40,7 @@ from ckpt_tasks.training.hyperparameters import (
     recorded_hyperparameters,
     trained_with_others,
 )
+from ckpt_tasks.training.ranked_saver import Ranks
 from ckpt_tasks.training.run import TrainingRun
 from ckpt_tasks.training.saver import TrainingStopped
 from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
@@ -100,27 +103,29 @@ class AttemptRunner:
         self._hyperparameters = recorded_hyperparameters(function, self._spec.params)
         store = open_store(self._spec.config.store, for_writing=True)
         try:
-            completed = find_completed(store, self._spec, self._on_event)
-            if completed is not None:
-                return self._already_complete(store, completed)
-            self._stop_if_requested()
-            self._check_resume(store)
-            identity = open_run(
-                store, self._layout, created_by=f"ckpt-tasks {ckpt_tasks.__version__}"
-            )
-            attempt = self._claim(store, identity)
-            run = self._prepare(store, identity, attempt)
-            if not run.is_finished:
-                # Nothing has been done since the checkpoint: a step more may outlast the grace.
-                self._stop_if_requested()
-                self._train(run, function)
-            return self._finish(store, run, attempt)
+            return self._execute(store, function)
         except TrainingStopped as stopped:
             return self._outcome(EXIT_STOPPED, f"saved and stopped: {stopped}")
         finally:
             if self.run is not None:
                 self.run.close()
             store.close()
+
+    def _execute(self, store: Store, function: Callable[..., Any]) -> TrainOutcome:
+        completed = find_completed(store, self._spec, self._on_event)
+        if completed is not None:
+            return self._already_complete(store, completed)
+        self._stop_if_requested()
+        self._check_resume(store)
+        identity = open_run(store, self._layout, created_by=f"ckpt-tasks {ckpt_tasks.__version__}")
+        attempt = self._claim(store, identity)
+        recovered = self._recover(store, identity, attempt)
+        self._report_start(store, attempt, recovered)
+        run = self._make_run(store, identity, recovered)
+        if not run.is_finished:
+            self._stop_before_training()
+            self._train(run, function)
+        return self._finish(store, run, attempt)
 
     def _train(self, run: TrainingRun, function: Callable[..., Any]) -> None:
         try:
@@ -134,6 +139,10 @@ class AttemptRunner:
     def _stop_if_requested(self) -> None:
         if self._stop_reason is not None:
             raise TrainingStopped(self._stop_reason)
+
+    def _stop_before_training(self) -> None:
+        """Nothing has been done since the checkpoint: a step more may outlast the grace."""
+        self._stop_if_requested()
 
     def _already_complete(self, store: Store, completed: CompletedRecord) -> TrainOutcome:
         """Nothing to train; but what was never registered can be, now."""
@@ -224,23 +233,26 @@ class AttemptRunner:
         beat = read_heartbeat(store, self._layout, attempt.earlier[-1].number)
         return max(0, beat.step - start) if beat is not None and beat.step is not None else 0
 
-    def _prepare(self, store: Store, identity: RunRecord, attempt: Attempt) -> TrainingRun:
+    def _recover(self, store: Store, identity: RunRecord, attempt: Attempt) -> Recovered:
+        return recover(store, self._layout, identity, attempt, on_event=self._on_event)
+
+    def _make_run(self, store: Store, identity: RunRecord, recovered: Recovered) -> TrainingRun:
         """The run as the training function gets it: what to start from is known and verified."""
-        recovered = recover(store, self._layout, identity, attempt, on_event=self._on_event)
-        self._report_start(store, attempt, recovered)
-        config = self._spec.config
+        config, number, ranks = self._spec.config, recovered.resumed.attempt, self._ranks()
         run = TrainingRun(
             name=self._spec.run,
-            attempt=attempt.number,
+            attempt=number,
             checkpointer=Checkpointer(
-                self._drain(store, attempt.number, recovered.checkpoint),
+                self._drain(store, number, recovered.checkpoint),
                 identity,
-                attempt.number,
+                number,
                 recovered.lineage,
                 hyperparameters=self._hyperparameters,
-                environment=_environment(attempt),
+                environment=_environment(),
+                **self._saves_of_ranks(),
             ),
-            schedule=policy_from_config(config.schedule),
+            schedule=policy_from_config(config.schedule) if ranks is None else ranks.policy,
+            ranks=ranks,
             start=recovered.checkpoint,
             # A retry that finds the very checkpoint that was asked for goes on from it likewise.
             asked_for=recovered.resumed.checkpoint == self._spec.resume,
@@ -255,14 +267,36 @@ class AttemptRunner:
             run.request_stop(self._stop_reason)
         return run
 
+    def _ranks(self) -> Ranks | None:
+        """What saves need of other ranks, where there are some."""
+        return None
+
+    def _saves_of_ranks(self) -> dict[str, Any]:
+        """The same, for the `Checkpointer`."""
+        return {}
+
+    def _base(self, start: Start) -> IndexRef | None:
+        """Names what this rank has saved of the checkpoint that is started from."""
+        return start.record.indexes[0] if start.record.world_size == 1 else None
+
+    def _failure_of(self, checkpoint: str) -> str | None:
+        """Why a rank's part of it will not come, once that is known."""
+        return None if self._folder is None else failure_of(self._folder.failures, checkpoint)
+
     def _drain(self, store: Store, attempt: int, start: Start | None) -> Drain:
         """What writes saves: a process of its own, but for a store that only this one sees."""
         folder, config = self._folder, self._spec.config.save
-        base = start.record.indexes[0] if start is not None else None
+        base = self._base(start) if start is not None else None
         if folder is None or not config.asynchronous or not store.is_shared:
-            fence = Fence(store, self._layout, attempt)
             return InlineDrain(
-                JobRunner(store, self._layout, fence, incremental=config.incremental, base=base)
+                JobRunner(
+                    store,
+                    self._layout,
+                    Fence(store, self._layout, attempt),
+                    incremental=config.incremental,
+                    base=base,
+                    failure=self._failure_of,
+                )
             )
         writer = WriterSpec(
             run=self._spec.run,
@@ -272,6 +306,7 @@ class AttemptRunner:
             incremental=config.incremental,
             base=base,
             events=str(folder.writer_events),
+            failures=str(folder.failures),
         )
         return ProcessDrain(writer, folder.write_writer)
 
@@ -331,10 +366,10 @@ def find_completed(store: Store, spec: TrainSpec, on_event: EventSink) -> Comple
     return completed if is_complete(completed, attempts) else None
 
 
-def _environment(attempt: Attempt) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     return {
         "ckpt_tasks": ckpt_tasks.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "host": attempt.claim.process.host,
+        "host": this_process().host,
     }

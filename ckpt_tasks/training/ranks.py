@@ -373,6 +373,7 @@ class RankAgreement:
         self._held = due if self._proposed is None else min(due, self._proposed.step)
 
     def _missed(self, due: _Due) -> None:
+        self._last = max(self._last, due.save.number)
         self.tell_failure(
             due.save.number, f"rank {self.rank} was beyond step {due.step} when it was agreed"
         )
@@ -381,6 +382,7 @@ class RankAgreement:
         with self._changed:
             self._ended = True
             for due in self._due:
+                self._last = max(self._last, due.save.number)  # no other save may have it
                 self.tell_failure(
                     due.save.number,
                     f"rank {self.rank} ended at step {self._step}, before step {due.step}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "FOLDER_PREFIX",
     "NOT_REGISTERED",
     "AttemptFolder",
+    "RankPlace",
     "TrainOutcome",
     "TrainSpec",
 ]
@@ -62,6 +64,8 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
         What records and registries call the entry point, where it is a file that goes away.
     folders
         Where the training's code may lie, besides the working directory and Python's own path.
+    nproc
+        How many ranks train, each in a process of its own on this machine.
 
     Raises
     ------
@@ -80,9 +84,12 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
     takeover: bool = False
     recorded_as: str | None = None
     folders: list[str] = []
+    nproc: int = 1
 
     def __post_init__(self) -> None:
         encode_name(self.run)
+        if self.nproc < 1:
+            raise ConfigError(f"nproc = {self.nproc}: at least one rank has to train")
         if self.resume not in ("auto", "fresh"):
             try:
                 CheckpointId.parse(self.resume)
@@ -93,6 +100,32 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
     def recorded_entrypoint(self) -> str:
         """What is trained, as people find it again."""
         return self.recorded_as or self.entrypoint
+
+
+class RankPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank among those of an attempt, and where they talk to one another.
+
+    Parameters
+    ----------
+    rank, ranks
+        Which of how many.
+    host, port
+        Where rank 0 serves what ranks agree through.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    host: str = "127.0.0.1"
+    port: int = 0
+
+    def to_arguments(self) -> list[str]:
+        """For a command line."""
+        return [msgspec.json.encode(self).decode()]
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str]) -> RankPlace:
+        """Inverse of `to_arguments`; without any, the only rank."""
+        return msgspec.json.decode(arguments[0], type=cls) if arguments else cls()
 
 
 class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,18 +201,31 @@ class AttemptFolder:
 
     Everything in it is a file, so that nothing blocks and nothing is lost with the process that
     wrote it. It is removed by the launcher when the attempt is over.
+
+    Parameters
+    ----------
+    rank
+        Whose files the trainer's and the writer's are; rank 0's are those that others follow.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], rank: int = 0) -> None:
         self.path = Path(path)
+        of_rank = f"-rank{rank:04d}" if rank else ""
+        self.trainer_name = f"trainer{of_rank}"
+        self._writer_name = f"{_WRITER}{of_rank}"
         self.spec = self.path / "spec.json"
         self.output = self.path / "output.log"
-        self.trainer_events = self.path / "trainer.events"
-        self.writer_events = self.path / "writer.events"
+        self.trainer_events = self.path / f"{self.trainer_name}.events"
+        self.writer_events = self.path / f"{self._writer_name}.events"
         self.registrar_events = self.path / "registrar.events"
-        self.trainer_outcome = self.path / "trainer-outcome.json"
+        self.trainer_outcome = self.path / f"trainer-outcome{of_rank}.json"
+        self.failures = self.path / "failures"
         self.outcome = self.path / "outcome.json"
         self.version = self.path / "version"
+
+    def of_rank(self, rank: int) -> AttemptFolder:
+        """The same folder, as another rank uses it."""
+        return AttemptFolder(self.path, rank)
 
     def write_spec(self, spec: TrainSpec) -> None:
         """Hyperparameters may be confidential: a 0600 file, never a command line."""
@@ -202,24 +248,27 @@ class AttemptFolder:
         }
 
     def write_writer(self, pid: int) -> None:
-        """Say which process writes the attempt's saves, in place of the one before."""
-        self.write_process(_WRITER, this_process(pid))
+        """Say which process writes this rank's saves, in place of the one before."""
+        self.write_process(self._writer_name, this_process(pid))
 
     def has_live_writer(self) -> bool:
-        """Whether that process still runs, here."""
-        writer = self.read_processes().get(_WRITER)
-        return writer is not None and process_is_alive(writer) is True
+        """Whether any rank's still runs, here."""
+        return any(process_is_alive(writer) is True for writer in self._writers())
 
     def has_live_trainer(self) -> bool:
         """Whether any process but the writer still runs, here."""
-        others = {name: p for name, p in self.read_processes().items() if name != _WRITER}
-        return any(process_is_alive(process) is not False for process in others.values())
+        processes = self.read_processes()
+        others = [p for name, p in processes.items() if not name.startswith(_WRITER)]
+        return any(process_is_alive(process) is not False for process in others)
 
-    def end_writer(self) -> None:
-        """Kill it, if it still runs."""
-        writer = self.read_processes().get(_WRITER)
-        if writer is not None:
+    def end_writers(self) -> None:
+        """Kill those that still run."""
+        for writer in self._writers():
             end_process(writer)
+
+    def _writers(self) -> list[Process]:
+        processes = self.read_processes()
+        return [process for name, process in processes.items() if name.startswith(_WRITER)]
 
     def write_version(self, version: str) -> None:
         """The package's version in the environment that trains."""

@@ -8,17 +8,15 @@ ends it at once.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from math import inf
-from typing import IO, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -32,7 +30,7 @@ from ckpt_tasks.events import (
     Progress,
     Warned,
 )
-from ckpt_tasks.fencing.process import this_process
+from ckpt_tasks.training.child import HURRY_SECONDS, Child
 from ckpt_tasks.training.failure import death_failure, signal_name
 from ckpt_tasks.training.spec import (
     CATCH_UP,
@@ -42,6 +40,7 @@ from ckpt_tasks.training.spec import (
     TrainSpec,
 )
 from ckpt_tasks.training.takeover import is_overtaken
+from ckpt_tasks.training.trainers import Trainers
 from ckpt_tasks.types import EXIT_FAILED, EXIT_STALE, EXIT_STOPPED, Position
 
 __all__ = ["main"]
@@ -50,7 +49,6 @@ _POLL_SECONDS = 0.05
 _REGISTRAR_STARTS = 5
 _HEALTHY_SECONDS = 60.0  # a registrar that ran so long has its starts back
 _FIRST_PAUSE = 1.0  # before a registrar is started again; each is twice the one before
-_HURRY_SECONDS = 5.0  # for the registrar, when somebody does not want to wait
 
 
 class Supervisor:
@@ -80,12 +78,14 @@ class Supervisor:
     def run(self) -> int:
         """Supervise until the attempt is over; returns its exit code."""
         with self._folder.output.open("ab", buffering=0) as output:
-            trainer = _Child("ckpt_tasks.training.trainer", self._folder, output)
-            registrar = _Child("ckpt_tasks.training.registrar", self._folder, output)
+            trainers = Trainers(self._folder, self._spec.nproc, output)
+            registrar = Child(
+                "ckpt_tasks.training.registrar", self._folder, output, name="registrar"
+            )
             keeper = RegistrarKeeper(registrar, self._spec, self._tell)
-            self._wait(trainer, keeper)
+            self._wait(trainers, keeper)
             self._wait_for_writer(keeper)
-            outcome = self._outcome(trainer)
+            outcome = self._outcome(trainers)
             self._folder.write_outcome(outcome, self._folder.outcome)
             keeper.start_for_the_end()
             registrar.let_go()  # it empties its queue, then ends
@@ -98,12 +98,12 @@ class Supervisor:
         self._stop.set()
         self._at_once.set()
 
-    def _end(self, registrar: _Child) -> None:
+    def _end(self, registrar: Child) -> None:
         """Bound what the registrar may still take, and tell if it has not done all."""
         config = self._spec.config
         registrar.end(within=config.attempt.drain, hurry=self._at_once)
         if registrar.process.returncode != 0 and config.registry.tracking_uri is not None:
-            limit = min(config.attempt.drain, _HURRY_SECONDS if self._at_once.is_set() else inf)
+            limit = min(config.attempt.drain, HURRY_SECONDS if self._at_once.is_set() else inf)
             late = f"the registry has not taken all of it within {limit:g} s"
             died = f"the registrar ended with {registrar.process.returncode}"
             why = late if registrar.process.returncode == -signal.SIGKILL else died
@@ -119,29 +119,29 @@ class Supervisor:
         self._orphaned.set()
         self._stop.set()
 
-    def _wait(self, trainer: _Child, keeper: RegistrarKeeper) -> None:
-        """Until the trainer has ended: forward a stop, bound the grace, keep a registrar."""
+    def _wait(self, trainers: Trainers, keeper: RegistrarKeeper) -> None:
+        """Until all trainers have ended: forward a stop, bound the grace, keep a registrar."""
         terminated = False
         deadline: float | None = None
-        while trainer.process.poll() is None:
+        while trainers.are_running:
             if os.getppid() != self._parent:
                 self._orphaned.set()
                 self._stop.set()
             if self._stop.is_set() and not terminated:
                 terminated = True
                 deadline = time.monotonic() + self._grace
-                trainer.process.terminate()
+                trainers.terminate()
             if deadline is None and self._folder.trainer_outcome.exists():
                 # A thread that the user's code has left running must not hold the attempt.
                 deadline = time.monotonic() + self._grace
             if deadline is not None and time.monotonic() > deadline:
                 self._overdue = True
-                trainer.kill()
+                trainers.kill()
             if self._at_once.is_set():
-                trainer.kill()
+                trainers.kill()
             keeper.look()
             time.sleep(_POLL_SECONDS)
-        trainer.kill()  # loader workers that it left behind
+        trainers.kill()  # loader workers that it left behind
 
     def _wait_for_writer(self, keeper: RegistrarKeeper) -> None:
         """Until the save that was handed over is written, so that a retry finds it.
@@ -151,7 +151,7 @@ class Supervisor:
         deadline: float | None = None
         while self._folder.has_live_writer():
             if self._at_once.is_set():
-                self._folder.end_writer()
+                self._folder.end_writers()
             if self._stop.is_set() and deadline is None:
                 deadline = time.monotonic() + (0.0 if self._overdue else self._grace)
             if deadline is not None and time.monotonic() > deadline:
@@ -159,14 +159,19 @@ class Supervisor:
             keeper.look()
             time.sleep(_POLL_SECONDS)
 
-    def _outcome(self, trainer: _Child) -> TrainOutcome:
-        outcome = self._folder.read_outcome(self._folder.trainer_outcome)
-        if outcome is not None:
+    def _outcome(self, trainers: Trainers) -> TrainOutcome:
+        decisive = self._folder.of_rank(trainers.decisive)
+        outcome = decisive.read_outcome(decisive.trainer_outcome)
+        if outcome is not None and trainers.decisive == 0:
             return outcome
-        died = _died(self._spec, self._folder, trainer.process.returncode)
+        died = _died(self._spec, self._folder, trainers.returncode)
+        if trainers.decisive:
+            died = _of_rank(trainers.decisive, outcome or died, known=died)
+        if outcome is not None:
+            return died
         if not self._stop.is_set():
             return self._stale(died) or died
-        early = trainer.process.returncode == -signal.SIGTERM or self._at_once.is_set()
+        early = trainers.ended_by_signal or self._at_once.is_set()
         if died.attempt is None and early:
             # It was still starting, and did not listen to signals yet.
             return TrainOutcome(
@@ -187,61 +192,6 @@ class Supervisor:
             return None
         message = f"attempt {died.attempt + 1} has taken the run over: {died.message}"
         return msgspec.structs.replace(died, code=EXIT_STALE, message=message, ended_with=None)
-
-
-class _Child:
-    """A child in a process group of its own, which it leaves when this process is gone."""
-
-    def __init__(self, module: str, folder: AttemptFolder, output: IO[bytes]) -> None:
-        self._module = module
-        self._folder = folder
-        self._output = output
-        self._start()
-
-    def _start(self) -> None:
-        read, self._liveness = os.pipe()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", self._module, str(self._folder.path), str(read)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            pass_fds=[read],
-            process_group=0,
-        )
-        os.close(read)
-        with contextlib.suppress(OSError):  # a full disk must not end a training
-            name = self._module.rpartition(".")[2]
-            self._folder.write_process(name, this_process(self.process.pid))
-
-    def has_failed(self) -> bool:
-        """It has ended, and not because its work was done."""
-        return self.process.poll() not in (None, 0)
-
-    def restart(self) -> None:
-        os.close(self._liveness)
-        self._start()
-
-    def let_go(self) -> None:
-        """Close the liveness pipe: the child learns that nothing more will come."""
-        os.close(self._liveness)
-
-    def end(self, *, within: float, hurry: threading.Event) -> None:
-        """Wait for the child, for `within` seconds at most, and a few once there is a `hurry`."""
-        started = time.monotonic()
-        hurried: float | None = None
-        while self.process.poll() is None:
-            now = time.monotonic()
-            if hurry.is_set() and hurried is None:
-                hurried = now
-            if now - started > within or (hurried is not None and now - hurried > _HURRY_SECONDS):
-                self.kill()
-            time.sleep(_POLL_SECONDS)
-
-    def kill(self) -> None:
-        """End the whole group at once."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 class Restartable(Protocol):
@@ -314,6 +264,17 @@ class RegistrarKeeper:
             f"without a heartbeat, so after {after:g} s another invocation may take the run over."
             f"{lost}"
         )
+
+
+def _of_rank(rank: int, outcome: TrainOutcome, *, known: TrainOutcome) -> TrainOutcome:
+    """An end that says which rank's it is, with what rank 0 has reported of the attempt."""
+    return msgspec.structs.replace(
+        outcome,
+        message=f"rank {rank}: {outcome.message}",
+        uid=known.uid,
+        attempt=known.attempt,
+        checkpoint=known.checkpoint,
+    )
 
 
 def _died(spec: TrainSpec, folder: AttemptFolder, returncode: int) -> TrainOutcome:

@@ -1,9 +1,9 @@
 """The trainer: the process in which the user's code runs.
 
-``python -m ckpt_tasks.training.trainer FOLDER LIVENESS_FD``. It reads its spec from the attempt
-folder, reports events and its outcome there, and exits with the outcome's code. When the other
-end of the liveness pipe closes, whoever supervised it is gone: it saves at the next boundary and
-stops.
+``python -m ckpt_tasks.training.trainer FOLDER LIVENESS_FD [PLACE]``, one for each rank. It reads
+its spec from the attempt folder, reports events and its outcome there, and exits with the
+outcome's code. When the other end of the liveness pipe closes, whoever supervised it is gone: it
+saves at the next boundary and stops.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ import msgspec
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.events import AttemptEnded, EventLog, EventSink
 from ckpt_tasks.training.entrypoint import check_params, load_entrypoint, read_signature
-from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
+from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
 
 if TYPE_CHECKING:
     from ckpt_tasks.training.attempt import AttemptRunner
@@ -35,14 +36,14 @@ __all__ = ["main"]
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def main(folder: AttemptFolder, liveness: int) -> int:
-    """Execute one attempt; returns its exit code."""
+def main(folder: AttemptFolder, liveness: int, place: RankPlace) -> int:
+    """Execute one rank of an attempt; returns its exit code."""
     _print_at_once()
     spec = folder.read_spec()
     events = EventLog(folder.trainer_events)
     stop = _StopRequests()
     stop.watch(liveness)
-    outcome = _execute(spec, events, folder, stop)
+    outcome = _execute(spec, events, folder, place, stop)
     events(
         AttemptEnded(
             attempt=outcome.attempt,
@@ -66,16 +67,20 @@ def _print_at_once() -> None:
 
 
 def _execute(
-    spec: TrainSpec, events: EventSink, folder: AttemptFolder, stop: _StopRequests
+    spec: TrainSpec,
+    events: EventSink,
+    folder: AttemptFolder,
+    place: RankPlace,
+    stop: _StopRequests,
 ) -> TrainOutcome:
     try:
         function, params = _load(spec)
         # Importing torch takes seconds: not before what can be told without it is known.
-        runner_class = _import_runner()
+        make_runner = _import_runner(place)
     except ConfigError as error:
         _print_traceback(error)
         return TrainOutcome.failure(error, run=spec.run)
-    runner = runner_class(msgspec.structs.replace(spec, params=params), events, folder)
+    runner = make_runner(msgspec.structs.replace(spec, params=params), events, folder)
     stop.forward_to(runner)
     try:
         return runner.execute(function)
@@ -84,8 +89,14 @@ def _execute(
         return runner.failure(error)
 
 
-def _import_runner() -> type[AttemptRunner]:
+def _import_runner(
+    place: RankPlace,
+) -> Callable[[TrainSpec, EventSink, AttemptFolder], AttemptRunner]:
     try:
+        if place.ranks > 1:
+            from ckpt_tasks.training.ranked_attempt import RankedAttempt
+
+            return partial(RankedAttempt, place=place)
         from ckpt_tasks.training.attempt import AttemptRunner
     except ImportError as error:
         raise ConfigError(
@@ -199,4 +210,5 @@ def _spare_forks() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(AttemptFolder(sys.argv[1]), int(sys.argv[2])))
+    own_place = RankPlace.from_arguments(sys.argv[3:])
+    sys.exit(main(AttemptFolder(sys.argv[1], own_place.rank), int(sys.argv[2]), own_place))

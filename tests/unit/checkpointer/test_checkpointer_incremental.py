@@ -152,12 +152,23 @@ def test_same_bytes_of_another_shape_are_another_tensor(scene: Scene) -> None:
     assert scene.index(second).tensors[0].shape == [64, 256]
 
 
-def test_a_renamed_tensor_is_found(scene: Scene) -> None:
-    """By its content: the index gives the name that it has in the file."""
+@pytest.mark.parametrize("change", [{"key": "renamed"}, {"item": "other"}])
+def test_a_tensor_is_known_by_its_name(scene: Scene, change: dict[str, str]) -> None:
+    """The same bytes under another name are written: other ranks may look for them by it."""
     scene.save(1, FROZEN)
-    second = scene.save(2, replace(FROZEN, key="renamed"))
-    assert scene.index(second).tensors[0].key == "frozen"
+    second = scene.save(2, replace(FROZEN, **change))
+    assert second.written == second.size
     assert scene.tensors(second) == [FROZEN.data]
+
+
+def test_tensors_of_equal_content_keep_their_names(scene: Scene) -> None:
+    """Such as an optimizer's step counts, which are the same for all parameters."""
+    twins = [replace(FROZEN, key="one"), replace(FROZEN, key="two")]
+    scene.save(1, *twins)
+    second = scene.save(2, *twins)
+    assert [tensor.key for tensor in scene.index(second).tensors] == ["one", "two"]
+    assert second.written is not None
+    assert second.written < len(FROZEN.data)
 
 
 @pytest.mark.parametrize("kind", ["expired", "collecting", "quarantined"])

@@ -1,0 +1,89 @@
+"""A small deterministic training on several ranks, slow enough to be killed in its midst.
+
+Environment
+-----------
+TOY_STEP_SECONDS
+    Pause of every step; default none.
+TOY_DIGEST
+    File that receives, of rank 0, the digest of the final model and optimizer, whole.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from support.toy_training import _write_digest
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.utils.data import DataLoader, TensorDataset
+
+from ckpt_tasks import ResumableDistributedSampler, TrainingRun
+
+SAMPLES, FEATURES, BATCH = 48, 6, 2
+
+
+def _data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(7)
+    inputs = torch.randn(SAMPLES, FEATURES, generator=generator)
+    return TensorDataset(inputs, inputs.sum(dim=1, keepdim=True).sin())
+
+
+def ddp(run: TrainingRun, epochs: int = 2) -> None:
+    """Data parallel."""
+    _train(run, epochs, nn.parallel.DistributedDataParallel)
+
+
+def alone(run: TrainingRun, epochs: int = 2) -> None:
+    """The same on one rank, without a process group."""
+    _train(run, epochs, None)
+
+
+def fsdp(run: TrainingRun, epochs: int = 2) -> None:
+    """Fully sharded."""
+    from torch.distributed.fsdp import fully_shard
+
+    _train(run, epochs, fully_shard)
+
+
+def _train(run: TrainingRun, epochs: int, wrap: Any) -> None:
+    random.seed(3)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    model: nn.Module = nn.Sequential(nn.Linear(FEATURES, 9), nn.Tanh(), nn.Linear(9, 1))
+    if wrap is not None:
+        dist.init_process_group("gloo")
+        model = wrap(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    data = _data()
+    loader = DataLoader(data, BATCH, sampler=ResumableDistributedSampler(data, seed=1))
+    run.track(model=model, optimizer=optimizer, loader=loader)
+    for _epoch in run.epochs(epochs):
+        for inputs, targets in run.steps(loader):
+            loss = nn.functional.mse_loss(model(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.log(loss=loss.item())
+            time.sleep(float(os.environ.get("TOY_STEP_SECONDS", "0")))
+    if wrap is None:
+        return
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    states = get_state_dict(model, optimizer, options=whole)
+    if dist.get_rank() == 0:
+        _write_digest(*(_Made(state) for state in states))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class _Made:
+    def __init__(self, state: dict[str, Any]) -> None:
+        self._state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._state
