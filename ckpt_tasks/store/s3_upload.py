@@ -86,7 +86,11 @@ def _upload_whole(client: S3Client, target: _Target, block: memoryview) -> None:
         answer = client.call_once(
             "put_object", **target, Body=_Body(block), **checksum, IfNoneMatch="*"
         )
-        _confirm(answer, block, checksum)
+        try:
+            _confirm(answer, block, checksum)
+        except ConnectionError:
+            client.call("delete_object", **target)  # it was created by this very request
+            raise
 
     try:
         retry(send)

@@ -31,7 +31,8 @@ _DONE = '<CompleteMultipartUploadResult><ETag>"0"</ETag></CompleteMultipartUploa
 @contextlib.contextmanager
 def s3_sink() -> Iterator[str]:
     """Run a sink in a process of its own; gives its URL."""
-    with subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE) as process:
+    command = [sys.executable, __file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
             yield f"http://127.0.0.1:{int(process.stdout.readline())}"
@@ -45,6 +46,10 @@ class _Sink:
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
         self._parts: dict[str, int] = {}
+
+    async def run(self) -> None:
+        asyncio.get_running_loop().add_reader(sys.stdin, sys.exit)  # its parent is gone
+        await listen(self.serve)
 
     async def serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(CutError, ConnectionError):
@@ -88,4 +93,4 @@ def _response(status: int, body: str = "", *, length: int | None = None) -> byte
 
 
 if __name__ == "__main__":
-    asyncio.run(listen(_Sink().serve))
+    asyncio.run(_Sink().run())
