@@ -41,7 +41,9 @@ class Ours:
         self._layout = RunLayout(_RUN)
         identity = RunRecord(uid="0" * 32, run=_RUN, created_at=now(), created_by="bench")
         self._checkpointer = Checkpointer(
-            InlineDrain(JobRunner(store, self._layout, Fence(store, self._layout, 1))),
+            InlineDrain(
+                JobRunner(store, self._layout, Fence(store, self._layout, 1), incremental=False)
+            ),
             identity,
             1,
             extend_lineage(1, None),
