@@ -36,7 +36,7 @@ def main(folder: Path, rounds: int) -> None:
     store, layout = LocalStore(str(folder / "store")), RunLayout("bench")
     run = RunRecord(uid="0" * 32, run="bench", created_at=now(), created_by="bench")
     checkpointer = Checkpointer(
-        InlineDrain(JobRunner(store, layout, Fence(store, layout, 1))),
+        InlineDrain(JobRunner(store, layout, Fence(store, layout, 1), incremental=False)),
         run,
         1,
         extend_lineage(1, None),
