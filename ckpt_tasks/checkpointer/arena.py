@@ -31,9 +31,16 @@ class Arena:
 
     It is a shared mapping: a process forked meanwhile, such as a loader's worker, makes no copy
     of its pages.
+
+    Parameters
+    ----------
+    has_file
+        Another process is to map it; else it is memory of this process, behind which there is no
+        file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_file: bool = True) -> None:
+        self._has_file = has_file
         self._descriptor: int | None = None
         self._memory: mmap.mmap | None = None
         self._touching: threading.Thread | None = None
@@ -55,7 +62,7 @@ class Arena:
         if self._memory is not None or not size:
             return
         with contextlib.suppress(StoreError):  # the save that wants it tells
-            self._memory = map_arena(self.descriptor, size, room=_room(size))
+            self._memory = self._mapped(size)
             self._touching = threading.Thread(
                 target=_touch, args=(self._memory, size), name="arena", daemon=True
             )
@@ -75,8 +82,11 @@ class Arena:
             self._touching.join()
             self._touching = None
         if self._memory is None or len(self._memory) < size:
-            self._memory = map_arena(self.descriptor, size, room=_room(size))
+            self._memory = self._mapped(size)
         return memoryview(self._memory)[:size]
+
+    def _mapped(self, size: int) -> mmap.mmap:
+        return map_arena(self.descriptor if self._has_file else None, size, room=_room(size))
 
     def close(self) -> None:
         """Give the memory back, once nobody uses a view of it any more."""
@@ -87,11 +97,13 @@ class Arena:
         self._descriptor = None
 
 
-def map_arena(descriptor: int, size: int, *, room: int = 0) -> mmap.mmap:
+def map_arena(descriptor: int | None, size: int, *, room: int = 0) -> mmap.mmap:
     """Map the first `size` bytes of an arena's file, which is grown where it is smaller.
 
     Parameters
     ----------
+    descriptor
+        Of the file; ``None`` for memory without one.
     room
         Further bytes, which take no memory until they are touched.
 
@@ -99,9 +111,9 @@ def map_arena(descriptor: int, size: int, *, room: int = 0) -> mmap.mmap:
     """
     try:
         length = max(size + room, 1)
-        if os.fstat(descriptor).st_size < length:
+        if descriptor is not None and os.fstat(descriptor).st_size < length:
             os.ftruncate(descriptor, length)
-        memory = mmap.mmap(descriptor, length)
+        memory = mmap.mmap(-1 if descriptor is None else descriptor, length)
     except OSError as error:
         raise StoreError(
             f"no memory to stage a checkpoint: {size} bytes, as many as the state has, were needed "

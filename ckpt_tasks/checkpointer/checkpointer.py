@@ -107,7 +107,7 @@ class Checkpointer:
         self._world_size = world_size
         self._gather_seconds = gather_seconds
         self._sequence = 0
-        self._arena = Arena()
+        self._arena = Arena(has_file=drain.is_concurrent)
         self._planner = Planner()
         self._in_flight: _InFlight | None = None
         self._handing_over = ThreadPoolExecutor(1, thread_name_prefix="hand-over")

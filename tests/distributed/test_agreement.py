@@ -116,7 +116,6 @@ def test_ranks_that_run_apart_agree_and_end(tmp_path: Path) -> None:
     common = set.intersection(*between)
     for of_rank in between:
         assert len(of_rank - common) <= 2, "more saves missed than epochs ended early"
-    assert common or not any(between)
 
 
 def one_late(rank: int, world_size: int, root: Path, port: int, failing: bool) -> Any:

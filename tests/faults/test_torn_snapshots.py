@@ -149,6 +149,7 @@ def test_weights_changed_outside_of_a_step_are_found_out(tmp_path: Path) -> None
 
 def test_saves_take_the_states_memory_once(tmp_path: Path) -> None:
     """Over a hundred saves: one arena, as large as the state, and nothing that grows."""
+    before = _mapped("ckpt-tasks-arena")  # of other tests in this process
     arenas: list[int] = []
     resident: list[int] = []
 
@@ -161,7 +162,7 @@ def test_saves_take_the_states_memory_once(tmp_path: Path) -> None:
             optimizer.step()
             run.step_done()
             run.report()  # waits for the save
-            arenas.append(_mapped("ckpt-tasks-arena"))
+            arenas.append(_mapped("ckpt-tasks-arena") - before)
             resident.append(_resident())
 
     training = Training(tmp_path, overlap=False)
