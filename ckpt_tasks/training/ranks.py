@@ -27,57 +27,23 @@ import queue
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
-from torch.distributed import (  # type: ignore[attr-defined]
-    DistError,
-    DistStoreError,
-    TCPStore,
-)
 
 from ckpt_tasks.errors import StoreError
+from ckpt_tasks.training.rank_messages import RankMessages
 from ckpt_tasks.types import SaveDecision, Trigger
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["AgreedSave", "RankAgreement", "connect_ranks"]
+__all__ = ["AgreedSave", "RankAgreement"]
 
 _ALWAYS = 7 * 24 * 3600.0  # seconds; whoever waits so long is woken by a message
 _FAREWELL_SECONDS = 5.0
 _LARGEST_MARGIN = 1 << 20  # steps
-
-
-def connect_ranks(host: str, port: int, *, serve: bool, seconds: float = 120.0) -> Store:
-    """The store that all ranks of an attempt talk through.
-
-    Parameters
-    ----------
-    host, port
-        Where one process serves it, and not the ``MASTER_PORT`` of the user's own process group,
-        unless that is torchrun's agent, which serves anybody.
-    serve
-        True in that process.
-    seconds
-        How long to wait for it to come up.
-
-    Raises
-    ------
-    StoreError
-        Nothing answers there, or the port is taken.
-    """
-    with _store_errors():
-        store: Store = TCPStore(
-            host,
-            port,
-            is_master=serve,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=seconds),
-        )
-        return store
 
 
 class AgreedSave(msgspec.Struct, frozen=True):
@@ -153,8 +119,8 @@ class RankAgreement:
     Parameters
     ----------
     store
-        Of torch.distributed, reached by all ranks (see `connect_ranks`). Each thread works on a
-        clone of its own.
+        Of torch.distributed, reached by all ranks (see `rank_messages.connect_ranks`). Each
+        thread works on a clone of its own.
     rank, world_size
         Of this process.
     attempt
@@ -177,7 +143,7 @@ class RankAgreement:
     ) -> None:
         self.rank = rank
         self.world_size = world_size
-        self._messages = _Messages(store, f"ckpt_tasks/{attempt}/")
+        self._messages = RankMessages(store, f"ckpt_tasks/{attempt}/")
         self._seconds = seconds
         self._on_failure = on_failure
         self._changed = threading.Condition()
@@ -397,7 +363,7 @@ class RankAgreement:
 
     # -- threads --------------------------------------------------------------------------------
 
-    def _until_closed(self, task: Callable[[_Messages], None], messages: _Messages) -> None:
+    def _until_closed(self, task: Callable[[RankMessages], None], messages: RankMessages) -> None:
         try:
             task(messages)
         except StoreError:
@@ -408,7 +374,7 @@ class RankAgreement:
                 self._hold()
                 self._changed.notify_all()
 
-    def _send_wishes(self, messages: _Messages) -> None:
+    def _send_wishes(self, messages: RankMessages) -> None:
         while True:
             wish = self._wishes.get()
             if not wish.closes or self.rank == 0:
@@ -416,7 +382,7 @@ class RankAgreement:
             if wish.closes:
                 return
 
-    def _read_inbox(self, messages: _Messages) -> None:
+    def _read_inbox(self, messages: RankMessages) -> None:
         proposal: _Proposal | None = None
         for self._read in itertools.count(1):
             if self._closed.is_set():
@@ -459,7 +425,7 @@ class RankAgreement:
 
     # -- rank 0 ---------------------------------------------------------------------------------
 
-    def _decide(self, messages: _Messages) -> None:
+    def _decide(self, messages: RankMessages) -> None:
         self._sent = self._proposals = 0
         signalled = False
         for number in itertools.count(1):
@@ -476,7 +442,7 @@ class RankAgreement:
                 agreed = self._agree(messages, request)
                 signalled = signalled or (agreed and request.trigger == "signal")
 
-    def _agree(self, messages: _Messages, request: _Request) -> bool:
+    def _agree(self, messages: RankMessages, request: _Request) -> bool:
         """Propose steps until all ranks will wait at one; whether they do."""
         furthest, margin = self._step, 1
         while not self._closed.is_set():
@@ -494,7 +460,7 @@ class RankAgreement:
             margin = min(2 * margin, _LARGEST_MARGIN)
         return False
 
-    def _ask_all(self, messages: _Messages, step: int) -> list[_Answer]:
+    def _ask_all(self, messages: RankMessages, step: int) -> list[_Answer]:
         """Every rank's answer to a proposal; none where one has not answered in time."""
         self._proposals += 1
         self._send_all(messages, _Proposal(self._proposals, step))
@@ -502,58 +468,7 @@ class RankAgreement:
         found = messages.get_all(keys, seconds=self._seconds)
         return [msgspec.msgpack.decode(data, type=_Answer) for data in found or []]
 
-    def _send_all(self, messages: _Messages, letter: _Letter) -> None:
+    def _send_all(self, messages: RankMessages, letter: _Letter) -> None:
         self._sent += 1
         for rank in range(self.world_size):
             messages.put(f"inbox/{rank}/{self._sent}", letter)
-
-
-class _Messages:
-    """Small messages under keys of a store of torch.distributed.
-
-    Any method raises `StoreError` where the store cannot be reached any more.
-    """
-
-    def __init__(self, store: Store, prefix: str) -> None:
-        self._store = store
-        self._prefix = prefix
-
-    def clone(self) -> _Messages:
-        """On a connection of its own: one that waits holds back all others who use it."""
-        store: Any = self._store
-        with _store_errors():
-            return _Messages(store.clone(), self._prefix)
-
-    def count(self, key: str) -> int:
-        """How often this was called by any rank."""
-        with _store_errors():
-            return int(self._store.add(self._prefix + key, 1))
-
-    def put(self, key: str, message: msgspec.Struct) -> None:
-        self.put_bytes(key, msgspec.msgpack.encode(message))
-
-    def put_bytes(self, key: str, message: bytes) -> None:
-        with _store_errors():
-            self._store.set(self._prefix + key, message)  # type: ignore[arg-type]
-
-    def get(self, key: str, kind: Any, *, seconds: float) -> Any:
-        found = self.get_all([key], seconds=seconds)
-        return None if found is None else msgspec.msgpack.decode(found[0], type=kind)
-
-    def get_all(self, keys: list[str], *, seconds: float) -> list[bytes] | None:
-        """Messages under all keys; ``None`` where one is not there in time."""
-        full = [self._prefix + key for key in keys]
-        with _store_errors():
-            try:
-                self._store.wait(full, timedelta(seconds=seconds))
-            except DistStoreError:
-                return None
-            return [bytes(data) for data in self._store.multi_get(full)]
-
-
-@contextlib.contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except DistError as error:
-        raise StoreError(f"the store of torch.distributed does not answer: {error}") from error

@@ -18,7 +18,8 @@ from ckpt_tasks.config import ScheduleConfig
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.schedule.policy import SaveContext
 from ckpt_tasks.training.agreed import AgreedPolicy, agreed_policy
-from ckpt_tasks.training.ranks import RankAgreement, connect_ranks
+from ckpt_tasks.training.rank_messages import connect_ranks
+from ckpt_tasks.training.ranks import RankAgreement
 from ckpt_tasks.types import Position, SaveDecision
 
 
