@@ -12,7 +12,7 @@ import msgspec
 
 from ckpt_tasks.checkpointer.memory import fresh_memory
 
-__all__ = ["Contestant", "Measured", "alternate"]
+__all__ = ["Contestant", "Measured", "alternate", "median_ratio"]
 
 
 class Contestant(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,3 +85,8 @@ def _touch(size: int) -> None:
     memory = fresh_memory(size)
     if size:
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 1, size)
+
+
+def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the rounds' ratios: what disturbs one round disturbs both of its parts."""
+    return statistics.median(a / b for a, b in zip(values, others, strict=True))

@@ -34,7 +34,9 @@ def age_or_dash(timestamp: str | None, *, now: datetime | None = None) -> str:
     return age(((now or datetime.now(UTC)) - then).total_seconds())
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> list[str]:
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: str | Sequence[str] = ""
+) -> list[str]:
     """Lines of a table with aligned columns.
 
     Parameters
@@ -44,11 +46,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: str =
     rows
         Cells; each row as long as `headers`.
     right
-        Names of right-aligned columns, separated by spaces.
+        Names of right-aligned columns, also as one text, separated by spaces.
     """
     lines = [[header.upper() for header in headers], *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
-    to_right = [header in right.split() for header in headers]
+    named = right.split() if isinstance(right, str) else right
+    to_right = [header in named for header in headers]
 
     def cell(text: str, column: int) -> str:
         return text.rjust(widths[column]) if to_right[column] else text.ljust(widths[column])

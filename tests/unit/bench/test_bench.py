@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from support.shell import ckpt_tasks
 
+from ckpt_tasks.bench.advice import interval
 from ckpt_tasks.bench.measure import Contestant, Measured, alternate
-from ckpt_tasks.bench.report import figures_of, interval
+from ckpt_tasks.bench.report import figures_of
 from ckpt_tasks.bench.run import run_bench
 from ckpt_tasks.bench.states import STATES, make_state
 from ckpt_tasks.config import StoreConfig
@@ -73,7 +76,7 @@ def test_states_are_as_large_as_their_names_say() -> None:
     before = torch.random.get_rng_state()
     from ckpt_tasks.state.capture import capture
 
-    for name, size in (("mlp-300MB", 300e6), ("many-100MB", 100e6)):
+    for name, size in (("mlp-300MB", 300e6), ("many-100MB", 100e6), ("40MB", 40e6)):
         images = capture(make_state(name)).tensors
         assert sum(image.nbytes for image in images) == pytest.approx(size, rel=0.02)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -86,36 +89,87 @@ def test_unknown_state_is_told() -> None:
         make_state("many-10MB")
 
 
-def test_command_measures_us_and_others_and_leaves_nothing(tmp_path: Path) -> None:
-    """Each operation has a time; peers that are installed are there; the store is as it was."""
-    (tmp_path / "mine").write_text("kept")
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A report of a small state, and the folder in which it was measured."""
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "mine").write_text("kept")
     done = ckpt_tasks(
-        *("bench", "--store", str(tmp_path), "--state", "many-100MB", "--rounds", "1", "--json"),
-        folder=tmp_path,
+        *("bench", "--store", str(folder), "--state", "20MB", "--rounds", "1", "--json"),
+        *("--plot", str(folder / "plot.svg")),
+        folder=folder,
     )
     assert done.code == 0, done.err
-
     (report,) = done.json
+    return report, folder
 
-    names = {part: {f["name"] for f in report[part]} for part in ("limits", "saves", "loads")}
+
+def test_command_measures_us_and_others(measured: tuple[dict[str, Any], Path]) -> None:
+    """Each operation has a time, and peers that are installed are there."""
+    report, _ = measured
+    parts = ("limits", "saves", "loads", "async_saves")
+    names = {part: {figure["name"] for figure in report[part]} for part in parts}
     assert names["limits"] == {"copy", "hash", "raw write", "raw read"}
     assert names["saves"] == {"ckpt-tasks", "torch.save + fsync", "safetensors + fsync", "DCP"}
     assert names["loads"] == {
         *("ckpt-tasks", "ckpt-tasks, model only", "torch.load", "safetensors", "DCP")
     }
-    assert all(f["seconds"] > 0 for part in names for f in report[part])
-    assert report["every"] > 0
-    assert "bounds a save" in report["bound"]
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert names["async_saves"] == {
+        *("ckpt-tasks", "ckpt-tasks, overlapped", "DCP, thread", "DCP, process")
+    }
+    assert report["missing"] == []
+    assert all(f["seconds"] > 0 for part in parts[:3] for f in report[part])
+    assert all(0 < f["stall"] < f["stall"] + f["drain"] for f in report["async_saves"])
+    assert report["planning"] > 0
+
+
+def test_what_follows_is_said(measured: tuple[dict[str, Any], Path]) -> None:
+    """What bounds each, and the interval that pays, from what an asynchronous save costs."""
+    advice = measured[0]["advice"]
+    assert "bounds a blocking save" in advice["save"]
+    assert "bounds what an asynchronous save holds training up" in advice["asynchronous"]
+    assert "bounds a load" in advice["load"]
+    assert advice["every"] >= math.sqrt(2 * advice["cost"] * 6 * 3600) * 0.999
+
+
+def test_what_has_not_changed_is_not_written(measured: tuple[dict[str, Any], Path]) -> None:
+    """Of a model that is mostly frozen, a save writes little."""
+    for resave in measured[0]["resaves"]:
+        assert 0 < resave["written"] < 0.4
+
+
+def test_nothing_is_left(measured: tuple[dict[str, Any], Path]) -> None:
+    """The store is as it was."""
+    assert sorted(path.name for path in measured[1].iterdir()) == ["mine", "plot.svg"]
+
+
+def test_bars_are_as_long_as_seconds_are_many(measured: tuple[dict[str, Any], Path]) -> None:
+    """Within a section, of a picture that is well-formed."""
+    report, folder = measured
+    root = ElementTree.parse(folder / "plot.svg").getroot()  # noqa: S314 - of our own making
+    space = "{http://www.w3.org/2000/svg}"
+    widths = [float(bar.get("width", 0)) for bar in root.iter(f"{space}rect")][1:]
+    seconds = [figure["seconds"] for figure in report["saves"]]
+    first = widths[: len(seconds)]
+    for width, value in zip(first, seconds, strict=True):
+        assert width == pytest.approx(max(first) * value / max(seconds), abs=2)
+
+
+def test_a_plot_that_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
+    """Before minutes of measuring."""
+    for name, says in (("plot.png", "ends with .svg"), ("nowhere/plot.svg", "no such folder")):
+        done = ckpt_tasks("bench", "--plot", str(tmp_path / name), folder=tmp_path)
+        assert done.code == 2
+        assert says in done.err
 
 
 def test_other_stores_are_measured_too() -> None:
-    """Peers write to a temporary folder; what we have written is removed."""
+    """What is written there is removed; what only this process sees has no writer beside it."""
     from ckpt_tasks.store import open_store
 
     config = StoreConfig(url="memory://bench")
-    report = run_bench(config, "many-100MB", rounds=1, mean_time_between_failures=3600)
+    report = run_bench(config, "20MB", rounds=1, mean_time_between_failures=3600)
 
-    assert report.size == pytest.approx(100e6, rel=0.01)
+    assert report.size == pytest.approx(20e6, rel=0.05)
     with open_store(config) as store:
         assert store.list_objects("") == []
