@@ -15,6 +15,7 @@ import click
 from ckpt_tasks.cli.account import Account
 from ckpt_tasks.cli.options import configure, store_options
 from ckpt_tasks.config import CheckpointConfig
+from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.store.open import shown_place
@@ -101,6 +102,7 @@ def train(
     75 saved and stopped on a signal, run again.
     """  # fmt: skip
     encode_name(run)
+    _refuse_torchrun()
     spec = TrainSpec(
         entrypoint=entrypoint,
         run=run,
@@ -200,3 +202,12 @@ class _StopOnSignal:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
         click.echo("stopping: saves at the next boundary; once more to stop waiting", err=True)
+
+
+def _refuse_torchrun() -> None:
+    """Each of its workers would start an attempt of its own, and all but one would find it busy."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            "ckpt-tasks train was started by torchrun; it starts the ranks of one machine itself: "
+            "ckpt-tasks train ... --nproc N"
+        )

@@ -45,14 +45,22 @@ class Trainers:
     @property
     def are_running(self) -> bool:
         """Whether any of them is; those that wait for one that failed are ended after a while."""
-        for rank, child in enumerate(self._children):
-            if child.process.poll() not in _WELL and self._failed is None:
-                self._failed = rank
+        if self._failed is None:
+            self._failed = self._first_failed()
+            if self._failed is not None:
                 self._end_by = time.monotonic() + _FAREWELL_SECONDS
         if self._end_by is not None and time.monotonic() > self._end_by:
             self._end_by = None
             self.kill()
         return any(child.process.poll() is None for child in self._children)
+
+    def _first_failed(self) -> int | None:
+        """Of several that are seen to have failed at once, one that was killed: the others' errors
+        are that they miss it.
+        """
+        ended = [(child.process.poll(), rank) for rank, child in enumerate(self._children)]
+        failed = [(code, rank) for code, rank in ended if code not in _WELL]
+        return min(failed, key=lambda end: end[0] >= 0)[1] if failed else None
 
     @property
     def decisive(self) -> int:

@@ -130,3 +130,19 @@ def test_a_signal_saves_and_a_second_call_goes_on(train, store_path, number):
     answer = train()
     assert answer.code == 0
     assert "resumed from " in answer.err
+
+
+def test_torchrun_is_refused(train, monkeypatch, store_path):
+    """Each worker would be an attempt of its own; the flag that starts ranks is named."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    answer = train()
+    assert answer.code == 2
+    assert "--nproc" in answer.err
+    assert not Path(store_path).exists()
+
+
+def test_no_rank_is_no_training(train):
+    """At least one has to train."""
+    answer = train("--nproc", "0")
+    assert answer.code == 2
+    assert "--nproc" in answer.err
