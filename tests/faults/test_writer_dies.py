@@ -31,6 +31,8 @@ from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptResumed,
     CheckpointCommitted,
+    EventReader,
+    Progress,
     SaveFailed,
     SaveStarted,
 )
@@ -187,8 +189,7 @@ def test_the_next_attempt_waits_for_the_writer(
         wait_until(lambda: bool(_writers(command.pid)), "a writer")
         (writer,) = _writers(command.pid)
         writer.suspend()
-        wait_until(lambda: _has_begun_a_save(tmp_path), "a save")
-        time.sleep(0.2)  # to be handed over
+        wait_until(lambda: _has_gone_on(tmp_path, step=7), "two steps behind the hand-over")
         for process in family(psutil.Process(command.pid)):
             if process.pid != writer.pid:
                 process.kill()
@@ -206,9 +207,13 @@ def _writers(command: int) -> list[psutil.Process]:
     return [p for p in family(psutil.Process(command)) if is_running(p, "writer_process")]
 
 
-def _has_begun_a_save(folder: Path) -> bool:
-    logs = folder.glob("ckpt-tasks-*/trainer.events")
-    return any(b"SaveStarted" in log.read_bytes() for log in logs)
+def _has_gone_on(folder: Path, *, step: int) -> bool:
+    """Training has come to a step, as the one attempt's log tells."""
+    return any(
+        isinstance(event, Progress) and event.position.step >= step
+        for log in folder.glob("ckpt-tasks-*/trainer.events")
+        for event in EventReader(log).read()
+    )
 
 
 def test_idle_writer_killed(spec: TrainSpec) -> None:

@@ -64,7 +64,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint_on_s3(
     store = StoreConfig(url=f"s3://{bucket}/{prefix}", options={"endpoint_url": seaweedfs.endpoint})
     on_s3 = spec(store, "killed", mlflow_server.uri)
 
-    first, events = killed_after(2, on_s3)
+    first, events = killed_after(1, on_s3)
     assert first.code == 1
     assert "SIGKILL" in first.message
     second = launch(on_s3, events.append)
