@@ -190,9 +190,10 @@ def test_the_next_attempt_waits_for_the_writer(
         (writer,) = _writers(command.pid)
         writer.suspend()
         wait_until(lambda: _has_gone_on(tmp_path, step=7), "two steps behind the hand-over")
-        for process in family(psutil.Process(command.pid)):
-            if process.pid != writer.pid:
-                process.kill()
+        others = [p for p in family(psutil.Process(command.pid)) if p.pid != writer.pid]
+        for process in others:
+            process.kill()
+        wait_gone(others)
     with launched(spec) as retry:
         time.sleep(1.0)
         assert retry.of(AttemptClaimed) == []
