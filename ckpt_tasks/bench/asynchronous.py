@@ -82,6 +82,11 @@ class OursAsync(AsyncSave):
         """Process id of the writer, once there is one."""
         return self._writer
 
+    def beside(self, training: Training) -> None:
+        if self._fence is not None:
+            # As if it trained the state: its steps wait for what is still being copied.
+            self._fence.watch({"optimizer": training.optimizer})
+
     def prepare(self, number: int) -> None:
         remove_run(self._store, self._layout)
         advance(image.data for image in capture(self._items).tensors)
@@ -153,6 +158,8 @@ def alternate_async(
     stopped and left out from then on.
     """
     left = list(saves)
+    for save in saves:
+        save.beside(training)
     result = AsyncRounds(copies=[], saves={}, missing=[])
     for number in range(rounds + 1):
         began = time.perf_counter()

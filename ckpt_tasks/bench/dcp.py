@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import _async_process_executor as executor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save
 
-from ckpt_tasks.bench.peers import DCP_PROCESS, quiet, state_dicts
+from ckpt_tasks.bench.peers import DCP_PROCESS, state_dicts
 from ckpt_tasks.bench.places import Place
 from ckpt_tasks.bench.processes import cpu_seconds
 from ckpt_tasks.bench.training import AsyncSave, NotMeasuredError
@@ -61,13 +61,12 @@ class DcpThread(AsyncSave):
 
     def _begin(self, state: dict[str, Any]) -> None:
         try:
-            with quiet():
-                response: Any = async_save(
-                    state,
-                    storage_writer=self._place.dcp_writer(_NAME),
-                    async_checkpointer_type=self._kind,
-                    no_dist=self._kind is AsyncCheckpointerType.THREAD,
-                )
+            response: Any = async_save(
+                state,
+                storage_writer=self._place.dcp_writer(_NAME),
+                async_checkpointer_type=self._kind,
+                no_dist=self._kind is AsyncCheckpointerType.THREAD,
+            )
         except (Exception, CheckpointException) as error:
             raise NotMeasuredError(_words(error)) from error
         self._future = getattr(response, "upload_completion", response)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import gc
 
 from ckpt_tasks.bench.asynchronous import OursAsync
-from ckpt_tasks.bench.processes import memory_bytes
+from ckpt_tasks.bench.processes import anonymous_bytes, memory_file_bytes
 from ckpt_tasks.bench.report import Memory
 
 __all__ = ["measure_memory", "resident"]
 
 
 def resident() -> int:
-    """Bytes of this process that are its own or shared."""
+    """Bytes of this process's own, and of the arenas that it shares with writers."""
     gc.collect()
-    return memory_bytes("self", "Anon", "Shmem")
+    return anonymous_bytes("self") + memory_file_bytes()
 
 
 def measure_memory(ours: OursAsync, before: int, size: int, *, saves: int) -> Memory:
@@ -31,7 +31,6 @@ def measure_memory(ours: OursAsync, before: int, size: int, *, saves: int) -> Me
     for number in range(saves):
         ours.save(number)
         assert ours.writer is not None
-        # The arena is one memory that both have mapped: it counts once.
-        total = resident() - before + memory_bytes(ours.writer, "Anon")
+        total = resident() - before + anonymous_bytes(ours.writer)
         held.append(total / size)
     return Memory(saves=saves, after_first=held[0], after_last=held[-1])

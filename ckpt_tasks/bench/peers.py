@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from ckpt_tasks.bench.measure import Contestant
 from ckpt_tasks.bench.places import LocalPlace, Place
 from ckpt_tasks.state.capture import capture
 
-__all__ = ["DCP_PROCESS", "peers", "quiet", "state_dicts", "torch_save"]
+__all__ = ["DCP_PROCESS", "peers", "state_dicts", "torch_save"]
 
 DCP_PROCESS = "DCP, process"
 """Name of the one whose slow-down of training the others' is compared with."""
@@ -50,14 +48,6 @@ def torch_save(place: Place) -> str:
 
 def state_dicts(items: Mapping[str, Any]) -> dict[str, Any]:
     return {name: item.state_dict() for name, item in items.items()}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without DCP's warnings, such as that it overwrites, as it is told to."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
 
 
 def _torch(place: Place, items: Mapping[str, Any]) -> _Pair:
@@ -108,13 +98,11 @@ def _dcp(place: Place, items: Mapping[str, Any]) -> _Pair:
     name = "peer.dcp"
 
     def save(number: int) -> None:
-        with quiet():
-            dcp_save(state_dicts(items), storage_writer=place.dcp_writer(name), no_dist=True)
+        dcp_save(state_dicts(items), storage_writer=place.dcp_writer(name), no_dist=True)
 
     def load(number: int) -> object:
         state = state_dicts(items)
-        with quiet():
-            dcp_load(state, storage_reader=place.dcp_reader(name), no_dist=True)
+        dcp_load(state, storage_reader=place.dcp_reader(name), no_dist=True)
         return state
 
     return _pair(place, "DCP", "DCP", save, load, name)

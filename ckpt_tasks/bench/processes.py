@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "memory_bytes"]
+__all__ = ["anonymous_bytes", "cpu_seconds", "memory_file_bytes"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _USER, _SYSTEM = 11, 12  # of the fields behind the command's name in /proc/PID/stat, proc(5)
@@ -25,15 +26,23 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total / _TICKS
 
 
-def memory_bytes(pid: int | str, *kinds: str) -> int:
-    """Resident memory of a process.
-
-    Parameters
-    ----------
-    kinds
-        Of ``Anon``, ``File`` and ``Shmem``, as /proc/PID/status has them.
-    """
-    wanted = {f"Rss{kind}" for kind in kinds}
+def anonymous_bytes(pid: int | str) -> int:
+    """Resident memory that only this process has: not files, and nothing shared."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    values = (line.partition(":") for line in lines)
-    return sum(1024 * int(value.split()[0]) for name, _, value in values if name in wanted)
+    (value,) = (line.split()[1] for line in lines if line.startswith("RssAnon:"))
+    return 1024 * int(value)
+
+
+def memory_file_bytes() -> int:
+    """What the anonymous files in memory hold that this process has open, memfd_create(2).
+
+    Not by what is resident: a page counts as that only once this process has touched it through
+    its present mapping, and another one may have.
+    """
+    held: dict[int, int] = {}
+    for entry in os.scandir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the scan's own
+            if os.readlink(entry.path).startswith("/memfd:"):
+                stat = os.stat(entry.path)
+                held[stat.st_ino] = stat.st_blocks * 512
+    return sum(held.values())

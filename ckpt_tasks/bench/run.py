@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ckpt_tasks.bench.advice import advise
 from ckpt_tasks.bench.asynchronous import OursAsync, alternate_async
@@ -39,6 +41,8 @@ __all__ = ["run_bench"]
 _LIMIT_SECONDS = 300.0  # for an asynchronous save to become durable
 _MEMORY_SAVES = 4
 _PREFIX = ".ckpt-tasks-bench-"
+
+Save = TypeVar("Save", bound=AsyncSave)
 
 _OURS = {OURS: SaveConfig(), f"{OURS}, overlapped": SaveConfig(overlap=True)}
 """Ways of saving asynchronously that this package has; the first is the default one."""
@@ -86,14 +90,14 @@ def run_bench(
         Storage failed.
     """
     items = make_state(state)
-    with _scratch(config) as scratch, ExitStack() as stack:
+    with _quiet(), _scratch(config) as scratch, ExitStack() as stack:
         limits = Limits(scratch.store, capture(items))
         stack.callback(limits.close)
         raw = alternate(limits.contestants(), rounds)
         blocking = _measure_blocking(scratch, items, rounds, limits.size)
         resaves = measure_resaves(scratch.store, items, rounds)
-        background = _measure_async(scratch, items, limits, rounds, limit)
         planning = planning_seconds(items, rounds)
+        background = _measure_async(scratch, items, limits, rounds, limit)
     return BenchReport(
         state=state,
         size=limits.size,
@@ -154,23 +158,36 @@ def _measure_async(
         return _Background([], None, None, [why])
     with ExitStack() as stack:
         before = resident()
-        ours = [
-            OursAsync(name, scratch.store, scratch.config, items, save=save, scratch=scratch.folder)
-            for name, save in _OURS.items()
-        ]
-        for each in ours:
-            stack.callback(each.stop)
-        memory = measure_memory(ours[0], before, limits.size, saves=_MEMORY_SAVES)
+        default, *variants = _OURS
+        ours = stack.enter_context(_stopped(_ours(scratch, items, default)))
+        # Before any other holds memory, too.
+        memory = measure_memory(ours, before, limits.size, saves=_MEMORY_SAVES)
+        saves: list[AsyncSave] = [ours]
+        for name in variants:
+            saves.append(stack.enter_context(_stopped(_ours(scratch, items, name))))
         others, missing = _dcp_saves(scratch, items, limit)
-        for other in others:
-            stack.callback(other.stop)
+        saves.extend(stack.enter_context(_stopped(other)) for other in others)
         training = Training()
-        measured = alternate_async(training, [*ours, *others], limits.copy, rounds, limit=limit)
+        measured = alternate_async(training, saves, limits.copy, rounds, limit=limit)
         step, _ = training.usual()
     figures = async_figures_of(
         measured.saves, limits.size, copies=measured.copies, against=DCP_PROCESS
     )
     return _Background(figures, memory, step, [*missing, *measured.missing])
+
+
+def _ours(scratch: _Scratch, items: Mapping[str, Any], name: str) -> OursAsync:
+    store, opened_by = scratch.store, scratch.config
+    return OursAsync(name, store, opened_by, items, save=_OURS[name], scratch=scratch.folder)
+
+
+@contextmanager
+def _stopped(save: Save) -> Iterator[Save]:
+    """The same, ended with the context."""
+    try:
+        yield save
+    finally:
+        save.stop()
 
 
 def _dcp_saves(
@@ -190,9 +207,17 @@ def _dcp_saves(
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Without DCP's warnings, such as that it overwrites, as it is told to; its threads' too."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\.distributed")
+        yield
+
+
+@contextmanager
 def _scratch(config: StoreConfig) -> Iterator[_Scratch]:
     """On the same storage: a folder beside what is there, which is removed afterwards."""
-    with open_store(config, for_writing=True) as store:
+    with _as_it_was(config), open_store(config, for_writing=True) as store:
         if isinstance(store, LocalStore):
             with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=store.root) as name:
                 folder = Path(name)
@@ -207,3 +232,18 @@ def _scratch(config: StoreConfig) -> Iterator[_Scratch]:
                 yield _Scratch(store, config, place, Path(name))
             finally:
                 place.remove("")
+
+
+@contextmanager
+def _as_it_was(config: StoreConfig) -> Iterator[None]:
+    """A store's folder that is made for this only is removed again."""
+    store = open_store(config)
+    root = Path(store.root) if isinstance(store, LocalStore) else None
+    store.close()
+    is_new = root is not None and not root.exists()
+    try:
+        yield
+    finally:
+        if root is not None and is_new:
+            with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+                root.rmdir()

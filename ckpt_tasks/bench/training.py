@@ -33,6 +33,9 @@ class AsyncSave(ABC):
 
     name: str
 
+    def beside(self, training: Training) -> None:  # noqa: B027 - most need not know it
+        """Called once, with the training beside which it saves."""
+
     def prepare(self, number: int) -> None:  # noqa: B027 - most need nothing
         """Called before each save, not measured."""
 
@@ -64,7 +67,7 @@ class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
         From the call until the checkpoint was durable, as seen between two steps.
     slow_down
         What its steps took longer, in all, while it drained: their sum, without their number
-        times the median of the undisturbed steps just before.
+        times that of undisturbed ones: the medians just before and just after, in the mean.
     cpu_seconds
         Processor time of trainer and helpers meanwhile, without that of as many undisturbed steps.
     """
@@ -84,7 +87,7 @@ class Training:
             layers = [nn.Sequential(nn.Linear(_WIDTH, _WIDTH), nn.ReLU()) for _ in range(_LAYERS)]
             self._model = nn.Sequential(*layers)
             self._batch = torch.randn(32, _WIDTH)
-        self._optimizer = torch.optim.AdamW(self._model.parameters())
+        self.optimizer = torch.optim.AdamW(self._model.parameters())
         self.step()
         while min(self.step() for _ in range(_CALIBRATION_STEPS)) < _STEP_SECONDS:
             self._batch = torch.cat([self._batch, self._batch])
@@ -94,8 +97,8 @@ class Training:
         began = time.perf_counter()
         loss = (self._model(self._batch) - self._batch).square().mean()
         loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return time.perf_counter() - began
 
     def usual(self) -> tuple[float, float]:
@@ -122,7 +125,7 @@ def save_while_training(
         It took longer.
     """
     save.prepare(number)
-    usual, usual_cpu = training.usual()
+    before = training.usual()
     cpu_began = time.process_time() + save.helper_cpu_seconds()
     began = time.perf_counter()
     save.begin(number)
@@ -134,6 +137,8 @@ def save_while_training(
         steps.append(training.step())
     drain = time.perf_counter() - began
     cpu = time.process_time() + save.helper_cpu_seconds() - cpu_began
+    # What else the machine does changes by the second: so the steps after it count as well.
+    usual, usual_cpu = map(statistics.mean, zip(before, training.usual(), strict=True))
     return Disturbance(
         stall=stall,
         drain=drain,

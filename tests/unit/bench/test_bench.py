@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
-from support.shell import ckpt_tasks
+from support.shell import COMMAND, ckpt_tasks
 
 from ckpt_tasks.bench.advice import interval
+from ckpt_tasks.bench.asynchronous import alternate_async
+from ckpt_tasks.bench.dcp import DcpProcess, DcpThread
 from ckpt_tasks.bench.measure import Contestant, Measured, alternate
-from ckpt_tasks.bench.report import figures_of
+from ckpt_tasks.bench.places import LocalPlace
+from ckpt_tasks.bench.report import BenchReport, figures_of
 from ckpt_tasks.bench.run import run_bench
 from ckpt_tasks.bench.states import STATES, make_state
+from ckpt_tasks.bench.training import Training
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError
 
@@ -138,6 +149,23 @@ def test_what_has_not_changed_is_not_written(measured: tuple[dict[str, Any], Pat
         assert 0 < resave["written"] < 0.4
 
 
+def test_report_is_typed(measured: tuple[dict[str, Any], Path]) -> None:
+    """What is printed as JSON is a `BenchReport`."""
+    report = msgspec.convert(measured[0], BenchReport)
+    assert msgspec.to_builtins(report) == measured[0]
+
+
+def test_memory_stays_as_it_is(measured: tuple[dict[str, Any], Path]) -> None:
+    """It holds the state once, whatever is measured beside it, and no more with each save.
+
+    Beside a state this small, the writer's own memory is about as large: three times would be
+    two arenas.
+    """
+    memory = measured[0]["memory"]
+    assert 1 <= memory["after_first"] < 3
+    assert abs(memory["after_last"] - memory["after_first"]) < 0.5
+
+
 def test_nothing_is_left(measured: tuple[dict[str, Any], Path]) -> None:
     """The store is as it was."""
     assert sorted(path.name for path in measured[1].iterdir()) == ["mine", "plot.svg"]
@@ -153,6 +181,51 @@ def test_bars_are_as_long_as_seconds_are_many(measured: tuple[dict[str, Any], Pa
     first = widths[: len(seconds)]
     for width, value in zip(first, seconds, strict=True):
         assert width == pytest.approx(max(first) * value / max(seconds), abs=2)
+
+
+def test_one_that_hangs_is_left_out(tmp_path: Path) -> None:
+    """In time, with a word, and without the process that hangs; the others go on."""
+    items = make_state("1MB")
+    place = LocalPlace(tmp_path)
+    before = set(multiprocessing.active_children())
+    thread = DcpThread(place, items)
+    process = DcpProcess(place, items, scratch=tmp_path, limit=60)
+    (child,) = set(multiprocessing.active_children()) - before
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    try:
+        rounds = alternate_async(Training(), [process, thread], lambda: None, 1, limit=2)
+    finally:
+        thread.stop()
+        process.stop()
+
+    assert list(rounds.saves) == [thread.name]
+    assert rounds.missing == [f"{process.name}: not durable after 2 s"]
+    assert not child.is_alive()
+
+
+def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C ends a writer and DCP's process too, and removes what they had written."""
+    store = tmp_path / "store"  # made by the command
+    command = subprocess.Popen(
+        [COMMAND, "bench", "--store", str(store), "--state", "1MB", "--rounds", "5"],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        while not list(store.glob(".ckpt-tasks-bench-*/peers/peer-async.dcp")):
+            assert command.poll() is None
+            time.sleep(0.05)
+        os.killpg(command.pid, signal.SIGINT)
+        _, said = command.communicate(timeout=60)  # until the writer has closed it as well
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+
+    assert command.returncode == 130, said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plot_that_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
