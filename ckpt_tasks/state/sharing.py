@@ -24,8 +24,6 @@ from ckpt_tasks.errors import StateError
 from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest, digest_of_chunks
 from ckpt_tasks.format.records import SharedTensor
 from ckpt_tasks.state.capture import CapturedState
-from ckpt_tasks.state.health import find_nonfinite
-from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import TensorImage
 
 __all__ = ["Exchange", "RankState", "SharingPlanner"]
@@ -40,7 +38,7 @@ _ALONE_BYTES = 1024 * 1024  # below it a second thread costs more than it saves
 _OWN_PREFIX = "ckpt_tasks"  # random generators and counters: per rank, and small
 
 
-class RankState:
+class RankState(CapturedState):
     """One rank's state as it is staged: its trees, and the tensors that it writes itself.
 
     Parameters
@@ -53,29 +51,13 @@ class RankState:
         The others.
     """
 
-    __slots__ = ("shared", "tensors", "trees")
+    __slots__ = ("shared",)
 
     def __init__(
-        self,
-        trees: dict[str, Any],
-        tensors: list[TensorImage],
-        shared: list[SharedTensor],
+        self, trees: dict[str, Any], tensors: list[TensorImage], shared: list[SharedTensor]
     ) -> None:
-        self.trees = trees
-        self.tensors = tensors
+        super().__init__(trees, tensors)
         self.shared = shared
-
-    def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
-        """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
-        copy_images(self.tensors, buffer, offsets)
-
-    def finish_copy(self, buffer: memoryview, offsets: Sequence[int]) -> float:
-        """Nothing is left to be copied."""
-        return 0.0
-
-    def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
-        """Names of the parameters among them that hold NaN or infinity, as they were copied."""
-        return find_nonfinite(self.tensors, buffer, offsets)
 
 
 class _Offer(msgspec.Struct, frozen=True, array_like=True):
