@@ -29,6 +29,7 @@ from ckpt_tasks.events import (
     EventReader,
     EventSink,
     OutputLine,
+    Warned,
     discard_event,
 )
 from ckpt_tasks.fencing.process import this_process
@@ -126,6 +127,9 @@ class _Supervision:
         self._trained = EventReader(folder.trainer_events)
         self._written = EventReader(folder.writer_events)
         self._registered = EventReader(folder.registrar_events)
+        self._other_ranks = {
+            rank: EventReader(folder.of_rank(rank).trainer_events) for rank in range(1, spec.nproc)
+        }
         self._output = _LineReader(folder.output)
         self._stopping = False
         self._checkpoint: str | None = None
@@ -249,10 +253,18 @@ class _Supervision:
                 written += self._written.read()
             yield from (event for event in trained if not isinstance(event, AttemptEnded))
             yield from written
+            yield from self._warnings_of_other_ranks()
             yield from ends
             yield from registered
         except msgspec.DecodeError as error:
             raise self._unreadable(error) from error
+
+    def _warnings_of_other_ranks(self) -> Iterator[Event]:
+        """All else that they tell, rank 0 tells too."""
+        for rank, log in self._other_ranks.items():
+            for event in log.read():
+                if isinstance(event, Warned):
+                    yield Warned(message=f"rank {rank}: {event.message}")
 
 
 def _unfailing(sink: EventSink) -> EventSink:

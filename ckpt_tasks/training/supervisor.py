@@ -82,6 +82,7 @@ class Supervisor:
             registrar = Child(
                 "ckpt_tasks.training.registrar", self._folder, output, name="registrar"
             )
+            self._tell_threads()
             keeper = RegistrarKeeper(registrar, self._spec, self._tell)
             self._wait(trainers, keeper)
             self._wait_for_writer(keeper)
@@ -93,6 +94,14 @@ class Supervisor:
         if self._orphaned.is_set():
             shutil.rmtree(self._folder.path, ignore_errors=True)
         return outcome.code
+
+    def _tell_threads(self) -> None:
+        ranks = self._spec.nproc
+        if ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
+            self._tell(
+                f"OMP_NUM_THREADS is not set, and is 1 for each of the {ranks} ranks, as torchrun "
+                "has it; set it for more threads"
+            )
 
     def _end_at_once(self) -> None:
         self._stop.set()

@@ -13,7 +13,14 @@ from support.run_checks import check_run
 from support.toy_runs import toy_spec
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
-from ckpt_tasks.events import CheckpointCommitted, Progress, SaveStarted
+from ckpt_tasks.events import (
+    AttemptClaimed,
+    CheckpointCommitted,
+    Event,
+    Progress,
+    SaveStarted,
+    Warned,
+)
 from ckpt_tasks.store import open_store
 from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.spec import TrainSpec
@@ -160,3 +167,16 @@ def test_a_complete_run_stays_complete(tmp_path: Path, digest: Path) -> None:
     again = launch(spec)
     assert again.code == EXIT_DONE
     assert "complete already" in again.message
+
+
+def test_what_other_ranks_warn_of_is_told(
+    tmp_path: Path, digest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the rank; and how many threads each has, where nobody has said it."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    events: list[Event] = []
+    assert launch(_spec(tmp_path / "store"), events.append).code == EXIT_DONE
+    warnings = [event.message for event in events if isinstance(event, Warned)]
+    assert [w for w in warnings if w.startswith("rank 1: metrics ['loss'] were logged twice")]
+    assert [w for w in warnings if "OMP_NUM_THREADS is not set, and is 1 for each of the 2" in w]
+    assert len([event for event in events if isinstance(event, AttemptClaimed)]) == 1
