@@ -48,8 +48,15 @@ class Aliases:
         client = self._connection.client
         name, version = registration.registered_model, str(registration.version)
         alias = names.alias(alias)
-        aliases = client.get_registered_model(name).aliases
-        if str(aliases.get(alias)) != version:
+        before = client.get_registered_model(name).aliases.get(alias)
+        if str(before) == version:
+            return
+        try:
+            client.set_registered_model_alias(name, alias, version)
+        except MlflowException:
+            # Of two who set a new alias at once, both add it, and the database refuses one.
+            if before is not None or alias not in client.get_registered_model(name).aliases:
+                raise
             client.set_registered_model_alias(name, alias, version)
 
     def holder(self, alias: str, metric: str) -> AliasHolder | None:

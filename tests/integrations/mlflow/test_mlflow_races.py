@@ -85,6 +85,27 @@ def test_two_register_one_checkpoint(
     assert registries[0].registered() == {first.checkpoint: first}
 
 
+def test_two_set_one_new_alias(mlflow_server: MlflowServer) -> None:
+    """Both add it, of which MLflow's database may refuse one: it is there, and neither fails."""
+    uri, description = mlflow_server.uri, example_description()
+    registries = [opened(uri, description) for _ in range(2)]
+    registration = register(registries[0], description)
+    together = threading.Barrier(2, timeout=120)
+    names = [f"new-{number}" for number in range(30)]
+
+    def set_all(registry: MlflowRegistry) -> None:
+        for name in names:
+            together.wait()
+            registry.set_alias(name, registration)
+
+    with ThreadPoolExecutor(2) as pool:
+        for answer in [pool.submit(set_all, registry) for registry in registries]:
+            answer.result()
+    client = MlflowClient(uri, registry_uri=uri)
+    aliases = client.get_model_version(registration.registered_model, registration.version).aliases
+    assert set(names) <= set(aliases)
+
+
 def test_output_that_another_process_has_linked(mlflow_server: MlflowServer) -> None:
     """A process that has read the run's outputs before another added one completes its work."""
     uri, description = mlflow_server.uri, example_description()
