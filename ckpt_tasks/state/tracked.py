@@ -13,7 +13,7 @@ from ckpt_tasks.state.capture import CapturedState, capture, is_stateful
 from ckpt_tasks.state.linking import Linker
 from ckpt_tasks.state.modules import load_module
 from ckpt_tasks.state.optimizers import load_optimizer
-from ckpt_tasks.state.resharding import place
+from ckpt_tasks.state.placing import place_all
 
 __all__ = ["RESERVED_PREFIX", "TrackedItems"]
 
@@ -104,8 +104,7 @@ class TrackedItems:
         """
         saved = self._matched(values, rename or {}, fresh)
         link_kept = getattr(values, "keep", lambda before, after: None)
-        for name, value in saved.items():
-            saved[name] = place(name, self._items[name], value, link_kept)
+        saved = place_all({n: (self._items[n], value) for n, value in saved.items()}, link_kept)
         stateful = [name for name in saved if is_stateful(self._items[name])]
         for name in sorted(stateful, key=self._loading_order):
             _load(name, self._items[name], saved[name])

@@ -159,8 +159,6 @@ def test_any_flipped_bit_is_found(fsdp: Any, tmp_path: Path) -> None:
                 load_uri(f"file://{copy}/{LAYOUT.commit(checkpoint)}", ["model"])
             with pytest.raises(CorruptCheckpointError, match="damaged"):
                 opened(copy, checkpoint, file.rank, 2).preload()
-            with pytest.raises(CorruptCheckpointError, match="damaged"):
-                opened(copy, checkpoint, file.rank, 2).verify_share()
             store.put(file.path, sound[:-8])
             with pytest.raises(CorruptCheckpointError, match="bytes, committed were"):
                 load_uri(f"file://{copy}/{LAYOUT.commit(checkpoint)}", ["model"])

@@ -97,7 +97,7 @@ def test_the_tensors_of_a_checkpoint_are_listed(call, store_path, stored):
     assert ["model", "weight", "U8", "[3145728]  3.15 MB"] in rows
     (tensor,) = call(*asked, "--json").json["tensors"]
     assert tensor == {
-        "name": "model", "rank": 0, "key": "weight", "dtype": "U8", "shape": [3 * 2**20],
+        "name": "model", "ranks": [0], "key": "weight", "dtype": "U8", "shape": [3 * 2**20],
         "size": 3 * 2**20,
     }  # fmt: skip
 

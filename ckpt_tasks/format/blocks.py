@@ -1,0 +1,126 @@
+"""Blocks of tensors, and where their bytes lie in row-major memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+__all__ = ["Part", "Runs", "overlap", "rest_of", "runs_between", "share_of_rows", "volume", "whole"]
+
+
+class Part(NamedTuple):
+    """A block of a tensor, such as one rank holds: where it begins and its extents, by dimension.
+
+    `replicated` tells that other ranks hold the same part.
+    """
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    replicated: bool = False
+
+
+class Runs(NamedTuple):
+    """Bytes that lie together both where they are read from and where they go.
+
+    Parameters
+    ----------
+    sources, targets
+        First byte of each run in the memory of either side; the sources ascend.
+    length
+        Bytes of each.
+    """
+
+    sources: Sequence[int]
+    targets: Sequence[int]
+    length: int
+
+
+def whole(shape: Sequence[int]) -> Part:
+    """All of a tensor."""
+    return Part((0,) * len(shape), tuple(shape))
+
+
+def volume(part: Part) -> int:
+    """How many elements a block has."""
+    return math.prod(part.sizes)
+
+
+def share_of_rows(shape: Sequence[int], rank: int, world_size: int) -> Part:
+    """The rows that are `rank`'s where all are dealt out as FSDP2 does, and ``torch.chunk``.
+
+    A tensor without dimensions is everybody's.
+    """
+    if not shape:
+        return whole(shape)
+    step = -(-shape[0] // world_size)
+    start = min(rank * step, shape[0])
+    rows = min(step, shape[0] - start)
+    return Part((start, *(0,) * (len(shape) - 1)), (rows, *shape[1:]))
+
+
+def overlap(one: Part, other: Part) -> Part | None:
+    """What two blocks of a tensor have in common."""
+    offsets: list[int] = []
+    sizes: list[int] = []
+    for first, size, other_first, other_size in zip(
+        one.offsets, one.sizes, other.offsets, other.sizes, strict=True
+    ):
+        start = max(first, other_first)
+        length = min(first + size, other_first + other_size) - start
+        if length <= 0:
+            return None
+        offsets.append(start)
+        sizes.append(length)
+    return Part(tuple(offsets), tuple(sizes))
+
+
+def rest_of(part: Part, without: Part) -> Iterator[Part]:
+    """Blocks that together are `part`, but for what `without` has of it."""
+    common = overlap(part, without)
+    if common is None:
+        yield part
+        return
+    offsets, sizes = list(part.offsets), list(part.sizes)
+    for axis, (start, length) in enumerate(zip(*common[:2], strict=True)):
+        first, end, stop = offsets[axis], start + length, offsets[axis] + sizes[axis]
+        for piece_start, piece_stop in ((first, start), (end, stop)):
+            if piece_start < piece_stop:
+                offsets[axis], sizes[axis] = piece_start, piece_stop - piece_start
+                yield Part(tuple(offsets), tuple(sizes))
+        offsets[axis], sizes[axis] = start, length
+
+
+def runs_between(common: Part, source: Part, target: Part, unit: int) -> Runs:
+    """Where the bytes of a block lie in those of two others that hold it.
+
+    Parameters
+    ----------
+    common
+        Inside of both others; not empty.
+    source, target
+        Each row-major in memory of its own.
+    unit
+        Bytes of an element.
+    """
+    outer = len(common.sizes)
+    length = unit
+    while outer > 0:
+        outer -= 1
+        length *= common.sizes[outer]
+        if not common.sizes[outer] == source.sizes[outer] == target.sizes[outer]:
+            break
+    sources, targets = (_starts(common, held_in, outer, unit) for held_in in (source, target))
+    return Runs(sources, targets, length)
+
+
+def _starts(block: Part, held_in: Part, outer: int, unit: int) -> list[int]:
+    """First byte of `block`, at each place of its `outer` dimensions, in the memory of another."""
+    strides = [unit] * len(held_in.sizes)
+    for axis in reversed(range(len(strides) - 1)):
+        strides[axis] = strides[axis + 1] * held_in.sizes[axis + 1]
+    own = zip(block.offsets, held_in.offsets, strides, strict=True)
+    starts = [sum((offset - base) * stride for offset, base, stride in own)]
+    for size, stride in zip(block.sizes[:outer], strides, strict=False):
+        starts = [start + number * stride for start in starts for number in range(size)]
+    return starts
