@@ -8,12 +8,12 @@ what the others leave to it, before it is agreed that this checkpoint is whole (
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ckpt_tasks.checkpointer.gather import IndexKeys
-from ckpt_tasks.checkpointer.memory import memory_for
+from ckpt_tasks.checkpointer.memory import fresh_memory, memory_for
 from ckpt_tasks.checkpointer.reader import positions_of, read_index
 from ckpt_tasks.checkpointer.stored import (
     Image,
@@ -24,8 +24,16 @@ from ckpt_tasks.checkpointer.stored import (
     copy_runs,
 )
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
-from ckpt_tasks.format.blocks import Part, overlap, rest_of, runs_between, share_of_rows, whole
-from ckpt_tasks.format.digest import digest_of_chunks
+from ckpt_tasks.format.blocks import (
+    Part,
+    overlap,
+    rest_of,
+    runs_between,
+    share_of_rows,
+    whole,
+    without_overlaps,
+)
+from ckpt_tasks.format.digest import CHUNK_BYTES, digest_of_chunks
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, Index, TensorEntry
 from ckpt_tasks.format.sharded import ShardedLeaves, ShardedTensor
@@ -189,11 +197,35 @@ class ShardedCheckpoint:
             found[number] = image
         return [image for image in found if image is not None]
 
+    def unread(self, tensor: StoredTensor) -> Image:
+        """Memory for all of a tensor, for `fill`; where that was preloaded, its values too."""
+        everything = whole(tensor.shape)
+        kept = self._kept_as_such(tensor, everything)
+        if kept is not None:
+            return kept
+        tensor.check_covers(everything)
+        self.reader.check_files(tensor.parts.values())
+        return tensor.image(everything, fresh_memory(tensor.size_of(everything)))
+
+    def fill(self, wanted: Iterable[tuple[StoredTensor, Sequence[Part], memoryview]]) -> None:
+        """Read blocks of tensors into memory for all of each, in one go.
+
+        Raises as `read`.
+        """
+        self._fill(
+            [
+                (tensor, whole(tensor.shape), without_overlaps(blocks), memory)
+                for tensor, blocks, memory in wanted
+                if self._kept_as_such(tensor, whole(tensor.shape)) is None
+            ]
+        )
+
     def preload(self, names: Collection[str] | None = None) -> None:
         """Read the tensors that this rank will ask for; later reads find them.
 
-        Of sharded ones, where as many ranks restore as have saved, its own parts. Else the rows
-        that are this rank's as FSDP2 cuts them: together the ranks read all.
+        Of sharded ones, where as many ranks restore as have saved, its own parts. Else, of these
+        and of other large ones, the rows that are this rank's as FSDP2 cuts them: together the
+        ranks read all.
 
         Parameters
         ----------
@@ -234,14 +266,23 @@ class ShardedCheckpoint:
         trees = {name: tree for name, tree in self.trees.items() if names is None or name in names}
         for position in sorted(positions_of(trees.values(), skip="sharded")):
             tensor = self.image_at(rank, position)
-            yield tensor, whole(tensor.shape)
+            yield tensor, self._share(tensor) if self.defers(tensor) else whole(tensor.shape)
         for name, tree in trees.items():
             for sharded in leaves.numbered(name, tree)[1]:
                 if self.is_resharded:
-                    share = share_of_rows(sharded.shape, self.rank, self.world_size)
-                    yield self.tensor_of(sharded), share
+                    tensor = self.tensor_of(sharded)
+                    yield tensor, self._share(tensor)
                 elif sharded.parts and sharded.parts[0].rank == rank:
                     yield self.tensor_of(sharded), sharded.parts[0].part
+
+    def defers(self, tensor: StoredTensor) -> bool:
+        """Whether it waits, for all but this rank's share of it, until it is known what of it is
+        needed: a smaller one is a chunk that is read anyway.
+        """
+        return self.is_resharded and tensor.size_of(whole(tensor.shape)) > CHUNK_BYTES
+
+    def _share(self, tensor: StoredTensor) -> Part:
+        return share_of_rows(tensor.shape, self.rank, self.world_size)
 
     def _kept_as_such(self, tensor: StoredTensor, block: Part) -> Image | None:
         kept, image = self._kept.get(tensor.identity, (None, None))
@@ -250,27 +291,33 @@ class ShardedCheckpoint:
     def _read(self, blocks: Sequence[Block]) -> list[Image]:
         for tensor, block in blocks:
             tensor.check_covers(block)
-        missing = [self._not_kept(*block) for block in blocks]
         self.reader.check_files(
             {
                 stored
-                for (tensor, _), pieces in zip(blocks, missing, strict=True)
-                for stored in tensor.holding(pieces)
+                for tensor, block in blocks
+                for stored in tensor.holding(self._not_kept(tensor, block))
             }
         )
-        memory = memory_for(
-            {number: tensor.size_of(block) for number, (tensor, block) in enumerate(blocks)}
+        sizes = {number: tensor.size_of(block) for number, (tensor, block) in enumerate(blocks)}
+        memory = memory_for(sizes)
+        self._fill(
+            [(tensor, block, [block], memory[n]) for n, (tensor, block) in enumerate(blocks)]
         )
-        wanted: dict[Stored, list[Target]] = {}
-        for number, (tensor, block) in enumerate(blocks):
-            for stored, runs in tensor.runs(missing[number], block):
-                wanted.setdefault(stored, []).append(Target(runs, memory[number]))
-        self.reader.read(wanted)
-        for number, (tensor, block) in enumerate(blocks):
-            self._copy_kept(tensor, block, memory[number])
-        return [
-            tensor.image(block, memory[number]) for number, (tensor, block) in enumerate(blocks)
-        ]
+        return [tensor.image(block, memory[n]) for n, (tensor, block) in enumerate(blocks)]
+
+    def _fill(
+        self, wanted: Sequence[tuple[StoredTensor, Part, Sequence[Part], memoryview]]
+    ) -> None:
+        """Of tensors, blocks into the memory of one that holds them."""
+        to_read: dict[Stored, list[Target]] = {}
+        for tensor, holder, blocks, memory in wanted:
+            missing = [piece for block in blocks for piece in self._not_kept(tensor, block)]
+            for stored, runs in tensor.runs(missing, holder):
+                to_read.setdefault(stored, []).append(Target(runs, memory))
+        self.reader.read(to_read)
+        for tensor, holder, blocks, memory in wanted:
+            for block in blocks:
+                self._copy_kept(tensor, holder, block, memory)
 
     def _not_kept(self, tensor: StoredTensor, block: Part) -> list[Part]:
         kept, _ = self._kept.get(tensor.identity, (None, None))
@@ -278,11 +325,13 @@ class ShardedCheckpoint:
             return []
         return [block] if kept is None else list(rest_of(block, kept))
 
-    def _copy_kept(self, tensor: StoredTensor, block: Part, memory: memoryview) -> None:
+    def _copy_kept(
+        self, tensor: StoredTensor, holder: Part, block: Part, memory: memoryview
+    ) -> None:
         kept, image = self._kept.get(tensor.identity, (None, None))
         common = None if kept is None else overlap(kept, block)
         if kept is not None and image is not None and common is not None:
-            runs = runs_between(common, kept, block, tensor.unit)
+            runs = runs_between(common, kept, holder, tensor.unit)
             copy_runs(Target(runs, memory), 0, image.data)
 
     def _resolved(self, index: Index) -> list[Stored]:

@@ -6,7 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-__all__ = ["Part", "Runs", "overlap", "rest_of", "runs_between", "share_of_rows", "volume", "whole"]
+__all__ = [
+    "Part",
+    "Runs",
+    "overlap",
+    "rest_of",
+    "runs_between",
+    "share_of_rows",
+    "volume",
+    "whole",
+    "without_overlaps",
+]
 
 
 class Part(NamedTuple):
@@ -89,6 +99,17 @@ def rest_of(part: Part, without: Part) -> Iterator[Part]:
                 offsets[axis], sizes[axis] = piece_start, piece_stop - piece_start
                 yield Part(tuple(offsets), tuple(sizes))
         offsets[axis], sizes[axis] = start, length
+
+
+def without_overlaps(blocks: Sequence[Part]) -> list[Part]:
+    """Blocks that together are the same, none of which has anything in common with another."""
+    found: list[Part] = []
+    for block in blocks:
+        left = [block]
+        for earlier in found:
+            left = [piece for one in left for piece in rest_of(one, earlier)]
+        found += left
+    return found
 
 
 def runs_between(common: Part, source: Part, target: Part, unit: int) -> Runs:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ckpt_tasks.errors import CorruptCheckpointError
+from ckpt_tasks.format.blocks import Part
 from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
 from ckpt_tasks.state import arrays, sharding, sparse
 from ckpt_tasks.state.health import find_nonfinite
@@ -35,6 +36,8 @@ from ckpt_tasks.state.tensors import (
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+ReadImages = Callable[[Mapping[int, Sequence[Part]]], None]
 
 __all__ = ["CapturedState", "RestoredValues", "capture", "is_stateful", "restore_values"]
 
@@ -80,12 +83,34 @@ class RestoredValues(dict[str, Any]):
     index_of
         ``id()`` of each tensor within, to the index of the image it was made from: tensors of
         one index shared their memory when they were captured.
+    read
+        Of images by index, reads blocks into the memory that the tensors have already: those that
+        nobody had read, since it was not known how much of them is needed. Default: none such.
     """
 
-    def __init__(self, index_of: dict[int, int] | None = None) -> None:
+    def __init__(
+        self, index_of: dict[int, int] | None = None, read: ReadImages = lambda wanted: None
+    ) -> None:
         super().__init__()
         self.index_of = {} if index_of is None else index_of
+        self._read = read
+        self._wanted: dict[int, list[Part]] = {}
         self._kept: list[torch.Tensor] = []
+
+    def want(self, tensor: torch.Tensor, block: Part) -> None:
+        """A block of a tensor is needed."""
+        index = self.index_of.get(id(tensor))
+        if index is not None:
+            self._wanted.setdefault(index, []).append(block)
+
+    def read_wanted(self) -> None:
+        """Read what is needed of the tensors within. Of one of which a block was wanted, the rest
+        never holds any values; one that nobody has asked for is read whole.
+
+        Raises as what reads it.
+        """
+        self._read(self._wanted)
+        self._wanted = {}
 
     def keep(self, before: torch.Tensor, after: torch.Tensor) -> None:
         """`after` stands in the place of `before`, whose ``id()`` must not be used again."""
@@ -148,6 +173,8 @@ def restore_values(
     trees: Mapping[str, Any],
     tensor_at: Callable[[int], torch.Tensor],
     sharded_at: Callable[[int], object] | None = None,
+    *,
+    read: ReadImages = lambda wanted: None,
 ) -> RestoredValues:
     """State dicts and plain values, from their trees.
 
@@ -161,7 +188,9 @@ def restore_values(
         captured come back as one object.
     sharded_at
         Gives the value of a sharded tensor, by the number that stands in its leaf (see
-        `resharding.number_sharded`).
+        `format.sharded`).
+    read
+        Of `RestoredValues`.
 
     Raises
     ------
@@ -169,7 +198,7 @@ def restore_values(
         Trees that `capture` does not write.
     """
     restorer = _Restorer(tensor_at, sharded_at)
-    values = RestoredValues(restorer.index_of)
+    values = RestoredValues(restorer.index_of, read)
     for name, tree in trees.items():
         try:
             values[name] = decode_tree(tree, leaf=restorer.leaf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,19 +10,19 @@ import torch
 
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.format.blocks import Part, whole
+from ckpt_tasks.state.capture import RestoredValues
 from ckpt_tasks.state.modules import canonical_state_dict
 from ckpt_tasks.state.resharding import ShardedValue, read_pieces
 from ckpt_tasks.state.sharding import dtensor_on, is_dtensor, part_of
 
 __all__ = ["place_all"]
 
-Keep = Callable[[Any, torch.Tensor], None]
 _TreePath = tuple[object, ...]
 _OnTensor = Callable[[Any, Any, _TreePath], Any]
 """Of a saved tensor, the DTensor that takes it or None, and its path: what stands in its place."""
 
 
-def place_all(items: Mapping[str, tuple[Any, Any]], keep: Keep) -> dict[str, Any]:
+def place_all(items: Mapping[str, tuple[Any, Any]], values: RestoredValues) -> dict[str, Any]:
     """The saved states of objects, their tensors placed as those of the live objects are.
 
     Parameters
@@ -29,8 +30,9 @@ def place_all(items: Mapping[str, tuple[Any, Any]], keep: Keep) -> dict[str, Any
     items
         Tracked name to the live object and its saved state, from `restore_values`. A DTensor of
         the object takes this rank's part, whatever was saved; a plain tensor takes all of it.
-    keep
-        Told of each saved plain tensor and what took its place.
+    values
+        All that was restored: told what of each saved plain tensor is needed, and what took its
+        place.
 
     Raises
     ------
@@ -45,12 +47,15 @@ def place_all(items: Mapping[str, tuple[Any, Any]], keep: Keep) -> dict[str, Any
     def want(saved: Any, target: Any, path: _TreePath) -> Any:
         if isinstance(saved, ShardedValue):
             pieces.append((saved, _block(saved, target, path)))
+        elif not is_dtensor(saved):
+            values.want(saved, _block(saved, target, path))
         return saved
 
     for name, (_, saved) in items.items():
         walks[name](saved, want)
     read_pieces(pieces)
-    return {name: walks[name](saved, _Placer(keep).tensor) for name, (_, saved) in items.items()}
+    values.read_wanted()
+    return {name: walks[name](saved, _Placer(values).tensor) for name, (_, saved) in items.items()}
 
 
 class _Walk:
@@ -74,7 +79,7 @@ class _Walk:
             members = live if isinstance(live, dict) else {}
             for key, value in saved.items():
                 saved[key] = self._like(value, members.get(key), (*path, key), on_tensor)
-        elif isinstance(saved, list | tuple):
+        elif isinstance(saved, list | tuple | deque):
             same = type(live) is type(saved) and len(live) == len(saved)
             placed = [
                 self._like(value, live[number] if same else None, (*path, number), on_tensor)
@@ -82,7 +87,8 @@ class _Walk:
             ]
             if isinstance(saved, tuple):
                 return tuple(placed)
-            saved[:] = placed
+            for number, value in enumerate(placed):
+                saved[number] = value
         return saved
 
     def _optimizer(self, saved: Any, on_tensor: _OnTensor) -> Any:
@@ -124,8 +130,8 @@ def _is_distributed() -> bool:
 class _Placer:
     """Makes the tensors of one object's state."""
 
-    def __init__(self, keep: Keep) -> None:
-        self._keep = keep
+    def __init__(self, values: RestoredValues) -> None:
+        self._values = values
         self._placed: dict[object, Any] = {}
 
     def tensor(self, saved: Any, target: Any, path: _TreePath) -> Any:
@@ -144,7 +150,7 @@ class _Placer:
         if isinstance(saved, ShardedValue):
             return dtensor_on(target, saved.piece(part))
         placed = dtensor_on(target, _narrow(saved.detach(), part).clone())
-        self._keep(saved, placed)
+        self._values.keep(saved, placed)
         return placed
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ckpt_tasks.errors import StateError
-from ckpt_tasks.state.capture import CapturedState, capture, is_stateful
+from ckpt_tasks.state.capture import CapturedState, RestoredValues, capture, is_stateful
 from ckpt_tasks.state.linking import Linker
 from ckpt_tasks.state.modules import load_module
 from ckpt_tasks.state.optimizers import load_optimizer
@@ -74,6 +74,16 @@ class TrackedItems:
         """
         return capture({**self._items, **(own or {})})
 
+    def optimizers(self, rename: Mapping[str, str | None]) -> set[str]:
+        """Saved names that optimizers take, with `rename` as of `restore`."""
+        own = {name: name for name in self._items if name not in rename.values()}
+        taken_by: dict[str, str | None] = {**own, **rename}
+        return {
+            name
+            for name, taker in taken_by.items()
+            if isinstance(self._items.get(taker or ""), torch.optim.Optimizer)
+        }
+
     def restore(
         self,
         values: Mapping[str, Any],
@@ -103,8 +113,8 @@ class TrackedItems:
             names both sides. Names are checked before anything is changed.
         """
         saved = self._matched(values, rename or {}, fresh)
-        link_kept = getattr(values, "keep", lambda before, after: None)
-        saved = place_all({n: (self._items[n], value) for n, value in saved.items()}, link_kept)
+        known = values if isinstance(values, RestoredValues) else RestoredValues()
+        saved = place_all({n: (self._items[n], value) for n, value in saved.items()}, known)
         stateful = [name for name in saved if is_stateful(self._items[name])]
         for name in sorted(stateful, key=self._loading_order):
             _load(name, self._items[name], saved[name])

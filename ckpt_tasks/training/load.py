@@ -92,7 +92,7 @@ def open_uri(uri: str, *, digest: str | None = None, rank: int = 0) -> OpenCheck
 def _whole(start: ShardedCheckpoint, names: Collection[str]) -> RestoredValues:
     """Values with every tensor whole, whichever parts ranks saved of it."""
     values = restored_values(start, names, only=names)
-    values.update(place_all({n: (None, value) for n, value in values.items()}, values.keep))
+    values.update(place_all({n: (None, value) for n, value in values.items()}, values))
     return values
 
 

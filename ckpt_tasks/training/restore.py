@@ -19,6 +19,7 @@ from ckpt_tasks.state.capture import RestoredValues, restore_values
 from ckpt_tasks.state.resharding import ShardedValue
 from ckpt_tasks.state.rng import derived_rng
 from ckpt_tasks.state.tensors import tensor_from_buffer
+from ckpt_tasks.training.deferred import defer_images
 from ckpt_tasks.training.own import RNG
 
 __all__ = ["restored_values"]
@@ -29,11 +30,20 @@ def restored_values(
     required: Collection[str],
     *,
     only: Collection[str] | None = None,
+    optimizers: Collection[str] = (),
 ) -> RestoredValues:
     """The saved values of all tracked names, or of `only` some.
 
-    A tensor that was saved in parts is a `ShardedValue`, which is read when it is known what
-    takes it (see `state.placing`).
+    A tensor that was saved in parts is a `ShardedValue`, which is read when it is known what takes
+    it (see `state.placing`). So is the memory of a large tensor that was saved whole, where
+    another number of ranks restores: many of them may need a part of it only.
+
+    Parameters
+    ----------
+    required
+        Names that must be there.
+    optimizers
+        Names that optimizers take, which put state where their parameters are, wherever it was.
 
     Raises `CorruptCheckpointError` where one of the `required` names is missing, or the trees
     do not fit the tensors.
@@ -43,7 +53,7 @@ def restored_values(
     if missing:
         raise CorruptCheckpointError(f"{start.record.id} lacks {sorted(missing)}")
     trees = {name: tree for name, tree in start.trees.items() if only is None or name in only}
-    values = _values(source, source.rank, trees)
+    values = _values(source, source.rank, trees, optimizers)
     if RNG in trees and isinstance(start, ShardedCheckpoint) and start.is_resharded:
         values[RNG] = _rng_of_rank(source, start)
     return values
@@ -62,6 +72,12 @@ class _Source(Protocol):
     def image(self, rank: int, position: int) -> Image: ...
 
     def blocks(self, wanted: Sequence[tuple[ShardedTensor, Part]]) -> list[Image]: ...
+
+    def defers(self, rank: int, position: int) -> bool: ...
+
+    def unread(self, rank: int, position: int) -> Image: ...
+
+    def fill(self, rank: int, wanted: Mapping[int, tuple[Sequence[Part], memoryview]]) -> None: ...
 
 
 class _Loaded:
@@ -83,6 +99,15 @@ class _Loaded:
 
     def blocks(self, wanted: Sequence[tuple[ShardedTensor, Part]]) -> list[Image]:
         return [self._block(sharded, part) for sharded, part in wanted]
+
+    def defers(self, rank: int, position: int) -> bool:
+        return False
+
+    def unread(self, rank: int, position: int) -> Image:
+        return self.image(rank, position)
+
+    def fill(self, rank: int, wanted: Mapping[int, tuple[Sequence[Part], memoryview]]) -> None:
+        """All is there."""
 
     def _block(self, sharded: ShardedTensor, block: Part) -> Image:
         """As it was saved, of memory of its own where it is no part that was."""
@@ -126,15 +151,42 @@ class _Opened:
     def blocks(self, wanted: Sequence[tuple[ShardedTensor, Part]]) -> list[Image]:
         return self._start.read([(self._start.tensor_of(each), part) for each, part in wanted])
 
+    def defers(self, rank: int, position: int) -> bool:
+        return self._start.defers(self._start.image_at(rank, position))
 
-def _values(source: _Source, rank: int, trees: Mapping[str, Any]) -> RestoredValues:
+    def unread(self, rank: int, position: int) -> Image:
+        return self._start.unread(self._start.image_at(rank, position))
+
+    def fill(self, rank: int, wanted: Mapping[int, tuple[Sequence[Part], memoryview]]) -> None:
+        self._start.fill(
+            (self._start.image_at(rank, position), blocks, memory)
+            for position, (blocks, memory) in wanted.items()
+        )
+
+
+def _values(
+    source: _Source, rank: int, trees: Mapping[str, Any], optimizers: Collection[str] = ()
+) -> RestoredValues:
     """Values of trees of one rank."""
+    numbered, sharded = _numbered(source, trees)
+    numbered, waiting = defer_images(
+        numbered, optimizers, lambda position: source.defers(rank, position)
+    )
+    unread: dict[int, Image] = {}
 
     def tensor_at(position: int) -> torch.Tensor:
-        return _tensor(source.image(rank, position))
+        if position not in waiting:
+            return _tensor(source.image(rank, position))
+        unread[position] = source.unread(rank, position)
+        return _tensor(unread[position])
 
-    numbered, sharded = _numbered(source, trees)
-    return restore_values(numbered, tensor_at, lambda number: sharded[number])
+    def read(wanted: Mapping[int, Sequence[Part]]) -> None:
+        # Of what nobody has come by, in a module's metadata say, all: no value is ever made up.
+        blocks = {p: wanted.get(p, [whole(image.shape)]) for p, image in unread.items()}
+        source.fill(rank, {p: (blocks[p], image.data) for p, image in unread.items()})
+        unread.clear()
+
+    return restore_values(numbered, tensor_at, lambda number: sharded[number], read=read)
 
 
 def _numbered(

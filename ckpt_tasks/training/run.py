@@ -418,7 +418,7 @@ class TrainingRun:
     ) -> None:
         if isinstance(start, ShardedCheckpoint) and start.is_resharded:
             self._warn_of_differences(start)
-        values = restored_values(start, OWN)
+        values = restored_values(start, OWN, optimizers=self._items.optimizers(rename))
         self._items.restore(values, rename=rename, fresh=fresh, own={STATE: self.state})
         self._start = None  # its memory is not needed any more
         self._loaders.prepare()

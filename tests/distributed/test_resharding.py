@@ -132,6 +132,69 @@ def restore_and_save(
     return saved, full_states(items)
 
 
+def made_large(kind: str, world_size: int, *, beside: bool) -> dict[str, Any]:
+    """A matrix of 6 chunks, whose parts on 1, 2 and 3 ranks are whole ones; momentum of the same.
+
+    Perhaps also what training may hold `beside`: a plain value, for the module's own memory.
+    """
+    torch.manual_seed(7)
+    module: Any = torch.nn.Linear(1024, 6 * 1024)
+    if kind == "fsdp":
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world_size,))
+        torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+    return {"model": module, "optimizer": optimizer, **({"ema": {}} if beside else {})}
+
+
+def save_large(rank: int, world_size: int, root: Path, kind: str, beside: bool) -> Any:
+    items = made_large(kind, world_size, beside=beside)
+    for parameter in items["model"].parameters():
+        parameter.grad = torch.ones_like(parameter)
+    items["optimizer"].step()
+    if beside:
+        items["ema"]["weight"] = items["model"].weight
+    checkpoint = RankSaver(root, rank, world_size).save(items)
+    return checkpoint, full_states({name: items[name] for name in ("model", "optimizer")})
+
+
+def restore_large(
+    rank: int, world_size: int, root: Path, kind: str, beside: bool, checkpoint: CheckpointId
+) -> Any:
+    """Bytes read, bytes read twice and bytes that this rank needs; and what it has then."""
+    items = made_large(kind, world_size, beside=beside)
+    store = CountingStore(open_store(str(root)))
+    restore(root, checkpoint, items, rank, world_size, store=store)
+    momentum = [state["momentum_buffer"] for state in items["optimizer"].state.values()]
+    held = [*items["model"].parameters(), *momentum]
+    needed = sum(getattr(tensor, "to_local", lambda t=tensor: t)().nbytes for tensor in held)
+    assert not beside or items["ema"]["weight"] is items["model"].weight
+    states = full_states({name: items[name] for name in ("model", "optimizer")})
+    return store.bytes_read, store.read_twice(), needed, states
+
+
+@pytest.mark.parametrize(
+    ("saved_as", "saved_by", "kind", "world_size", "beside"),
+    [
+        ("fsdp", 2, "fsdp", 3, False),
+        ("fsdp", 2, "plain", 1, False),
+        ("plain", 1, "fsdp", 2, False),
+        ("plain", 1, "plain", 2, True),
+    ],
+)
+def test_ranks_read_what_they_need_once(
+    saved_as: str, saved_by: int, kind: str, world_size: int, beside: bool, tmp_path: Path
+) -> None:
+    """Cut or not, then and now; the state is the same, and what shared memory does so again."""
+    root = tmp_path / "store"
+    checkpoint, expected = run_world(saved_by, save_large, tmp_path, root, saved_as, beside)[0]
+    results = run_world(world_size, restore_large, tmp_path, root, kind, beside, checkpoint)
+    for _, twice, _, states in results:
+        assert same(states, expected)
+        assert twice == 0
+    read, needed = (sum(result[n] for result in results) for n in (0, 2))
+    assert needed <= read <= 1.1 * needed
+
+
 @pytest.fixture(scope="module")
 def fsdp(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Root of a store, id and whole state of a checkpoint that two ranks have saved."""

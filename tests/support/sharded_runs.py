@@ -148,7 +148,8 @@ def restore(
     tracked = TrackedItems()
     for name, item in items.items():
         tracked.add(name, item)
-    tracked.restore(restored_values(start, [*items, RNG]))
+    values = restored_values(start, [*items, RNG], optimizers=tracked.optimizers({}))
+    tracked.restore(values)
     return start
 
 
