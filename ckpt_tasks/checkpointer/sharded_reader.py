@@ -15,13 +15,12 @@ from typing import Any
 from ckpt_tasks.checkpointer.gather import IndexKeys
 from ckpt_tasks.checkpointer.memory import fresh_memory, memory_for
 from ckpt_tasks.checkpointer.reader import positions_of, read_index
+from ckpt_tasks.checkpointer.runs import Target, copy_runs
 from ckpt_tasks.checkpointer.stored import (
     Image,
     Stored,
     StoredReader,
     StoredTensor,
-    Target,
-    copy_runs,
 )
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
 from ckpt_tasks.format.blocks import (
@@ -234,10 +233,19 @@ class ShardedCheckpoint:
 
         Raises as `read`.
         """
-        distinct = {tensor.identity: (tensor, block) for tensor, block in self._own_blocks(names)}
-        blocks = list(distinct.values())
-        for (tensor, block), image in zip(blocks, self._read(blocks), strict=True):
-            self._kept[tensor.identity] = block, image
+        self._keep(self._own_blocks(names))
+
+    def preload_of_all(self, names: Collection[str]) -> None:
+        """Read what every rank had of some tracked names of which no tensor is sharded.
+
+        Raises as `read`.
+        """
+        self._keep(
+            (tensor, whole(tensor.shape))
+            for index in self.indexes
+            for position in sorted(positions_of(index.items.get(name) for name in names))
+            for tensor in [self.image_at(index.rank, position)]
+        )
 
     def verify_rest(self) -> None:
         """Read and check this rank's share of what no rank preloads; nothing is kept.
@@ -283,6 +291,12 @@ class ShardedCheckpoint:
 
     def _share(self, tensor: StoredTensor) -> Part:
         return share_of_rows(tensor.shape, self.rank, self.world_size)
+
+    def _keep(self, blocks: Iterable[Block]) -> None:
+        distinct = {tensor.identity: (tensor, block) for tensor, block in blocks}
+        absent = [block for block in distinct.values() if self._kept_as_such(*block) is None]
+        for (tensor, block), image in zip(absent, self._read(absent), strict=True):
+            self._kept[tensor.identity] = block, image
 
     def _kept_as_such(self, tensor: StoredTensor, block: Part) -> Image | None:
         kept, image = self._kept.get(tensor.identity, (None, None))

@@ -8,12 +8,12 @@ values belong. Memory is that of the blocks, and of a few windows.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from ckpt_tasks.checkpointer.runs import Target, copy_runs, pieces_with
 from ckpt_tasks.checkpointer.windows import (
     PARALLEL_WINDOWS,
     Chunk,
@@ -21,7 +21,6 @@ from ckpt_tasks.checkpointer.windows import (
     WindowReader,
     check_header,
     chunks_of,
-    copy_bytes,
     windows,
 )
 from ckpt_tasks.errors import CorruptCheckpointError
@@ -32,9 +31,7 @@ from ckpt_tasks.format.records import FileEntry, Index, TensorEntry
 from ckpt_tasks.format.safetensors import DTYPE_BYTES
 from ckpt_tasks.store.base import Store
 
-__all__ = ["Image", "Stored", "StoredReader", "StoredTensor", "Target", "Wanted", "copy_runs"]
-
-_SHORT_BYTES = 16 * 1024  # copied sooner than the interpreter's lock is given up and taken again
+__all__ = ["Image", "Stored", "StoredReader", "StoredTensor", "Wanted"]
 
 
 class Stored(NamedTuple):
@@ -50,13 +47,6 @@ class Image(NamedTuple):
     data: memoryview
     dtype: str
     shape: tuple[int, ...]
-
-
-class Target(NamedTuple):
-    """Where bytes of a stored image go."""
-
-    runs: Runs
-    memory: memoryview
 
 
 Wanted = Mapping[Stored, Sequence[Target]]
@@ -198,7 +188,8 @@ class StoredReader:
         images = list(wanted.items())
         chunks: dict[str, list[Chunk]] = {}
         for position, (stored, targets) in enumerate(images):
-            numbers = _chunk_numbers(targets) if targets else None
+            needed = (pieces_with(target.runs, CHUNK_BYTES) for target in targets)
+            numbers = sorted(set().union(*needed)) if targets else None
             found = chunks_of(position, self.entry(stored), numbers)
             chunks.setdefault(self.path(stored), []).extend(found)
 
@@ -218,29 +209,3 @@ class StoredReader:
         members = [tensor for tensor in index.tensors if tensor.file == number]
         path = self._layout.in_run(index.files[number].path)
         check_header(self._store, path, index.files[number], members)
-
-
-def copy_runs(target: Target, start: int, data: memoryview) -> None:
-    """Copy what `data`, the bytes of an image from `start` on, has for a target."""
-    (sources, targets, length), memory = target
-    stop = start + data.nbytes
-    for number in range(bisect_right(sources, start - length), len(sources)):
-        source = sources[number]
-        if source >= stop:
-            return
-        first, last = max(source, start), min(source + length, stop)
-        to = targets[number] + first - source
-        size = last - first
-        if size < _SHORT_BYTES:
-            memory[to : to + size] = data[first - start : last - start]
-        else:
-            copy_bytes(memory[to : to + size], data[first - start : last - start])
-
-
-def _chunk_numbers(targets: Iterable[Target]) -> list[int]:
-    numbers: set[int] = set()
-    for target in targets:
-        for start in target.runs.sources:
-            stop = start + target.runs.length
-            numbers.update(range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)))
-    return sorted(numbers)

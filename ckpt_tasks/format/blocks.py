@@ -31,19 +31,30 @@ class Part(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Bytes that lie together both where they are read from and where they go.
+    """Bytes that lie together both where they are read from and where they go, again and again.
 
     Parameters
     ----------
-    sources, targets
-        First byte of each run in the memory of either side; the sources ascend.
+    source, target
+        First byte of the first run in the memory of either side.
     length
         Bytes of each.
+    steps
+        How they repeat, the outermost first: how often, and how many bytes further on each side.
     """
 
-    sources: Sequence[int]
-    targets: Sequence[int]
+    source: int
+    target: int
     length: int
+    steps: tuple[tuple[int, int, int], ...]
+
+    @property
+    def widths(self) -> list[int]:
+        """Bytes of the source from the first run to the last, by how many steps have been taken."""
+        widths = [self.length]
+        for count, source_step, _ in reversed(self.steps):
+            widths.append(widths[-1] + (count - 1) * source_step)
+        return widths[::-1]
 
 
 def whole(shape: Sequence[int]) -> Part:
@@ -124,24 +135,20 @@ def runs_between(common: Part, source: Part, target: Part, unit: int) -> Runs:
     unit
         Bytes of an element.
     """
-    outer = len(common.sizes)
-    length = unit
-    while outer > 0:
-        outer -= 1
-        length *= common.sizes[outer]
-        if not common.sizes[outer] == source.sizes[outer] == target.sizes[outer]:
-            break
-    sources, targets = (_starts(common, held_in, outer, unit) for held_in in (source, target))
-    return Runs(sources, targets, length)
-
-
-def _starts(block: Part, held_in: Part, outer: int, unit: int) -> list[int]:
-    """First byte of `block`, at each place of its `outer` dimensions, in the memory of another."""
-    strides = [unit] * len(held_in.sizes)
-    for axis in reversed(range(len(strides) - 1)):
-        strides[axis] = strides[axis + 1] * held_in.sizes[axis + 1]
-    own = zip(block.offsets, held_in.offsets, strides, strict=True)
-    starts = [sum((offset - base) * stride for offset, base, stride in own)]
-    for size, stride in zip(block.sizes[:outer], strides, strict=False):
-        starts = [start + number * stride for start in starts for number in range(size)]
-    return starts
+    source_first, target_first = 0, 0
+    steps: list[tuple[int, int, int]] = []
+    length, source_step, target_step = unit, unit, unit
+    for axis in reversed(range(len(common.sizes))):
+        count, offset = common.sizes[axis], common.offsets[axis]
+        source_first += (offset - source.offsets[axis]) * source_step
+        target_first += (offset - target.offsets[axis]) * target_step
+        repeated, *inner = steps[-1] if steps else (0, 0, 0)
+        if not steps and length == source_step == target_step:
+            length *= count
+        elif [repeated * step for step in inner] == [source_step, target_step]:
+            steps[-1] = (repeated * count, *steps[-1][1:])
+        elif count > 1:
+            steps.append((count, source_step, target_step))
+        source_step *= source.sizes[axis]
+        target_step *= target.sizes[axis]
+    return Runs(source_first, target_first, length, tuple(reversed(steps)))

@@ -9,8 +9,9 @@ import torch
 
 from ckpt_tasks.checkpointer.memory import fresh_memory
 from ckpt_tasks.checkpointer.reader import LoadedCheckpoint
+from ckpt_tasks.checkpointer.runs import Target, copy_runs
 from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint
-from ckpt_tasks.checkpointer.stored import Image, Stored, StoredTensor, Target, copy_runs
+from ckpt_tasks.checkpointer.stored import Image, Stored, StoredTensor
 from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.format.blocks import Part, whole
 from ckpt_tasks.format.records import TensorEntry
@@ -209,6 +210,7 @@ def _numbered(
 
 def _rng_of_rank(source: _Source, start: ShardedCheckpoint) -> Any:
     """Random generators of a rank where another number of ranks has saved."""
+    start.preload_of_all([RNG])
     saved = [
         _values(source, rank, {RNG: trees[RNG]})[RNG]
         for rank, trees in enumerate(source.all_trees)

@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from ckpt_tasks.checkpointer.stored import Stored, StoredTensor, Target, copy_runs
+from ckpt_tasks.checkpointer.runs import Target, copy_runs
+from ckpt_tasks.checkpointer.stored import Stored, StoredTensor
 from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.format.blocks import Part, overlap, rest_of, share_of_rows, volume
 from ckpt_tasks.format.records import TensorEntry
