@@ -191,7 +191,7 @@ class ShardedCheckpoint:
         """
         found: list[Image | None] = [self._kept_as_such(*block) for block in blocks]
         absent = [number for number, image in enumerate(found) if image is None]
-        read = self._read([blocks[number] for number in absent])
+        read = self._read([blocks[number] for number in absent]) if absent else []
         for number, image in zip(absent, read, strict=True):
             found[number] = image
         return [image for image in found if image is not None]
@@ -274,7 +274,10 @@ class ShardedCheckpoint:
         trees = {name: tree for name, tree in self.trees.items() if names is None or name in names}
         for position in sorted(positions_of(trees.values(), skip="sharded")):
             tensor = self.image_at(rank, position)
-            yield tensor, self._share(tensor) if self.defers(tensor) else whole(tensor.shape)
+            yield (
+                tensor,
+                self._share(tensor) if self.defers(rank, position) else whole(tensor.shape),
+            )
         for name, tree in trees.items():
             for sharded in leaves.numbered(name, tree)[1]:
                 if self.is_resharded:
@@ -283,11 +286,11 @@ class ShardedCheckpoint:
                 elif sharded.parts and sharded.parts[0].rank == rank:
                     yield self.tensor_of(sharded), sharded.parts[0].part
 
-    def defers(self, tensor: StoredTensor) -> bool:
-        """Whether it waits, for all but this rank's share of it, until it is known what of it is
-        needed: a smaller one is a chunk that is read anyway.
+    def defers(self, rank: int, position: int) -> bool:
+        """Whether a tensor waits, for all but this rank's share of it, until it is known what of it
+        is needed: a smaller one is a chunk that is read anyway.
         """
-        return self.is_resharded and tensor.size_of(whole(tensor.shape)) > CHUNK_BYTES
+        return self.is_resharded and self.entry(rank, position).size > CHUNK_BYTES
 
     def _share(self, tensor: StoredTensor) -> Part:
         return share_of_rows(tensor.shape, self.rank, self.world_size)

@@ -176,6 +176,8 @@ class StoredReader:
             Storage failed.
         """
         files = {(stored.rank, self.entry(stored).file) for stored in images} - self._checked
+        if not files:
+            return
         with ThreadPoolExecutor(PARALLEL_WINDOWS, thread_name_prefix="header") as pool:
             deque(pool.map(self._check_file, files), maxlen=0)
         self._checked |= files

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 import torch
 
 from ckpt_tasks.checkpointer.lazy import LazyTensor, open_checkpoint
+from ckpt_tasks.checkpointer.reader import LoadedCheckpoint, load_checkpoint
 from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_rank
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
@@ -57,6 +58,8 @@ def load_uri(
     where = _place(uri)
     with open_store(StoreConfig(url=where.root)) as store:
         record = _read_record(store, where, uri, digest)
+        if (record.world_size, rank) == (1, 0):
+            return _whole(load_checkpoint(store, where.layout, record, names=names), names)
         opened = open_rank(store, where.layout, record, rank)
         opened.preload(names)
         return _whole(opened, names)
@@ -89,7 +92,7 @@ def open_uri(uri: str, *, digest: str | None = None, rank: int = 0) -> OpenCheck
         raise
 
 
-def _whole(start: ShardedCheckpoint, names: Collection[str]) -> RestoredValues:
+def _whole(start: LoadedCheckpoint | ShardedCheckpoint, names: Collection[str]) -> RestoredValues:
     """Values with every tensor whole, whichever parts ranks saved of it."""
     values = restored_values(start, names, only=names)
     values.update(place_all({n: (None, value) for n, value in values.items()}, values))

@@ -144,6 +144,7 @@ class _Opened:
         self.rank = start.source_rank
         self.all_trees = [index.items for index in start.indexes]
         self.leaves = start.leaves
+        self.defers = start.defers
 
     def image(self, rank: int, position: int) -> Image:
         tensor = self._start.image_at(rank, position)
@@ -151,9 +152,6 @@ class _Opened:
 
     def blocks(self, wanted: Sequence[tuple[ShardedTensor, Part]]) -> list[Image]:
         return self._start.read([(self._start.tensor_of(each), part) for each, part in wanted])
-
-    def defers(self, rank: int, position: int) -> bool:
-        return self._start.defers(self._start.image_at(rank, position))
 
     def unread(self, rank: int, position: int) -> Image:
         return self._start.unread(self._start.image_at(rank, position))
