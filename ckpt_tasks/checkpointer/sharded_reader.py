@@ -1,9 +1,9 @@
 """Reading a checkpoint of several ranks: each reads what it needs, and no byte unverified.
 
 A rank that restores knows which tensors it will ask for before it knows which blocks of them its
-live objects take. So it reads twice, and no byte at both times: what it will certainly need, and
-what the others leave to it, before it is agreed that this checkpoint is whole (`preload`,
-`verify_rest`); and the rest of its blocks when they are known (`read`).
+live objects take. So it reads twice, and no byte at both times: before it is agreed that this
+checkpoint is whole, what it surely needs and its share of the rest (`preload`, `verify_rest`); and
+what its blocks have beyond that when they are known (`read`, `fill`).
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ def open_sharded(
     with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="index") as pool:
         indexes = list(pool.map(lambda ref: read_index(store, layout, ref), record.indexes))
     indexes.sort(key=lambda index: index.rank)
+    if [index.rank for index in indexes] != list(range(record.world_size)):
+        raise CorruptCheckpointError(
+            f"{record.id} was saved by {record.world_size} ranks and names the indexes of "
+            f"{[index.rank for index in indexes]}"
+        )
     return ShardedCheckpoint(store, layout, record, indexes, rank=rank, world_size=world_size)
 
 
@@ -196,6 +201,12 @@ class ShardedCheckpoint:
             found[number] = image
         return [image for image in found if image is not None]
 
+    def defers(self, rank: int, position: int) -> bool:
+        """Whether a tensor waits, for all but this rank's share of it, until it is known what of it
+        is needed: a smaller one is a chunk that is read anyway.
+        """
+        return self.is_resharded and self.entry(rank, position).size > CHUNK_BYTES
+
     def unread(self, tensor: StoredTensor) -> Image:
         """Memory for all of a tensor, for `fill`; where that was preloaded, its values too."""
         everything = whole(tensor.shape)
@@ -274,10 +285,8 @@ class ShardedCheckpoint:
         trees = {name: tree for name, tree in self.trees.items() if names is None or name in names}
         for position in sorted(positions_of(trees.values(), skip="sharded")):
             tensor = self.image_at(rank, position)
-            yield (
-                tensor,
-                self._share(tensor) if self.defers(rank, position) else whole(tensor.shape),
-            )
+            waits = self.defers(rank, position)
+            yield tensor, self._share(tensor) if waits else whole(tensor.shape)
         for name, tree in trees.items():
             for sharded in leaves.numbered(name, tree)[1]:
                 if self.is_resharded:
@@ -285,12 +294,6 @@ class ShardedCheckpoint:
                     yield tensor, self._share(tensor)
                 elif sharded.parts and sharded.parts[0].rank == rank:
                     yield self.tensor_of(sharded), sharded.parts[0].part
-
-    def defers(self, rank: int, position: int) -> bool:
-        """Whether a tensor waits, for all but this rank's share of it, until it is known what of it
-        is needed: a smaller one is a chunk that is read anyway.
-        """
-        return self.is_resharded and self.entry(rank, position).size > CHUNK_BYTES
 
     def _share(self, tensor: StoredTensor) -> Part:
         return share_of_rows(tensor.shape, self.rank, self.world_size)

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support.made_ranks import (
     CountingStore,
@@ -270,3 +271,13 @@ def test_damage_of_what_nobody_takes_is_found_too(
             found.append((rank, str(error)))
     assert [rank for rank, _ in found] == [1]
     assert "rng.rank0001.safetensors is damaged" in found[0][1]
+
+
+@pytest.mark.parametrize("ranks", [[0], [0, 0]])
+def test_a_record_that_lacks_a_rank_is_damage(ranks: list[int]) -> None:
+    """As many indexes as ranks, each once."""
+    run = MadeRun()
+    record = run.record(save(run, 2))
+    odd = msgspec.structs.replace(record, indexes=[record.indexes[rank] for rank in ranks])
+    with pytest.raises(CorruptCheckpointError, match="names the indexes of"):
+        open_sharded(run.store, run.layout, odd)
