@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ckpt_tasks.errors import CorruptCheckpointError
-from ckpt_tasks.format.blocks import Part
 from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
 from ckpt_tasks.state import arrays, sharding, sparse
 from ckpt_tasks.state.health import find_nonfinite
 from ckpt_tasks.state.modules import canonical_state_dict, parameter_names
 from ckpt_tasks.state.optimizers import optimizer_state_dict
+from ckpt_tasks.state.restored import ReadImages, RestoredValues
 from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import (
     TensorImage,
@@ -37,9 +37,7 @@ from ckpt_tasks.state.tensors import (
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-ReadImages = Callable[[Mapping[int, Sequence[Part]]], None]
-
-__all__ = ["CapturedState", "RestoredValues", "capture", "is_stateful", "restore_values"]
+__all__ = ["CapturedState", "capture", "is_stateful", "restore_values"]
 
 _RESERVED_KEYS = frozenset(("__metadata__",))
 
@@ -73,51 +71,6 @@ class CapturedState:
     def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
         """Names of modules' parameters that hold NaN or infinity, as they were copied."""
         return find_nonfinite(self.tensors, buffer, offsets)
-
-
-class RestoredValues(dict[str, Any]):
-    """Tracked name to state dict or plain value.
-
-    Parameters
-    ----------
-    index_of
-        ``id()`` of each tensor within, to the index of the image it was made from: tensors of
-        one index shared their memory when they were captured.
-    read
-        Of images by index, reads blocks into the memory that the tensors have already: those that
-        nobody had read, since it was not known how much of them is needed. Default: none such.
-    """
-
-    def __init__(
-        self, index_of: dict[int, int] | None = None, read: ReadImages = lambda wanted: None
-    ) -> None:
-        super().__init__()
-        self.index_of = {} if index_of is None else index_of
-        self._read = read
-        self._wanted: dict[int, list[Part]] = {}
-        self._kept: list[torch.Tensor] = []
-
-    def want(self, tensor: torch.Tensor, block: Part) -> None:
-        """A block of a tensor is needed."""
-        index = self.index_of.get(id(tensor))
-        if index is not None:
-            self._wanted.setdefault(index, []).append(block)
-
-    def read_wanted(self) -> None:
-        """Read what is needed of the tensors within. Of one of which a block was wanted, the rest
-        never holds any values; one that nobody has asked for is read whole.
-
-        Raises as what reads it.
-        """
-        self._read(self._wanted)
-        self._wanted = {}
-
-    def keep(self, before: torch.Tensor, after: torch.Tensor) -> None:
-        """`after` stands in the place of `before`, whose ``id()`` must not be used again."""
-        self._kept.append(before)
-        index = self.index_of.get(id(before))
-        if index is not None:
-            self.index_of[id(after)] = index
 
 
 def is_stateful(value: object) -> bool:

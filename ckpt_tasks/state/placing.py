@@ -10,9 +10,9 @@ import torch
 
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.format.blocks import Part, whole
-from ckpt_tasks.state.capture import RestoredValues
 from ckpt_tasks.state.modules import canonical_state_dict
 from ckpt_tasks.state.resharding import ShardedValue, read_pieces
+from ckpt_tasks.state.restored import RestoredValues
 from ckpt_tasks.state.sharding import dtensor_on, is_dtensor, part_of
 
 __all__ = ["place_all"]

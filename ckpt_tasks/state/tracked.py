@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from ckpt_tasks.errors import StateError
-from ckpt_tasks.state.capture import CapturedState, RestoredValues, capture, is_stateful
+from ckpt_tasks.state.capture import CapturedState, capture, is_stateful
 from ckpt_tasks.state.linking import Linker
 from ckpt_tasks.state.modules import load_module
 from ckpt_tasks.state.optimizers import load_optimizer
 from ckpt_tasks.state.placing import place_all
+from ckpt_tasks.state.restored import RestoredValues
 
 __all__ = ["RESERVED_PREFIX", "TrackedItems"]
 

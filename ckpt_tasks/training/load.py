@@ -17,8 +17,8 @@ from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.digest import digest as digest_of
 from ckpt_tasks.format.layout import RunLayout, decode_name
 from ckpt_tasks.format.records import CommitRecord
-from ckpt_tasks.state.capture import RestoredValues
 from ckpt_tasks.state.placing import place_all
+from ckpt_tasks.state.restored import RestoredValues
 from ckpt_tasks.state.tensors import tensor_from_buffer, values_from_image
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.training.restore import restored_values

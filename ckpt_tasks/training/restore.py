@@ -16,8 +16,9 @@ from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.format.blocks import Part, whole
 from ckpt_tasks.format.records import TensorEntry
 from ckpt_tasks.format.sharded import ShardedLeaves, ShardedTensor
-from ckpt_tasks.state.capture import RestoredValues, restore_values
+from ckpt_tasks.state.capture import restore_values
 from ckpt_tasks.state.resharding import ShardedValue
+from ckpt_tasks.state.restored import RestoredValues
 from ckpt_tasks.state.rng import derived_rng
 from ckpt_tasks.state.tensors import tensor_from_buffer
 from ckpt_tasks.training.deferred import defer_images

@@ -24,9 +24,9 @@ from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.format.blocks import Part, overlap, rest_of, share_of_rows, volume
 from ckpt_tasks.format.records import TensorEntry
 from ckpt_tasks.format.sharded import SavedPart, ShardedLeaves, ShardedTensor
-from ckpt_tasks.state.capture import RestoredValues
 from ckpt_tasks.state.placing import place_all
 from ckpt_tasks.state.resharding import ShardedValue
+from ckpt_tasks.state.restored import RestoredValues
 from ckpt_tasks.state.tensors import SAFETENSORS_DTYPES, tensor_from_buffer
 
 _PIECE = 24  # bytes that come at a time: values, and pairs of them, are never cut
