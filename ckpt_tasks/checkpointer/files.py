@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from ckpt_tasks.checkpointer.reader import read_index
+from ckpt_tasks.checkpointer.reader import positions_of, read_index
+from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_rank
+from ckpt_tasks.checkpointer.stored import Stored, StoredTensor
+from ckpt_tasks.format.blocks import whole
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.format.records import CommitRecord, Index, TensorEntry
 from ckpt_tasks.store.base import Store
 
 __all__ = ["TensorFile", "TensorLine", "list_files", "list_tensors"]
@@ -42,14 +45,16 @@ class TensorLine(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     name, key
         What was tracked, and the tensor's name in its file.
+    ranks
+        Who has written it: several, where it was saved in parts.
     dtype, shape
-        As safetensors spells them.
+        As safetensors spells them; of the whole tensor.
     size
-        Bytes.
+        Bytes, all parts together.
     """
 
     name: str
-    rank: int
+    ranks: list[int]
     key: str
     dtype: str
     shape: list[int]
@@ -85,18 +90,54 @@ def list_files(store: Store, layout: RunLayout, record: CommitRecord) -> list[Te
 def list_tensors(store: Store, layout: RunLayout, record: CommitRecord) -> list[TensorLine]:
     """The checkpoint's tensors, by rank and as they lie in their files; only indexes are read.
 
-    A tensor that several names share stands under the first. Raises as `list_files`.
+    One that several names share stands under the first; one that ranks hold alike, or saved parts
+    of, stands where the first rank has written it. Raises as `list_files`.
     """
-    return [
-        TensorLine(
-            name=layout.tracked_name(index.files[tensor.file].path, ref.rank),
-            rank=ref.rank,
-            key=tensor.key,
-            dtype=tensor.dtype,
-            shape=tensor.shape,
-            size=tensor.size,
-        )
-        for ref in record.indexes
-        for index in [read_index(store, layout, ref)]
-        for tensor in index.tensors
-    ]
+    checkpoint = open_rank(store, layout, record, 0)
+    parts = _sharded_images(checkpoint)
+    lines = []
+    listed: set[object] = set()
+    for index in checkpoint.indexes:
+        for number, entry in enumerate(index.tensors):
+            tensor = parts.get(Stored(index.rank, number))
+            if Stored(index.rank, number) in parts:
+                if tensor is None or tensor.identity in listed:
+                    continue
+                listed.add(tensor.identity)
+            lines.append(_line(layout, index, entry, tensor))
+    return lines
+
+
+def _sharded_images(checkpoint: ShardedCheckpoint) -> dict[Stored, StoredTensor | None]:
+    """Which tensor each part is of; of a part that is empty, or that another rank's stands for,
+    ``None``.
+    """
+    found: dict[Stored, StoredTensor | None] = {}
+    leaves = checkpoint.leaves()
+    for index in checkpoint.indexes:
+        plain = positions_of(index.items.values(), skip="sharded")
+        for position in positions_of(index.items.values()) - plain:
+            found.setdefault(checkpoint.stored(index.rank, position), None)
+        for name, tree in index.items.items():
+            for sharded in leaves.numbered(name, tree)[1]:
+                tensor = checkpoint.tensor_of(sharded)
+                found.update(dict.fromkeys(tensor.parts.values(), tensor))
+    return found
+
+
+def _line(
+    layout: RunLayout, index: Index, entry: TensorEntry, tensor: StoredTensor | None
+) -> TensorLine:
+    shape, size, ranks = tuple(entry.shape), entry.size, {index.rank}
+    if tensor is not None:
+        shape = (*tensor.shape, *tensor.pairs)
+        size = tensor.size_of(whole(tensor.shape))
+        ranks = {stored.rank for stored in tensor.parts.values()}
+    return TensorLine(
+        name=layout.tracked_name(index.files[entry.file].path, index.rank),
+        ranks=sorted(ranks),
+        key=entry.key,
+        dtype=entry.dtype,
+        shape=list(shape),
+        size=size,
+    )

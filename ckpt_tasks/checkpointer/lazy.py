@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpt_tasks.checkpointer.reader import check_restorable, load_tensors, read_index
-from ckpt_tasks.checkpointer.windows import Chunk, check_chunk, check_header
+from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_rank
+from ckpt_tasks.checkpointer.stored import Stored, StoredTensor
+from ckpt_tasks.checkpointer.windows import check_chunk, chunks_of
 from ckpt_tasks.errors import CorruptCheckpointError
-from ckpt_tasks.format.digest import chunk_spans
+from ckpt_tasks.format.blocks import whole
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord, Index, TensorEntry
+from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.format.sharded import ShardedTensor
 from ckpt_tasks.format.tree import decode_tree
 from ckpt_tasks.store.base import Store
 
@@ -19,11 +21,18 @@ __all__ = ["LazyTensor", "open_checkpoint"]
 
 
 def open_checkpoint(
-    store: Store, layout: RunLayout, record: CommitRecord
+    store: Store, layout: RunLayout, record: CommitRecord, *, rank: int = 0
 ) -> dict[str, dict[str, LazyTensor]]:
     """The tensors of a checkpoint, by tracked name and then by the keys that lead to each.
 
-    Only its index is read. Tensors that several names share stand under each of them.
+    Only indexes are read. Tensors that several names share stand under each of them. Sharded ones
+    are whole, whichever parts ranks saved of them, and what ranks hold alike is there once.
+
+    Parameters
+    ----------
+    rank
+        Whose state it is, where several saved. Ranks differ in what belongs to each alone: random
+        generators, buffers that are not synchronised.
 
     Returns
     -------
@@ -33,17 +42,16 @@ def open_checkpoint(
 
     Raises
     ------
+    ConfigError
+        There is no such rank.
     CorruptCheckpointError
-        The index is damaged or missing, or does not fit the tensors.
-    UnsupportedFormatError
-        It was saved by several ranks.
+        An index is damaged or missing, or does not fit the tensors.
     StoreError
         Storage failed.
     """
-    check_restorable(layout, record)
-    index = read_index(store, layout, record.indexes[0])
-    files = _Files(store, layout, index)
-    return {name: _lazy_tensors(files, name, tree) for name, tree in index.items.items()}
+    checkpoint = open_rank(store, layout, record, rank)
+    tensors = _Tensors(store, checkpoint)
+    return {name: tensors.under(name, tree) for name, tree in checkpoint.trees.items()}
 
 
 class LazyTensor:
@@ -54,21 +62,20 @@ class LazyTensor:
     dtype
         As safetensors spells it.
     shape, size
-        Of what is stored, and its bytes.
+        Of what is stored, all parts together, and its bytes.
     details
         What else the tree says of it, such as strides (see `state.tensors`).
     """
 
-    __slots__ = ("_files", "_position", "details", "dtype", "shape", "size")
+    __slots__ = ("_files", "_tensor", "details", "dtype", "shape", "size")
 
-    def __init__(self, files: _Files, position: int, details: Mapping[str, Any]) -> None:
-        entry = files.index.tensors[position]
-        self.dtype = entry.dtype
-        self.shape = tuple(entry.shape)
-        self.size = entry.size
+    def __init__(self, files: _Files, tensor: StoredTensor, details: Mapping[str, Any]) -> None:
+        self.dtype = tensor.dtype
+        self.shape = (*tensor.shape, *tensor.pairs)
+        self.size = tensor.size_of(whole(tensor.shape))
         self.details = details
         self._files = files
-        self._position = position
+        self._tensor = tensor
 
     def __repr__(self) -> str:
         return f"LazyTensor({self.dtype}, {list(self.shape)})"
@@ -77,7 +84,8 @@ class LazyTensor:
         """Its bytes, row-major; every one of them verified at the first call.
 
         Of a file on this machine it is mapped, and takes no memory but the page cache's. From
-        elsewhere it is read into memory of its own, at each call.
+        elsewhere, and where it was saved in several parts, it is read into memory of its own, at
+        each call.
 
         Raises
         ------
@@ -90,78 +98,96 @@ class LazyTensor:
 
     def read_private(self) -> memoryview:
         """As `read`, and writable: what is written to it never reaches the file."""
-        return self._files.bytes_of(self._position)
+        return self._files.bytes_of(self._tensor)
 
 
 class _Files:
     """A checkpoint's files, mapped when first needed where the store can do that."""
 
-    def __init__(self, store: Store, layout: RunLayout, index: Index) -> None:
-        self.index = index
+    def __init__(self, store: Store, checkpoint: ShardedCheckpoint) -> None:
         self._store = store
-        self._layout = layout
-        self._mapped: dict[int, memoryview | None] = {}
-        self._verified: set[int] = set()
+        self._checkpoint = checkpoint
+        self._reader = checkpoint.reader
+        self._mapped: dict[str, memoryview | None] = {}
+        self._verified: set[Stored] = set()
 
-    def bytes_of(self, position: int) -> memoryview:
-        entry = self.index.tensors[position]
-        mapped = self._map(entry.file)
-        if mapped is None:
-            return load_tensors(self._store, self._layout, self.index, {position})[position]
-        if position not in self._verified:
-            self._verify(position, entry, mapped)
-            self._verified.add(position)
+    def bytes_of(self, tensor: StoredTensor) -> memoryview:
+        everything = whole(tensor.shape)
+        alone = tensor.parts.get(everything)
+        mapped = None if alone is None else self._map(alone)
+        if alone is None or mapped is None:
+            return self._checkpoint.read([(tensor, everything)])[0].data
+        entry = self._reader.entry(alone)
+        if alone not in self._verified:
+            path = self._reader.path(alone)
+            for chunk in chunks_of(0, entry):
+                check_chunk(path, chunk, mapped[chunk.start : chunk.stop])
+            self._verified.add(alone)
         return mapped[entry.offset : entry.offset + entry.size]
 
-    def _map(self, number: int) -> memoryview | None:
-        if number not in self._mapped:
-            file = self.index.files[number]
-            members = [tensor for tensor in self.index.tensors if tensor.file == number]
-            path = self._path(number)
-            check_header(self._store, path, file, members)
+    def _map(self, stored: Stored) -> memoryview | None:
+        """The file that holds an image."""
+        self._reader.check_files([stored])
+        path, file = self._reader.path(stored), self._reader.file(stored)
+        if path not in self._mapped:
             mapped = self._store.map(path)
             # It may have changed between the two looks at it.
             if mapped is not None and mapped.nbytes != file.size:
                 raise CorruptCheckpointError(f"{path} has {mapped.nbytes} bytes now")
-            self._mapped[number] = mapped
-        return self._mapped[number]
-
-    def _verify(self, position: int, entry: TensorEntry, mapped: memoryview) -> None:
-        path = self._path(entry.file)
-        for number, (start, stop) in enumerate(chunk_spans(entry.size)):
-            chunk = Chunk(position, entry, number, entry.offset + start, entry.offset + stop)
-            check_chunk(path, chunk, mapped[chunk.start : chunk.stop])
-
-    def _path(self, number: int) -> str:
-        return self._layout.in_run(self.index.files[number].path)
+            self._mapped[path] = mapped
+        return self._mapped[path]
 
 
-def _lazy_tensors(files: _Files, name: str, tree: Any) -> dict[str, LazyTensor]:
-    def leaf(tag: str, value: Any) -> object:
-        if tag == "tensor":
-            return _lazy_tensor(files, value)
-        if tag == "state_dict":
-            return value[0]
-        # The components of a sparse tensor; of others, something that can be a dict's key.
-        return value if tag == "sparse" else (tag, repr(value))
+class _Tensors:
+    """Finds the tensors in trees."""
 
-    found: dict[str, LazyTensor] = {}
-    for path, tensor in _walk(decode_tree(tree, leaf=leaf), ()):
-        key = text = ".".join(path) or name
-        again = 1
-        while key in found:
-            again += 1
-            key = f"{text}#{again}"
-        found[key] = tensor
-    return found
+    def __init__(self, store: Store, checkpoint: ShardedCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        self._files = _Files(store, checkpoint)
 
+    def under(self, name: str, tree: Any) -> dict[str, LazyTensor]:
+        """Those of a tracked name."""
+        numbered, sharded = self._checkpoint.leaves().numbered(name, tree)
 
-def _lazy_tensor(files: _Files, reference: Any) -> LazyTensor:
-    details = reference if isinstance(reference, dict) else {"index": reference}
-    position = details.get("index")
-    if type(position) is not int or not 0 <= position < len(files.index.tensors):
-        raise ValueError(f"{position!r} is no tensor's index")
-    return LazyTensor(files, position, {k: v for k, v in details.items() if k != "index"})
+        def leaf(tag: str, value: Any) -> object:
+            if tag == "tensor":
+                return self._plain(value)
+            if tag == "sharded" and type(value) is int:
+                return self._sharded(sharded[value])
+            if tag == "state_dict":
+                return value[0]
+            # The components of a sparse tensor; of others, something that can be a dict's key.
+            return value if tag == "sparse" else (tag, repr(value))
+
+        found: dict[str, LazyTensor] = {}
+        for path, tensor in _walk(decode_tree(numbered, leaf=leaf), ()):
+            key = text = ".".join(path) or name
+            again = 1
+            while key in found:
+                again += 1
+                key = f"{text}#{again}"
+            found[key] = tensor
+        return found
+
+    def _plain(self, reference: Any) -> LazyTensor:
+        details = reference if isinstance(reference, dict) else {"index": reference}
+        position = details.get("index")
+        if type(position) is not int:
+            raise ValueError(f"{position!r} is no tensor's index")
+        tensor = self._checkpoint.image_at(self._checkpoint.source_rank, position)
+        return LazyTensor(self._files, tensor, {k: v for k, v in details.items() if k != "index"})
+
+    def _sharded(self, sharded: ShardedTensor) -> LazyTensor:
+        tensor = self._checkpoint.tensor_of(sharded)
+        tensor.check_covers(whole(tensor.shape))
+        # Strides are those of one part.
+        kept = ("dtype",) if len(sharded.parts) > 1 else ("dtype", "stride")
+        details = {k: v for k, v in sharded.parts[0].details.items() if k in kept}
+        if sharded.is_parameter:
+            details["parameter"] = True
+        if sharded.requires_grad:
+            details["grad"] = True
+        return LazyTensor(self._files, tensor, details)
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], LazyTensor]]:

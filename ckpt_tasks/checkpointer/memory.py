@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Mapping
+from typing import TypeVar
 
-from ckpt_tasks.format.records import TensorEntry
 from ckpt_tasks.format.safetensors import TENSOR_ALIGNMENT
 
 __all__ = ["fresh_memory", "memory_for"]
+
+K = TypeVar("K")
 
 
 def fresh_memory(size: int) -> memoryview:
@@ -27,15 +29,14 @@ def fresh_memory(size: int) -> memoryview:
     return memoryview(memory)[:size]
 
 
-def memory_for(tensors: Mapping[int, TensorEntry]) -> dict[int, memoryview]:
-    """Memory for each of some tensors, by position: together, and each where torch would begin it.
-
-    No two share a byte, also where their bytes lie in the same place of a file.
+def memory_for(sizes: Mapping[K, int]) -> dict[K, memoryview]:
+    """Memory of so many bytes for each of some tensors: together, and each begins where torch would
+    begin it. No two share a byte.
     """
-    starts: dict[int, int] = {}
-    size = 0
-    for position, tensor in tensors.items():
-        starts[position] = size
-        size += -(-tensor.size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
-    memory = fresh_memory(size)
-    return {p: memory[starts[p] : starts[p] + tensor.size] for p, tensor in tensors.items()}
+    starts: dict[K, int] = {}
+    end = 0
+    for key, size in sizes.items():
+        starts[key] = end
+        end += -(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+    memory = fresh_memory(end)
+    return {key: memory[starts[key] : starts[key] + size] for key, size in sizes.items()}

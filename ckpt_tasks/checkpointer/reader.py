@@ -17,6 +17,7 @@ from ckpt_tasks.checkpointer.windows import (
     WindowReader,
     check_header,
     check_size,
+    chunks_of,
     copy_bytes,
     missing,
     windows,
@@ -44,7 +45,6 @@ from ckpt_tasks.types import CheckpointId
 __all__ = [
     "LoadedCheckpoint",
     "check_files",
-    "check_restorable",
     "load_checkpoint",
     "load_tensors",
     "positions_of",
@@ -150,7 +150,11 @@ def load_checkpoint(
     StoreError
         Storage failed, which says nothing about the checkpoint.
     """
-    check_restorable(layout, record)
+    if record.world_size != 1:
+        raise UnsupportedFormatError(
+            f"{record.id} of run {layout.run!r} was saved by {record.world_size} ranks, which "
+            "`open_sharded` reads"
+        )
     index = read_index(store, layout, record.indexes[0])
     wanted = None
     if names is not None:
@@ -194,8 +198,8 @@ def load_tensors(
         # All headers first: memory is taken for sizes that are true.
         _exhaust(pool.map(check, files))
         for _, _, members in files:
-            tensors.update(memory_for(members))
-        tasks = [(path, window) for path, _, members in files for window in windows(members)]
+            tensors.update(memory_for({p: tensor.size for p, tensor in members.items()}))
+        tasks = [(path, window) for path, _, members in files for window in _windows(members)]
         _exhaust(pool.map(load, tasks))
     return tensors
 
@@ -223,15 +227,6 @@ def positions_of(trees: Iterable[Any], *, skip: str | None = None) -> set[int]:
     return found
 
 
-def check_restorable(layout: RunLayout, record: CommitRecord) -> None:
-    """Raise `UnsupportedFormatError` for a checkpoint that this version cannot load."""
-    if record.world_size != 1:
-        raise UnsupportedFormatError(
-            f"{record.id} of run {layout.run!r} was saved by {record.world_size} ranks; this "
-            "version restores checkpoints of one"
-        )
-
-
 def check_files(store: Store, layout: RunLayout, index: Index) -> Iterator[FileEntry]:
     """Read and verify one file after the other, keeping nothing: yields each that is whole.
 
@@ -249,12 +244,16 @@ def check_files(store: Store, layout: RunLayout, index: Index) -> Iterator[FileE
         for file, members in _by_file(index):
             path = layout.in_run(file.path)
             check_header(store, path, file, members.values())
-            _exhaust(pool.map(partial(reader.read, path), windows(members)))
+            _exhaust(pool.map(partial(reader.read, path), _windows(members)))
             yield file
 
 
 def _exhaust(iterator: Iterator[object]) -> None:
     deque(iterator, maxlen=0)
+
+
+def _windows(members: Mapping[int, TensorEntry]) -> Iterator[Window]:
+    return windows(chunk for p, tensor in members.items() for chunk in chunks_of(p, tensor))
 
 
 def _by_file(index: Index) -> Iterator[tuple[FileEntry, dict[int, TensorEntry]]]:

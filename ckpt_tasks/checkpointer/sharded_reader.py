@@ -1,44 +1,49 @@
 """Reading a checkpoint of several ranks: each reads what it needs, and no byte unverified.
 
-Digests cover chunks of 4 MiB of each stored tensor, so rows of a tensor are read as the chunks
-that hold them. Memory is what a caller asks for, and a few chunks.
+A rank that restores knows which tensors it will ask for before it knows which blocks of them its
+live objects take. So it reads twice, and no byte at both times: before it is agreed that this
+checkpoint is whole, what it surely needs and its share of the rest (`preload`, `verify_rest`); and
+what its blocks have beyond that when they are known (`read`, `fill`).
 """
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckpt_tasks.checkpointer.gather import IndexKeys
-from ckpt_tasks.checkpointer.reader import check_files, load_tensors, positions_of, read_index
-from ckpt_tasks.errors import CorruptCheckpointError, ObjectNotFoundError
-from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest, digest_of_chunks
+from ckpt_tasks.checkpointer.memory import fresh_memory, memory_for
+from ckpt_tasks.checkpointer.reader import positions_of, read_index
+from ckpt_tasks.checkpointer.runs import Target, copy_runs
+from ckpt_tasks.checkpointer.stored import (
+    Image,
+    Stored,
+    StoredReader,
+    StoredTensor,
+)
+from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
+from ckpt_tasks.format.blocks import (
+    Part,
+    overlap,
+    rest_of,
+    runs_between,
+    share_of_rows,
+    whole,
+    without_overlaps,
+)
+from ckpt_tasks.format.digest import CHUNK_BYTES, digest_of_chunks
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord, FileEntry, Index, TensorEntry
-from ckpt_tasks.format.safetensors import DTYPE_BYTES
+from ckpt_tasks.format.records import CommitRecord, Index, TensorEntry
+from ckpt_tasks.format.sharded import ShardedLeaves, ShardedTensor
 from ckpt_tasks.store.base import Store
 
-__all__ = ["Rows", "ShardedCheckpoint", "Stored", "open_sharded"]
+__all__ = ["Block", "ShardedCheckpoint", "open_rank", "open_sharded"]
 
 _PARALLEL_READS = 4
-_MANY = 20  # values that are named as different; the others are counted
 
-
-class Stored(NamedTuple):
-    """A tensor as it lies in the store: which rank wrote it, and as which of its tensors."""
-
-    rank: int
-    number: int
-
-
-class Rows(NamedTuple):
-    """Rows of a stored tensor, verified: writable bytes, dtype as safetensors spells it, shape."""
-
-    data: memoryview
-    dtype: str
-    shape: tuple[int, ...]
+Block = tuple[StoredTensor, Part]
+"""A tensor, and what of it is wanted."""
 
 
 def open_sharded(
@@ -63,11 +68,28 @@ def open_sharded(
     with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="index") as pool:
         indexes = list(pool.map(lambda ref: read_index(store, layout, ref), record.indexes))
     indexes.sort(key=lambda index: index.rank)
+    if [index.rank for index in indexes] != list(range(record.world_size)):
+        raise CorruptCheckpointError(
+            f"{record.id} was saved by {record.world_size} ranks and names the indexes of "
+            f"{[index.rank for index in indexes]}"
+        )
     return ShardedCheckpoint(store, layout, record, indexes, rank=rank, world_size=world_size)
 
 
+def open_rank(
+    store: Store, layout: RunLayout, record: CommitRecord, rank: int
+) -> ShardedCheckpoint:
+    """Open a checkpoint as `rank` of those that have saved it, in whatever process.
+
+    Raises `ConfigError` where there is no such rank; else as `open_sharded`.
+    """
+    if not 0 <= rank < record.world_size:
+        raise ConfigError(f"{record.id} was saved by {record.world_size} rank(s); none is {rank}")
+    return open_sharded(store, layout, record, rank=rank, world_size=record.world_size)
+
+
 class ShardedCheckpoint:
-    """A checkpoint that is read piece by piece.
+    """A checkpoint that is read block by block.
 
     Which rank's state is whose: where as many ranks restore as have saved, each its own.
     Otherwise all restore rank 0's, with the parts of sharded tensors that each of them holds.
@@ -90,12 +112,11 @@ class ShardedCheckpoint:
         rank: int,
         world_size: int,
     ) -> None:
-        self._store = store
-        self._layout = layout
         self._keys = IndexKeys({index.rank: index for index in indexes})
         self._positions = [self._resolved(index) for index in indexes]
-        self._loaded: dict[Stored, memoryview] = {}
-        self._sized: set[str] = set()
+        self._leaves: dict[frozenset[str] | None, ShardedLeaves] = {}
+        self._kept: dict[object, tuple[Part, Image]] = {}
+        self.reader = StoredReader(store, layout, indexes)
         self.record = record
         self.indexes = indexes
         self.rank = rank
@@ -117,53 +138,104 @@ class ShardedCheckpoint:
         return self.indexes[self.source_rank].items
 
     def stored(self, rank: int, position: int) -> Stored:
-        """Where the tensor lies that the trees of `rank` refer to by `position`.
+        """Where the image lies that the trees of `rank` refer to by `position`.
 
         Raises `CorruptCheckpointError` where there is none.
         """
-        try:
-            return self._positions[rank][position]
-        except IndexError as error:
+        positions = self._positions[rank]
+        if not 0 <= position < len(positions):
             raise CorruptCheckpointError(
-                f"{self.record.id} refers to tensor {position} of {len(self._positions[rank])} of "
-                f"rank {rank}"
-            ) from error
+                f"{self.record.id} refers to tensor {position} of {len(positions)} of rank {rank}"
+            )
+        return positions[position]
 
-    def entry(self, stored: Stored) -> TensorEntry:
-        """The entry in the index of the rank that wrote it."""
-        return self.indexes[stored.rank].tensors[stored.number]
+    def entry(self, rank: int, position: int) -> TensorEntry:
+        """The entry of what the trees of `rank` refer to by `position`."""
+        return self.reader.entry(self.stored(rank, position))
 
-    def read(self, stored: Stored, start: int = 0, stop: int | None = None) -> Rows:
-        """Rows `start` to `stop` (exclusive) of a stored tensor; default: all of it.
+    def leaves(self, names: Collection[str] | None = None) -> ShardedLeaves:
+        """The sharded tensors of all ranks' trees, under some tracked names; default: all."""
+        key = None if names is None else frozenset(names)
+        if key not in self._leaves:
+            trees = [
+                {name: tree for name, tree in index.items.items() if key is None or name in key}
+                for index in self.indexes
+            ]
+            self._leaves[key] = ShardedLeaves(
+                trees, lambda *place: self.entry(*place).shape, rank=self.source_rank
+            )
+        return self._leaves[key]
+
+    def image_at(self, rank: int, position: int) -> StoredTensor:
+        """What the trees of `rank` refer to by `position`, as a tensor of one part."""
+        stored = self.stored(rank, position)
+        entry = self.reader.entry(stored)
+        return StoredTensor(entry.key, entry.shape, {whole(entry.shape): (stored, entry)})
+
+    def tensor_of(self, sharded: ShardedTensor) -> StoredTensor:
+        """Where all parts of a sharded tensor lie."""
+        parts = {
+            saved.part: (stored, self.reader.entry(stored))
+            for saved in sharded.parts
+            for stored in [self.stored(saved.rank, saved.position)]
+        }
+        return StoredTensor(sharded.name, sharded.shape, parts)
+
+    def read(self, blocks: Sequence[Block]) -> list[Image]:
+        """Blocks of tensors, all in one go.
+
+        What was preloaded of them is not read again. A block that was preloaded as such is handed
+        out in the memory in which it lies, at every call.
 
         Raises
         ------
         CorruptCheckpointError
-            A chunk that holds them is not what was committed.
+            A chunk that holds some of it is not what was committed, or nothing holds it.
         StoreError
             Storage failed.
         """
-        entry = self.entry(stored)
-        shape = tuple(entry.shape)
-        if _size(entry) != entry.size:
-            raise CorruptCheckpointError(f"tensor {entry.key!r} of {self.record.id} has no size")
-        if not shape or (start == 0 and stop in (None, shape[0])):
-            return Rows(self._bytes(stored, 0, entry.size), entry.dtype, shape)
-        stop = shape[0] if stop is None else stop
-        if not 0 <= start <= stop <= shape[0]:
-            raise CorruptCheckpointError(
-                f"rows {start}..{stop} of tensor {entry.key!r} of {self.record.id}, which has "
-                f"{shape[0]}"
-            )
-        row = entry.size // max(shape[0], 1)
-        data = self._bytes(stored, start * row, stop * row)
-        return Rows(data, entry.dtype, (stop - start, *shape[1:]))
+        found: list[Image | None] = [self._kept_as_such(*block) for block in blocks]
+        absent = [number for number, image in enumerate(found) if image is None]
+        read = self._read([blocks[number] for number in absent]) if absent else []
+        for number, image in zip(absent, read, strict=True):
+            found[number] = image
+        return [image for image in found if image is not None]
+
+    def defers(self, rank: int, position: int) -> bool:
+        """Whether a tensor waits, for all but this rank's share of it, until it is known what of it
+        is needed: a smaller one is a chunk that is read anyway.
+        """
+        return self.is_resharded and self.entry(rank, position).size > CHUNK_BYTES
+
+    def unread(self, tensor: StoredTensor) -> Image:
+        """Memory for all of a tensor, for `fill`; where that was preloaded, its values too."""
+        everything = whole(tensor.shape)
+        kept = self._kept_as_such(tensor, everything)
+        if kept is not None:
+            return kept
+        tensor.check_covers(everything)
+        self.reader.check_files(tensor.parts.values())
+        return tensor.image(everything, fresh_memory(tensor.size_of(everything)))
+
+    def fill(self, wanted: Iterable[tuple[StoredTensor, Sequence[Part], memoryview]]) -> None:
+        """Read blocks of tensors into memory for all of each, in one go.
+
+        Raises as `read`.
+        """
+        self._fill(
+            [
+                (tensor, whole(tensor.shape), without_overlaps(blocks), memory)
+                for tensor, blocks, memory in wanted
+                if self._kept_as_such(tensor, whole(tensor.shape)) is None
+            ]
+        )
 
     def preload(self, names: Collection[str] | None = None) -> None:
-        """Read, many at once, the tensors that this rank will ask for; later reads find them.
+        """Read the tensors that this rank will ask for; later reads find them.
 
-        Those that are whole, and where no other number of ranks restores than has saved, this
-        rank's parts of those that are sharded.
+        Of sharded ones, where as many ranks restore as have saved, its own parts. Else, of these
+        and of other large ones, the rows that are this rank's as FSDP2 cuts them: together the
+        ranks read all.
 
         Parameters
         ----------
@@ -172,79 +244,118 @@ class ShardedCheckpoint:
 
         Raises as `read`.
         """
-        trees = [tree for name, tree in self.trees.items() if names is None or name in names]
-        positions = positions_of(trees, skip="sharded" if self.is_resharded else None)
-        wanted: dict[int, set[int]] = {}
-        for position in positions:
-            stored = self.stored(self.source_rank, position)
-            wanted.setdefault(stored.rank, set()).add(stored.number)
-        for rank, numbers in sorted(wanted.items()):
-            loaded = load_tensors(self._store, self._layout, self.indexes[rank], numbers)
-            for number, data in loaded.items():
-                self._loaded[Stored(rank, number)] = data
+        self._keep(self._own_blocks(names))
 
-    def forget(self) -> None:
-        """Release the memory of what was preloaded."""
-        self._loaded.clear()
-
-    def verify_share(self) -> None:
-        """Read and check this rank's share of all files; nothing is kept.
-
-        When all ranks have done so, every byte is known to be what was committed.
+    def preload_of_all(self, names: Collection[str]) -> None:
+        """Read what every rank had of some tracked names of which no tensor is sharded.
 
         Raises as `read`.
         """
-        for number, index in enumerate(self.indexes):
-            if number % self.world_size == self.rank:
-                for _ in check_files(self._store, self._layout, index):
-                    pass
+        self._keep(
+            (tensor, whole(tensor.shape))
+            for index in self.indexes
+            for position in sorted(positions_of(index.items.get(name) for name in names))
+            for tensor in [self.image_at(index.rank, position)]
+        )
 
-    def differing(self, names: Collection[str] | None = None) -> list[str]:
-        """Values that were not the same on all ranks, as ``model.bn.running_mean``.
+    def verify_rest(self) -> None:
+        """Read and check this rank's share of what no rank preloads; nothing is kept.
 
-        A rank that restores another's loses its own of these. Sharded tensors are none of them.
+        That is what other ranks had of their own, where another number of ranks restores. When
+        all ranks have preloaded and done this, every byte is known to be what was committed.
 
-        Parameters
-        ----------
-        names
-            Tracked names that are looked at; default: all.
+        Raises as `read`.
         """
-        first, found = self.indexes[0].items, dict[str, None]()
-        for name in first if names is None else names:
-            for rank in range(1, len(self.indexes)):
-                other = self.indexes[rank].items.get(name)
-                for path in self._differences(first.get(name), other, rank, name):
-                    found[path] = None
-        listed = list(found)
-        more = len(listed) - _MANY
-        return [*listed[:_MANY], f"{more} more"] if more > 0 else listed
+        asked_for = {
+            stored for tensor, _ in self._own_blocks(None) for stored in tensor.parts.values()
+        }
+        rest = {
+            stored: ()
+            for number, index in enumerate(self.indexes)
+            if number % self.world_size == self.rank
+            for stored in (Stored(index.rank, each) for each in range(len(index.tensors)))
+            if stored not in asked_for
+        }
+        self.reader.check_files(rest)
+        self.reader.read(rest)
 
-    def _differences(self, first: Any, other: Any, rank: int, path: str) -> Iterator[str]:
-        """Paths at which rank 0's tree and that of `rank` differ."""
-        tag = first.get("$") if isinstance(first, dict) else None
-        if type(first) is not type(other) or (tag and tag != other.get("$")):
-            yield path
-        elif tag == "tensor":
-            if self._digest(0, first["v"]) != self._digest(rank, other["v"]):
-                yield path
-        elif isinstance(first, dict | list) and tag != "sharded":
-            mine, others = _named(first, tag, path), _named(other, tag, path)
-            if [name for name, _ in mine] != [name for name, _ in others]:
-                yield path
-                return
-            for (name, one), (_, two) in zip(mine, others, strict=True):
-                yield from self._differences(one, two, rank, name)
-        elif tag is None and first != other:
-            yield path
+    def _own_blocks(self, names: Collection[str] | None) -> Iterator[Block]:
+        """What this rank will ask for, as far as that is known."""
+        leaves, rank = self.leaves(names), self.source_rank
+        trees = {name: tree for name, tree in self.trees.items() if names is None or name in names}
+        for position in sorted(positions_of(trees.values(), skip="sharded")):
+            tensor = self.image_at(rank, position)
+            waits = self.defers(rank, position)
+            yield tensor, self._share(tensor) if waits else whole(tensor.shape)
+        for name, tree in trees.items():
+            for sharded in leaves.numbered(name, tree)[1]:
+                if self.is_resharded:
+                    tensor = self.tensor_of(sharded)
+                    yield tensor, self._share(tensor)
+                elif sharded.parts and sharded.parts[0].rank == rank:
+                    yield self.tensor_of(sharded), sharded.parts[0].part
 
-    def _digest(self, rank: int, reference: Any) -> object:
-        position = reference.get("index") if isinstance(reference, dict) else reference
-        if type(position) is not int:
-            return None
-        return digest_of_chunks(self.entry(self.stored(rank, position)).chunks)
+    def _share(self, tensor: StoredTensor) -> Part:
+        return share_of_rows(tensor.shape, self.rank, self.world_size)
+
+    def _keep(self, blocks: Iterable[Block]) -> None:
+        distinct = {tensor.identity: (tensor, block) for tensor, block in blocks}
+        absent = [block for block in distinct.values() if self._kept_as_such(*block) is None]
+        for (tensor, block), image in zip(absent, self._read(absent), strict=True):
+            self._kept[tensor.identity] = block, image
+
+    def _kept_as_such(self, tensor: StoredTensor, block: Part) -> Image | None:
+        kept, image = self._kept.get(tensor.identity, (None, None))
+        return image if kept is not None and kept[:2] == block[:2] else None
+
+    def _read(self, blocks: Sequence[Block]) -> list[Image]:
+        for tensor, block in blocks:
+            tensor.check_covers(block)
+        self.reader.check_files(
+            {
+                stored
+                for tensor, block in blocks
+                for stored in tensor.holding(self._not_kept(tensor, block))
+            }
+        )
+        sizes = {number: tensor.size_of(block) for number, (tensor, block) in enumerate(blocks)}
+        memory = memory_for(sizes)
+        self._fill(
+            [(tensor, block, [block], memory[n]) for n, (tensor, block) in enumerate(blocks)]
+        )
+        return [tensor.image(block, memory[n]) for n, (tensor, block) in enumerate(blocks)]
+
+    def _fill(
+        self, wanted: Sequence[tuple[StoredTensor, Part, Sequence[Part], memoryview]]
+    ) -> None:
+        """Of tensors, blocks into the memory of one that holds them."""
+        to_read: dict[Stored, list[Target]] = {}
+        for tensor, holder, blocks, memory in wanted:
+            missing = [piece for block in blocks for piece in self._not_kept(tensor, block)]
+            for stored, runs in tensor.runs(missing, holder):
+                to_read.setdefault(stored, []).append(Target(runs, memory))
+        self.reader.read(to_read)
+        for tensor, holder, blocks, memory in wanted:
+            for block in blocks:
+                self._copy_kept(tensor, holder, block, memory)
+
+    def _not_kept(self, tensor: StoredTensor, block: Part) -> list[Part]:
+        kept, _ = self._kept.get(tensor.identity, (None, None))
+        if 0 in block.sizes:
+            return []
+        return [block] if kept is None else list(rest_of(block, kept))
+
+    def _copy_kept(
+        self, tensor: StoredTensor, holder: Part, block: Part, memory: memoryview
+    ) -> None:
+        kept, image = self._kept.get(tensor.identity, (None, None))
+        common = None if kept is None else overlap(kept, block)
+        if kept is not None and image is not None and common is not None:
+            runs = runs_between(common, kept, holder, tensor.unit)
+            copy_runs(Target(runs, memory), 0, image.data)
 
     def _resolved(self, index: Index) -> list[Stored]:
-        """Of each position in this rank's trees, where the tensor lies."""
+        """Of each position in this rank's trees, where the image lies."""
         shared = {entry.position: entry for entry in index.shared or []}
         own = iter(range(len(index.tensors)))
         places: list[Stored] = []
@@ -261,72 +372,3 @@ class ShardedCheckpoint:
                 )
             places.append(Stored(entry.rank, found[0]))
         return places
-
-    def _bytes(self, stored: Stored, start: int, stop: int) -> memoryview:
-        """Bytes of a stored tensor, from whole chunks that have been checked."""
-        if start == stop:
-            return memoryview(bytearray())
-        loaded = self._loaded.get(stored)
-        if loaded is not None:
-            return loaded[start:stop]
-        entry = self.entry(stored)
-        path = self._checked_path(self.indexes[stored.rank].files[entry.file])
-        memory = memoryview(mmap.mmap(-1, stop - start))
-
-        def load(number: int, first: int, last: int) -> None:
-            data = memoryview(self._read(path, entry.offset + first, entry.offset + last))
-            if digest(data) != entry.chunks[number]:
-                raise CorruptCheckpointError(
-                    f"{path} is damaged: chunk {number} of tensor {entry.key!r} does not have the "
-                    "digest that was committed"
-                )
-            low, high = max(first, start), min(last, stop)
-            memory[low - start : high - start] = data[low - first : high - first]
-
-        spans = list(chunk_spans(entry.size))
-        wanted = range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES))
-        if len(wanted) == 1:
-            load(wanted[0], *spans[wanted[0]])
-        else:
-            with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="rows") as pool:
-                for _ in pool.map(lambda number: load(number, *spans[number]), wanted):
-                    pass
-        return memory
-
-    def _checked_path(self, file: FileEntry) -> str:
-        """Path of a file whose size has been looked at, before memory is taken for its tensors."""
-        path = self._layout.in_run(file.path)
-        if path not in self._sized:
-            try:
-                size = self._store.size(path)
-            except ObjectNotFoundError as error:
-                raise CorruptCheckpointError(f"{path} is missing from {self._store.url}") from error
-            if size != file.size:
-                raise CorruptCheckpointError(f"{path} has {size} bytes, committed were {file.size}")
-            self._sized.add(path)
-        return path
-
-    def _read(self, path: str, start: int, stop: int) -> bytes:
-        try:
-            return self._store.read_range(path, start, stop)
-        except ObjectNotFoundError as error:
-            raise CorruptCheckpointError(f"{path} is missing from {self._store.url}") from error
-
-
-def _size(entry: TensorEntry) -> int:
-    size = DTYPE_BYTES.get(entry.dtype, 0)
-    for extent in entry.shape:
-        size *= extent
-    return size
-
-
-def _named(node: Any, tag: str | None, path: str) -> list[tuple[str, Any]]:
-    """A node's children with their paths, as people know them from the value itself."""
-    if tag == "state_dict":
-        return [(path, node["v"][0]), (f"{path}._metadata", node["v"][1])]
-    if tag in ("dict", "odict", "counter"):
-        return [(f"{path}.{key}", value) for key, value in node["v"]]
-    if tag is not None:
-        return [(path, node["v"])]
-    pairs = node.items() if isinstance(node, dict) else enumerate(node)
-    return [(f"{path}.{key}", value) for key, value in pairs]

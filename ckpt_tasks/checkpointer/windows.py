@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ckpt_tasks.checkpointer.memory import fresh_memory
 from ckpt_tasks.errors import CorruptCheckpointError, ObjectNotFoundError
-from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest
+from ckpt_tasks.format.digest import CHUNK_BYTES, digest
 from ckpt_tasks.format.records import FileEntry, TensorEntry
 from ckpt_tasks.format.safetensors import parse_header
 from ckpt_tasks.store.base import Store
@@ -23,6 +23,7 @@ __all__ = [
     "check_chunk",
     "check_header",
     "check_size",
+    "chunks_of",
     "copy_bytes",
     "missing",
     "windows",
@@ -38,10 +39,12 @@ _GAP_BYTES = 1024 * 1024
 
 
 class Chunk(NamedTuple):
-    """One digested chunk of the tensor at `position` of an index.
+    """One digested chunk of a tensor.
 
     Parameters
     ----------
+    position
+        By which the reader knows the tensor.
     number
         Which of the tensor's chunks.
     start, stop
@@ -58,14 +61,14 @@ class Chunk(NamedTuple):
 Window = list[Chunk]
 
 
-def windows(tensors: Mapping[int, TensorEntry]) -> Iterator[Window]:
-    """Chunks in the order of their file, those that lie together in one window of bytes.
+def windows(chunks: Iterable[Chunk]) -> Iterator[Window]:
+    """Chunks of a file in its order, those that lie together in one window of bytes.
 
     Small tensors are read together: a request for each would take an object store minutes. Two
     tensors may name the same bytes.
     """
     window: Window = []
-    for chunk in sorted(_chunks(tensors), key=lambda chunk: (chunk.start, chunk.stop)):
+    for chunk in sorted(chunks, key=lambda chunk: (chunk.start, chunk.stop)):
         if window and (
             chunk.stop - window[0].start > WINDOW_BYTES
             or chunk.start - window[-1].stop > _GAP_BYTES
@@ -77,10 +80,14 @@ def windows(tensors: Mapping[int, TensorEntry]) -> Iterator[Window]:
         yield window
 
 
-def _chunks(tensors: Mapping[int, TensorEntry]) -> Iterator[Chunk]:
-    for position, tensor in tensors.items():
-        for number, (start, stop) in enumerate(chunk_spans(tensor.size)):
-            yield Chunk(position, tensor, number, tensor.offset + start, tensor.offset + stop)
+def chunks_of(
+    position: int, tensor: TensorEntry, numbers: Iterable[int] | None = None
+) -> Iterator[Chunk]:
+    """All chunks of a tensor, or those of these `numbers`."""
+    for number in range(-(-tensor.size // CHUNK_BYTES)) if numbers is None else numbers:
+        start = number * CHUNK_BYTES
+        stop = min(start + CHUNK_BYTES, tensor.size)
+        yield Chunk(position, tensor, number, tensor.offset + start, tensor.offset + stop)
 
 
 class WindowReader:

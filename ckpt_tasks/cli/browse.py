@@ -257,7 +257,16 @@ def _echo_tensors(lines: list[TensorLine]) -> None:
         [line.name, line.key, line.dtype, str(line.shape), readable_size(line.size)]
         for line in lines
     ]
-    _echo_lines(table(["tracked", "tensor", "dtype", "shape", "size"], rows, right="size"))
+    headers = ["tracked", "tensor", "dtype", "shape", "size"]
+    if any(line.ranks != [0] for line in lines):
+        headers.append("ranks")
+        rows = [[*row, _ranks_text(line.ranks)] for row, line in zip(rows, lines, strict=True)]
+    _echo_lines(table(headers, rows, right="size"))
+
+
+def _ranks_text(ranks: list[int]) -> str:
+    """Who has written a tensor; of many, the first and the last."""
+    return ", ".join(map(str, ranks)) if len(ranks) < 4 else f"{ranks[0]}...{ranks[-1]}"
 
 
 def _record_fields(record: CommitRecord) -> dict[str, str]:

@@ -179,8 +179,8 @@ def _load_alone(store: Store, layout: RunLayout, record: CommitRecord) -> Start:
     if record.world_size == 1:
         return load_checkpoint(store, layout, record)
     opened = open_sharded(store, layout, record)
-    opened.verify_share()
     opened.preload()
+    opened.verify_rest()
     return opened
 
 

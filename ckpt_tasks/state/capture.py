@@ -20,6 +20,7 @@ from ckpt_tasks.state import arrays, sharding, sparse
 from ckpt_tasks.state.health import find_nonfinite
 from ckpt_tasks.state.modules import canonical_state_dict, parameter_names
 from ckpt_tasks.state.optimizers import optimizer_state_dict
+from ckpt_tasks.state.restored import ReadImages, RestoredValues
 from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import (
     TensorImage,
@@ -36,7 +37,7 @@ from ckpt_tasks.state.tensors import (
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["CapturedState", "RestoredValues", "capture", "is_stateful", "restore_values"]
+__all__ = ["CapturedState", "capture", "is_stateful", "restore_values"]
 
 _RESERVED_KEYS = frozenset(("__metadata__",))
 
@@ -70,29 +71,6 @@ class CapturedState:
     def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
         """Names of modules' parameters that hold NaN or infinity, as they were copied."""
         return find_nonfinite(self.tensors, buffer, offsets)
-
-
-class RestoredValues(dict[str, Any]):
-    """Tracked name to state dict or plain value.
-
-    Parameters
-    ----------
-    index_of
-        ``id()`` of each tensor within, to the index of the image it was made from: tensors of
-        one index shared their memory when they were captured.
-    """
-
-    def __init__(self, index_of: dict[int, int] | None = None) -> None:
-        super().__init__()
-        self.index_of = {} if index_of is None else index_of
-        self._kept: list[torch.Tensor] = []
-
-    def keep(self, before: torch.Tensor, after: torch.Tensor) -> None:
-        """`after` stands in the place of `before`, whose ``id()`` must not be used again."""
-        self._kept.append(before)
-        index = self.index_of.get(id(before))
-        if index is not None:
-            self.index_of[id(after)] = index
 
 
 def is_stateful(value: object) -> bool:
@@ -148,6 +126,8 @@ def restore_values(
     trees: Mapping[str, Any],
     tensor_at: Callable[[int], torch.Tensor],
     sharded_at: Callable[[int], object] | None = None,
+    *,
+    read: ReadImages = lambda wanted: None,
 ) -> RestoredValues:
     """State dicts and plain values, from their trees.
 
@@ -161,7 +141,9 @@ def restore_values(
         captured come back as one object.
     sharded_at
         Gives the value of a sharded tensor, by the number that stands in its leaf (see
-        `resharding.number_sharded`).
+        `format.sharded`).
+    read
+        Of `RestoredValues`.
 
     Raises
     ------
@@ -169,7 +151,7 @@ def restore_values(
         Trees that `capture` does not write.
     """
     restorer = _Restorer(tensor_at, sharded_at)
-    values = RestoredValues(restorer.index_of)
+    values = RestoredValues(restorer.index_of, read)
     for name, tree in trees.items():
         try:
             values[name] = decode_tree(tree, leaf=restorer.leaf)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ckpt_tasks.state.capture import RestoredValues
 from ckpt_tasks.state.modules import canonical_tensors
+from ckpt_tasks.state.restored import RestoredValues
 
 __all__ = ["Linker"]
 

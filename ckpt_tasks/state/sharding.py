@@ -18,28 +18,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
 from ckpt_tasks.errors import StateError
+from ckpt_tasks.format.blocks import Part
 from ckpt_tasks.format.tree import Path, SamePath, path_text
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Part", "decompose", "dtensor_on", "is_dtensor", "local_part", "part_of"]
-
-
-class Part(NamedTuple):
-    """One rank's part of a sharded tensor: where it begins and its extents, by dimension.
-
-    `replicated` tells that other ranks hold the same part.
-    """
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    replicated: bool = False
+__all__ = ["decompose", "dtensor_on", "is_dtensor", "local_part", "part_of"]
 
 
 def is_dtensor(value: object) -> TypeGuard[DTensor]:

@@ -29,9 +29,9 @@ from typing import Any, Final
 import torch
 
 from ckpt_tasks.errors import StateError
+from ckpt_tasks.format.blocks import Part
 from ckpt_tasks.format.safetensors import TENSOR_ALIGNMENT
 from ckpt_tasks.format.tree import Path, path_text
-from ckpt_tasks.state.sharding import Part
 
 __all__ = [
     "TensorImage",

@@ -13,7 +13,8 @@ from ckpt_tasks.state.capture import CapturedState, capture, is_stateful
 from ckpt_tasks.state.linking import Linker
 from ckpt_tasks.state.modules import load_module
 from ckpt_tasks.state.optimizers import load_optimizer
-from ckpt_tasks.state.resharding import place
+from ckpt_tasks.state.placing import place_all
+from ckpt_tasks.state.restored import RestoredValues
 
 __all__ = ["RESERVED_PREFIX", "TrackedItems"]
 
@@ -74,6 +75,16 @@ class TrackedItems:
         """
         return capture({**self._items, **(own or {})})
 
+    def optimizers(self, rename: Mapping[str, str | None]) -> set[str]:
+        """Saved names that optimizers take, with `rename` as of `restore`."""
+        own = {name: name for name in self._items if name not in rename.values()}
+        taken_by: dict[str, str | None] = {**own, **rename}
+        return {
+            name
+            for name, taker in taken_by.items()
+            if isinstance(self._items.get(taker or ""), torch.optim.Optimizer)
+        }
+
     def restore(
         self,
         values: Mapping[str, Any],
@@ -103,9 +114,8 @@ class TrackedItems:
             names both sides. Names are checked before anything is changed.
         """
         saved = self._matched(values, rename or {}, fresh)
-        link_kept = getattr(values, "keep", lambda before, after: None)
-        for name, value in saved.items():
-            saved[name] = place(name, self._items[name], value, link_kept)
+        known = values if isinstance(values, RestoredValues) else RestoredValues()
+        saved = place_all({n: (self._items[n], value) for n, value in saved.items()}, known)
         stateful = [name for name in saved if is_stateful(self._items[name])]
         for name in sorted(stateful, key=self._loading_order):
             _load(name, self._items[name], saved[name])

@@ -9,7 +9,7 @@ import torch
 
 from ckpt_tasks.checkpointer.lazy import LazyTensor, open_checkpoint
 from ckpt_tasks.checkpointer.reader import LoadedCheckpoint, load_checkpoint
-from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_sharded
+from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_rank
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
@@ -17,8 +17,8 @@ from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.digest import digest as digest_of
 from ckpt_tasks.format.layout import RunLayout, decode_name
 from ckpt_tasks.format.records import CommitRecord
-from ckpt_tasks.state.capture import RestoredValues
-from ckpt_tasks.state.resharding import place
+from ckpt_tasks.state.placing import place_all
+from ckpt_tasks.state.restored import RestoredValues
 from ckpt_tasks.state.tensors import tensor_from_buffer, values_from_image
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.training.restore import restored_values
@@ -26,7 +26,9 @@ from ckpt_tasks.training.restore import restored_values
 __all__ = ["OpenCheckpoint", "load_uri", "open_uri"]
 
 
-def load_uri(uri: str, names: Collection[str], *, digest: str | None = None) -> RestoredValues:
+def load_uri(
+    uri: str, names: Collection[str], *, digest: str | None = None, rank: int = 0
+) -> RestoredValues:
     """The saved values of some tracked names, every byte verified.
 
     Parameters
@@ -37,11 +39,15 @@ def load_uri(uri: str, names: Collection[str], *, digest: str | None = None) -> 
         Tracked names: ``["model"]``. The value of a module is its state dict.
     digest
         Of the record's bytes, as told beside the uri; checked when given.
+    rank
+        Whose values they are, where several ranks saved. Sharded tensors are whole whoever's they
+        are, and what ranks hold alike is the same; random generators, the place in the data and
+        buffers that are not synchronised belong to each alone.
 
     Raises
     ------
     ConfigError
-        The uri names no commit record.
+        The uri names no commit record, or there is no such rank.
     ObjectNotFoundError
         The checkpoint is no longer there.
     CorruptCheckpointError
@@ -52,14 +58,14 @@ def load_uri(uri: str, names: Collection[str], *, digest: str | None = None) -> 
     where = _place(uri)
     with open_store(StoreConfig(url=where.root)) as store:
         record = _read_record(store, where, uri, digest)
-        if record.world_size == 1:
+        if (record.world_size, rank) == (1, 0):
             return _whole(load_checkpoint(store, where.layout, record, names=names), names)
-        opened = open_sharded(store, where.layout, record)
+        opened = open_rank(store, where.layout, record, rank)
         opened.preload(names)
         return _whole(opened, names)
 
 
-def open_uri(uri: str, *, digest: str | None = None) -> OpenCheckpoint:
+def open_uri(uri: str, *, digest: str | None = None, rank: int = 0) -> OpenCheckpoint:
     """A checkpoint to look into: only what is asked for is read, and verified before it is given.
 
     ::
@@ -70,7 +76,7 @@ def open_uri(uri: str, *, digest: str | None = None) -> OpenCheckpoint:
 
     Parameters
     ----------
-    uri, digest
+    uri, digest, rank
         As of `load_uri`.
 
     Raises as `load_uri`; looking at a damaged tensor raises `CorruptCheckpointError`.
@@ -79,7 +85,8 @@ def open_uri(uri: str, *, digest: str | None = None) -> OpenCheckpoint:
     store = open_store(StoreConfig(url=where.root))
     try:
         record = _read_record(store, where, uri, digest)
-        return OpenCheckpoint(store, record, open_checkpoint(store, where.layout, record))
+        found = open_checkpoint(store, where.layout, record, rank=rank)
+        return OpenCheckpoint(store, record, found)
     except BaseException:
         store.close()
         raise
@@ -88,8 +95,7 @@ def open_uri(uri: str, *, digest: str | None = None) -> OpenCheckpoint:
 def _whole(start: LoadedCheckpoint | ShardedCheckpoint, names: Collection[str]) -> RestoredValues:
     """Values with every tensor whole, whichever parts ranks saved of it."""
     values = restored_values(start, names, only=names)
-    for name, value in values.items():
-        values[name] = place(name, None, value, values.keep)
+    values.update(place_all({n: (None, value) for n, value in values.items()}, values))
     return values
 
 
@@ -97,7 +103,8 @@ class OpenCheckpoint(Mapping[str, Mapping[str, torch.Tensor]]):
     """Tracked name to the tensors saved under it, by the keys that lead to each.
 
     The tensors are on the CPU. Of a store on this machine they are mapped from its files: they
-    take no memory until they are looked at, and changing one changes no file. Use it in a
+    take no memory until they are looked at, and changing one changes no file. A tensor that several
+    ranks saved parts of is put together from these at each look. Use it in a
     ``with`` block, or close it; tensors that were mapped or read stay usable after that.
 
     Attributes

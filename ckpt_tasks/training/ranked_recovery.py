@@ -1,7 +1,8 @@
 """Recovery of many ranks: rank 0 chooses, all load and verify, and start from the same place.
 
-Each rank reads the tensors that it will ask for, and its share of all files, so that every byte
-is known to be whole before any rank goes on. Damage that one of them finds is damage for all.
+Each rank reads the tensors that it will ask for, or its share of them, so that every byte is known
+to be whole before any rank goes on, and none is read twice. Damage that one of them finds is damage
+for all.
 """
 
 from __future__ import annotations
@@ -135,8 +136,8 @@ class RankedRecovery:
             opened = open_sharded(
                 self._store, self._layout, record, rank=rank, world_size=world_size
             )
-            opened.verify_share()
             opened.preload()
+            opened.verify_rest()
         except CorruptCheckpointError as error:
             return None, _Loaded("corrupt", str(error))
         except CkptTasksError as error:

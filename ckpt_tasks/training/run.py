@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
+from ckpt_tasks.checkpointer.differing import differing
 from ckpt_tasks.checkpointer.reader import LoadedCheckpoint
 from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint
 from ckpt_tasks.checkpointer.staged import StagedState
@@ -417,7 +418,7 @@ class TrainingRun:
     ) -> None:
         if isinstance(start, ShardedCheckpoint) and start.is_resharded:
             self._warn_of_differences(start)
-        values = restored_values(start, OWN)
+        values = restored_values(start, OWN, optimizers=self._items.optimizers(rename))
         self._items.restore(values, rename=rename, fresh=fresh, own={STATE: self.state})
         self._start = None  # its memory is not needed any more
         self._loaders.prepare()
@@ -425,11 +426,11 @@ class TrainingRun:
 
     def _warn_of_differences(self, start: ShardedCheckpoint) -> None:
         names = [name for name in start.trees if name not in (COUNTERS, RNG)]
-        differing = start.differing(names)
-        if differing:
+        lost = differing(start, names)
+        if lost:
             self._saver.warn_once(
                 f"{start.record.id} was saved by {start.record.world_size} ranks and is restored "
-                f"by {start.world_size}: all take rank 0's value of {', '.join(differing)}, which "
+                f"by {start.world_size}: all take rank 0's value of {', '.join(lost)}, which "
                 "differed"
             )
 

@@ -21,6 +21,7 @@ from support.sharded_runs import (
 )
 from support.worlds import run_world
 
+from ckpt_tasks.checkpointer.differing import differing
 from ckpt_tasks.checkpointer.reader import read_commit
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.store import open_store
@@ -95,7 +96,7 @@ def restore_unlike(rank: int, world_size: int, root: Path, checkpoint: Checkpoin
     items["loop"] = {}
     start = restore(root, checkpoint, items, rank, world_size)
     states = full_states({name: items[name] for name in ("model", "optimizer")})
-    return states, items["loop"], start.differing(list(items)) if start.is_resharded else []
+    return states, items["loop"], differing(start, list(items)) if start.is_resharded else []
 
 
 def test_what_differs_is_kept_for_each_rank(tmp_path: Path) -> None:
@@ -108,9 +109,9 @@ def test_what_differs_is_kept_for_each_rank(tmp_path: Path) -> None:
         saved, run_world(2, restore_unlike, tmp_path, root, checkpoint), strict=True
     ):
         assert same(restored[:2], own[1:])
-    for states, loop, differing in run_world(3, restore_unlike, tmp_path, root, checkpoint):
+    for states, loop, lost in run_world(3, restore_unlike, tmp_path, root, checkpoint):
         assert same((states, loop), saved[0][1:])
-        assert differing == ["model.norm.running_mean", "loop.seen"]
+        assert lost == ["model.norm.running_mean", "loop.seen"]
 
 
 def save_diverging(rank: int, world_size: int, root: Path) -> Any:

@@ -120,21 +120,36 @@ def write_id(sequence: int) -> str:
     return new_write_id(1, sequence, "0123456789ab")
 
 
-def opened(root: Path, checkpoint: CheckpointId, rank: int, world_size: int) -> ShardedCheckpoint:
-    store = open_store(str(root))
+def opened(
+    root: Path,
+    checkpoint: CheckpointId,
+    rank: int,
+    world_size: int,
+    *,
+    store: Store | None = None,
+) -> ShardedCheckpoint:
+    """A checkpoint, as one of `world_size` ranks; read through a `store` of that root."""
+    store = store or open_store(str(root))
     record = read_commit(store, LAYOUT, checkpoint)
     return open_sharded(store, LAYOUT, record, rank=rank, world_size=world_size)
 
 
 def restore(
-    root: Path, checkpoint: CheckpointId, items: Mapping[str, Any], rank: int, world_size: int
+    root: Path,
+    checkpoint: CheckpointId,
+    items: Mapping[str, Any],
+    rank: int,
+    world_size: int,
+    *,
+    store: Store | None = None,
 ) -> ShardedCheckpoint:
-    start = opened(root, checkpoint, rank, world_size)
+    start = opened(root, checkpoint, rank, world_size, store=store)
     start.preload()
     tracked = TrackedItems()
     for name, item in items.items():
         tracked.add(name, item)
-    tracked.restore(restored_values(start, [*items, RNG]))
+    values = restored_values(start, [*items, RNG], optimizers=tracked.optimizers({}))
+    tracked.restore(values)
     return start
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from support.made_runs import HookedStore, MadeRun, State, Tensor, memory_store
 
 from ckpt_tasks.checkpointer.lazy import LazyTensor, open_checkpoint
-from ckpt_tasks.errors import CorruptCheckpointError, StoreError, UnsupportedFormatError
-from ckpt_tasks.format.codec import encode
+from ckpt_tasks.errors import CorruptCheckpointError, StoreError
 from ckpt_tasks.format.digest import CHUNK_BYTES
 from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.types import CheckpointId
@@ -138,17 +136,6 @@ def test_two_paths_of_one_text(run: MadeRun) -> None:
     trees = {"model": {"a": {"b": tensor}, "a.b": {"$": "tensor", "v": 0}}}
     found = opened(run, run.begin().save(10, state(trees)))["model"]
     assert (bytes(found["a.b"].read()), bytes(found["a.b#2"].read())) == (b"moment", LARGE)
-
-
-def test_several_ranks_are_refused(run: MadeRun) -> None:
-    """By name, and not as damage."""
-    checkpoint = run.begin().save(10, state())
-    record = run.record(checkpoint)
-    second = msgspec.structs.replace(record.indexes[0], rank=1)
-    wide = msgspec.structs.replace(record, world_size=2, indexes=[record.indexes[0], second])
-    run.store.put(run.layout.commit(checkpoint), encode(wide))
-    with pytest.raises(UnsupportedFormatError, match="2 ranks"):
-        opened(run, checkpoint)
 
 
 def test_failing_store_is_not_damage(run: MadeRun) -> None:

@@ -10,7 +10,7 @@ from support.made_runs import MadeRun, State, Tensor
 
 from ckpt_tasks.checkpointer.memory import memory_for
 from ckpt_tasks.checkpointer.reader import check_files, load_checkpoint, load_tensors, read_index
-from ckpt_tasks.checkpointer.windows import PARALLEL_WINDOWS, WINDOW_BYTES, windows
+from ckpt_tasks.checkpointer.windows import PARALLEL_WINDOWS, WINDOW_BYTES, chunks_of, windows
 from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.format.digest import CHUNK_BYTES
 from ckpt_tasks.format.records import Index, TensorEntry
@@ -79,7 +79,7 @@ def test_each_tensor_begins_where_torch_would_put_it() -> None:
 
 def test_tensors_share_no_memory() -> None:
     """Not a byte: each belongs to whoever restores it."""
-    tensors = memory_for({0: entry(4096, 100), 1: entry(4096, 100), 5: entry(5000, 10)})
+    tensors = memory_for({0: 100, 1: 100, 5: 10})
     tensors[0][:] = b"\x01" * 100
     assert bytes(tensors[1]) == bytes(100)
     tensors[1][:] = b"\x02" * 100
@@ -132,7 +132,7 @@ def test_windows_cover_every_chunk_once() -> None:
         2: entry(4106 + 3 * CHUNK_BYTES + 1 + 2 * mebibyte, 10),
         3: entry(4106 + 3 * CHUNK_BYTES + 1 + 2 * mebibyte + 10 + mebibyte // 2, 10),
     }
-    made = list(windows(entries))
+    made = list(windows(c for p, tensor in entries.items() for c in chunks_of(p, tensor)))
     assert [[(c.position, c.number) for c in window] for window in made] == [
         [(0, 0), (1, 0)],
         [(1, 1), (1, 2)],

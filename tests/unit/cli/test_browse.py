@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from support.made_runs import MadeRun
+from support.made_ranks import commit_ranks, part_of_rank, sharded
+from support.made_runs import MadeRun, State
 
+from ckpt_tasks.format.blocks import share_of_rows
+from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.types import CheckpointId
 
 EXIT_NOT_FOUND = 4
@@ -97,9 +100,26 @@ def test_the_tensors_of_a_checkpoint_are_listed(call, store_path, stored):
     assert ["model", "weight", "U8", "[3145728]  3.15 MB"] in rows
     (tensor,) = call(*asked, "--json").json["tensors"]
     assert tensor == {
-        "name": "model", "rank": 0, "key": "weight", "dtype": "U8", "shape": [3 * 2**20],
+        "name": "model", "ranks": [0], "key": "weight", "dtype": "U8", "shape": [3 * 2**20],
         "size": 3 * 2**20,
     }  # fmt: skip
+
+
+def test_the_tensors_of_several_ranks_are_whole(call, store_path):
+    """As they were before ranks cut them, and who has which."""
+    run = MadeRun(LocalStore(store_path), "cut")
+    parts = [share_of_rows((6, 4), rank, 2) for rank in (0, 1)]
+    states = [
+        State(
+            {"model": {"w": sharded((6, 4), part, 0)}},
+            [part_of_rank("model", "w", bytes(24), (6, 4), part)],
+        )
+        for part in parts
+    ]
+    checkpoint = commit_ranks(run, states)
+    answer = call("show", f"cut@{checkpoint}", "--tensors", "--store", store_path)
+    row = answer.out.splitlines()[-1]
+    assert row.split() == ["model", "w", "U8", "[6,", "4]", "24", "bytes", "0,", "1"]
 
 
 def test_tensors_are_those_of_one_checkpoint(call, store_path, stored):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from support.images import bytes_of
 
-from ckpt_tasks.state.capture import CapturedState, RestoredValues, capture, restore_values
+from ckpt_tasks.state.capture import CapturedState, capture, restore_values
+from ckpt_tasks.state.restored import RestoredValues
 from ckpt_tasks.state.tensors import tensor_from_buffer
 
 

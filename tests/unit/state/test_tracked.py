@@ -279,3 +279,12 @@ def test_tied_modules_stay_tied(through_storage: RoundTrip) -> None:
     tracked(encoder=new_encoder, decoder=new_decoder).restore(values)
     assert torch.equal(new_encoder.weight, encoder.weight)
     assert new_decoder.weight is new_encoder.weight
+
+
+def test_which_saved_names_optimizers_take() -> None:
+    """Under the name they were saved by, and none that is left out."""
+    items, module = TrackedItems(), nn.Linear(2, 2)
+    items.add("model", module)
+    items.add("optimizer", torch.optim.SGD(module.parameters(), lr=0.1))
+    assert items.optimizers({}) == {"optimizer"}
+    assert items.optimizers({"adam": "optimizer", "old": None}) == {"adam"}
