@@ -19,6 +19,7 @@ from ckpt_tasks.events import CheckpointCommitted
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, IndexRef, SharedTensor, now
+from ckpt_tasks.garbage import without_collection
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
 
@@ -102,6 +103,7 @@ class JobRunner:
         self._base = base
         self._earlier = Earlier() if incremental else None
 
+    @without_collection()
     def run(self, job: SaveJob, memory: memoryview) -> CommitRecord:
         """Write the job's files and index, and commit; when this returns, the checkpoint exists.
 
