@@ -132,12 +132,12 @@ def test_a_signal_saves_and_a_second_call_goes_on(train, store_path, number):
     assert "resumed from " in answer.err
 
 
-def test_torchrun_is_refused(train, monkeypatch, store_path):
-    """Each worker would be an attempt of its own; the flag that starts ranks is named."""
+def test_torchrun_says_how_many_ranks_there_are(train, monkeypatch, store_path):
+    """The flag that starts ranks would start them once for each of its workers."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    answer = train()
+    answer = train("--nproc", "2")
     assert answer.code == 2
-    assert "--nproc" in answer.err
+    assert "--nproc-per-node" in answer.err
     assert not Path(store_path).exists()
 
 

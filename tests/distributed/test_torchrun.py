@@ -1,0 +1,104 @@
+"""torchrun starts the ranks, on one machine or several, and starts them again when one fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import toy_ranks
+from support.launches import wait_gone, wait_until
+from support.run_checks import check_run
+from support.torchruns import Agent, agent_started
+from support.toy_runs import toy_spec
+
+from ckpt_tasks.checkpointer.catalog import RunView, view_run
+from ckpt_tasks.fencing.attempts import read_attempts
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.store import open_store
+from ckpt_tasks.training.launch import launch
+from ckpt_tasks.training.spec import TrainSpec
+from ckpt_tasks.types import EXIT_DONE
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The ends of the trainings that nothing ever happened to, by kind."""
+    ends = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(toy_ranks.__file__).parents[1]))
+        for kind in ("ddp", "fsdp"):
+            folder = tmp_path_factory.mktemp(kind)
+            patch.setenv("TOY_DIGEST", str(folder / "digest"))
+            assert launch(_spec(folder / "store", kind)).code == EXIT_DONE
+            ends[kind] = (folder / "digest").read_text("ascii")
+    return ends
+
+
+@pytest.fixture
+def digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the training's end is told; its steps are slow enough to be caught in their midst."""
+    path = tmp_path / "digest"
+    monkeypatch.setenv("TOY_DIGEST", str(path))
+    monkeypatch.setenv("TOY_STEP_SECONDS", "0.1")
+    return path
+
+
+def _spec(root: Path, kind: str = "ddp") -> TrainSpec:
+    return toy_spec(root, entrypoint=f"support.toy_ranks:{kind}", params={}, nproc=2)
+
+
+def _train(root: Path, kind: str = "ddp") -> list[str]:
+    """The arguments for torchrun that train what `_spec` does."""
+    command = ["-m", "ckpt_tasks", "train", f"support.toy_ranks:{kind}", "--run-name", "toy"]
+    options = ["--store", str(root), "--every-steps", "3"]
+    return [*command, *options, "--outcome", str(root.parent / "outcome.json")]
+
+
+def _view(spec: TrainSpec) -> RunView:
+    with open_store(spec.config.store) as store:
+        return view_run(store, spec.run)
+
+
+def _wait_for_checkpoint(spec: TrainSpec, attempt: int, agent: Agent) -> None:
+    def found() -> bool:
+        run = Path(spec.config.store.url) / "toy"
+        return bool(list(run.glob(f"commits/*-a{attempt}-*.json")))
+
+    wait_until(lambda: found() or agent.process.poll() is not None, f"a checkpoint: {agent.said}")
+    assert found(), agent.said
+
+
+def _invocations(spec: TrainSpec) -> list[str]:
+    """Of each attempt, in order."""
+    with open_store(spec.config.store) as store:
+        attempts = read_attempts(store, RunLayout(spec.run))
+    return [attempt.claim.invocation for attempt in attempts if attempt.claim is not None]
+
+
+def _outcome(root: Path) -> dict[str, Any]:
+    outcome: dict[str, Any] = json.loads((root.parent / "outcome.json").read_bytes())
+    return outcome
+
+
+def test_a_worker_is_killed(tmp_path: Path, digest: Path, undisturbed: dict[str, str]) -> None:
+    """All of them are started again: a new attempt, at once, which ends as if nothing had
+    happened, and nothing of the one before is left.
+    """
+    root = tmp_path / "store"
+    spec = _spec(root, "fsdp")
+    options = ["--nproc-per-node", "2", "--max-restarts", "2"]
+    with agent_started(*options, *_train(root, "fsdp"), log=tmp_path / "log") as agent:
+        _wait_for_checkpoint(spec, 1, agent)
+        before = agent.members[1:]
+        agent.trainer(1).kill()
+        _wait_for_checkpoint(spec, 2, agent)
+        wait_gone(before)
+        assert agent.end() == 0, agent.said
+    assert "failed: rank 1: the trainer was killed by SIGKILL" in agent.said
+    assert digest.read_text("ascii") == undisturbed["fsdp"]
+    assert len(_invocations(spec)) == 2
+    assert len(set(_invocations(spec))) == 1
+    assert (_outcome(root)["code"], _outcome(root)["attempt"]) == (EXIT_DONE, 2)
+    check_run(spec)
