@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import toy_ranks
 from support.launches import wait_gone, wait_until
+from support.machines import Machine, two_machines
 from support.run_checks import check_run
 from support.torchruns import Agent, agent_started
 from support.toy_runs import toy_spec
@@ -19,7 +21,7 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store import open_store
 from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.spec import TrainSpec
-from ckpt_tasks.types import EXIT_DONE
+from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_a_worker_is_killed(tmp_path: Path, digest: Path, undisturbed: dict[str,
     with agent_started(*options, *_train(root, "fsdp"), log=tmp_path / "log") as agent:
         _wait_for_checkpoint(spec, 1, agent)
         before = agent.members[1:]
-        agent.trainer(1).kill()
+        agent.trainers[1].kill()
         _wait_for_checkpoint(spec, 2, agent)
         wait_gone(before)
         assert agent.end() == 0, agent.said
@@ -102,3 +104,68 @@ def test_a_worker_is_killed(tmp_path: Path, digest: Path, undisturbed: dict[str,
     assert len(set(_invocations(spec))) == 1
     assert (_outcome(root)["code"], _outcome(root)["attempt"]) == (EXIT_DONE, 2)
     check_run(spec)
+
+
+def test_two_machines(
+    tmp_path: Path,
+    digest: Path,
+    undisturbed: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A trainer is killed on one of them, and all are started again; that one's agent is asked to
+    stop, and all save one step and stop; both are started once more, and go on.
+    """
+    monkeypatch.setenv("TOY_STEP_SECONDS", "0.2")
+    root = tmp_path / "store"
+    spec = _spec(root)
+    with two_machines() as machines, ExitStack() as stack:
+        agents = [
+            stack.enter_context(_agent_on(machine, machines[0], root)) for machine in machines
+        ]
+        _wait_for_checkpoint(spec, 1, agents[0])
+        killed = agents[1].trainers[0]
+        rank = killed.environ()["RANK"]
+        killed.kill()
+        _wait_for_checkpoint(spec, 2, agents[0])
+        assert f"failed: rank {rank}: the trainer was killed by SIGKILL" in agents[1].said
+        (root.parent / "outcome.json").unlink(missing_ok=True)
+        agents[1].process.terminate()
+        agents[1].end()
+        wait_until((root.parent / "outcome.json").exists, "an outcome")
+        assert _outcome(root)["code"] == EXIT_STOPPED, agents[0].said
+        newest = _view(spec).newest
+        assert newest is not None
+        assert newest.record is not None
+        assert (newest.record.trigger, newest.record.world_size) == ("signal", 2)
+        assert _outcome(root)["checkpoint"] == str(newest.id)
+        agents[0].process.terminate()  # it would wait for the other one
+        agents[0].end()
+        again = [
+            stack.enter_context(_agent_on(each, machines[0], root, "again")) for each in machines
+        ]
+        assert [agent.end() for agent in again] == [0, 0], again[0].said + again[1].said
+    assert digest.read_text("ascii") == undisturbed["ddp"]
+    assert _outcome(root)["code"] == EXIT_DONE
+    assert set(_invocations(spec)) == {"torchrun-job"}
+    check_run(spec)
+
+
+def _agent_on(
+    machine: Machine, host: Machine, root: Path, name: str = "log"
+) -> AbstractContextManager[Agent]:
+    """One agent of two, which meet at `host`; its attempt folders are its own."""
+    own = root.parent / machine.name
+    own.mkdir(exist_ok=True)
+    options = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-id", "job"]
+    meeting += ["--rdzv-conf", f"is_host={machine == host}"]
+    addresses = ["--rdzv-endpoint", f"{host.address}:29400", "--local-addr", machine.address]
+    return agent_started(
+        *options,
+        *meeting,
+        *addresses,
+        *_train(root),
+        log=own / name,
+        before=machine.before,
+        environment={"GLOO_SOCKET_IFNAME": machine.card, "TMPDIR": str(own)},
+    )

@@ -36,16 +36,15 @@ class Agent:
         """What it and its workers printed."""
         return self._log.read_text("utf-8", "replace")
 
-    def trainer(self, rank: int) -> psutil.Process:
-        """The trainer of one rank that runs below it."""
+    @property
+    def trainers(self) -> list[psutil.Process]:
+        """Those that run below it, by rank; waits for them."""
 
         def found() -> list[psutil.Process]:
-            children = psutil.Process(self.process.pid).children(recursive=True)
-            trainers = [child for child in children if is_running(child, "trainer")]
-            return [t for t in trainers if t.environ()["RANK"] == str(rank)]
+            return [member for member in self.members if is_running(member, "trainer")]
 
-        wait_until(lambda: bool(found()), f"rank {rank}: {self.said}")
-        return found()[0]
+        wait_until(lambda: bool(found()), f"a trainer: {self.said}")
+        return sorted(found(), key=lambda trainer: int(trainer.environ()["RANK"]))
 
     def end(self) -> int:
         """Its exit code; waits for it."""
