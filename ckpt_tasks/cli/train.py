@@ -27,6 +27,7 @@ from ckpt_tasks.training.spec import RankPlace, TrainOutcome, TrainSpec
 from ckpt_tasks.training.torchrun import (
     is_first_of_machine,
     started_by_torchrun,
+    tell_torchrun,
     torchrun_invocation,
     torchrun_place,
 )
@@ -228,8 +229,10 @@ def _launch(spec: TrainSpec) -> TrainOutcome:
             outcome = launch(spec, account, stop_requested=stop.requested)
     finally:
         account.close()
+    outcome = msgspec.structs.replace(outcome, message=mask_text(outcome.message))
     if speaks:
         click.echo(mask_text(_last_words(outcome, stop.signal)), err=True)
+    tell_torchrun(outcome)
     return outcome
 
 

@@ -5,22 +5,28 @@ https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.fencing.process import this_process
-from ckpt_tasks.training.spec import RankPlace
+from ckpt_tasks.training.spec import RankPlace, TrainOutcome
 
 __all__ = [
     "is_first_of_machine",
     "started_by_torchrun",
+    "tell_torchrun",
     "torchrun_invocation",
     "torchrun_place",
 ]
 
 _RUN_ID = "TORCHELASTIC_RUN_ID"
 _NO_RUN_ID = "none"
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
@@ -67,3 +73,18 @@ def torchrun_invocation(environment: Mapping[str, str] = os.environ) -> str:
         return f"torchrun-{run_id}"
     agent = this_process(os.getppid())
     return f"torchrun-{agent.host}-{agent.pid}-{agent.started}"
+
+
+def tell_torchrun(outcome: TrainOutcome, environment: Mapping[str, str] = os.environ) -> None:
+    """Have its agent show why this worker failed, in the summary that it prints.
+
+    In the form of ``torch.distributed.elastic.multiprocessing.errors``; what the training has
+    written there itself stays.
+    """
+    path = environment.get(_ERROR_FILE)
+    if path is None or outcome.done:
+        return
+    said = {"message": outcome.message, "extraInfo": {"timestamp": str(int(time.time()))}}
+    # It is told in the output as well.
+    with contextlib.suppress(OSError), Path(path).open("x", encoding="utf-8") as file:
+        json.dump({"message": said}, file)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from support.launches import wait_until
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.training.coordinator import Coordinator, Ended, Member
 from ckpt_tasks.training.generation import connect_generation
 from ckpt_tasks.training.rank_messages import connect_ranks
 from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
-from ckpt_tasks.training.torchrun import torchrun_invocation, torchrun_place
+from ckpt_tasks.training.torchrun import tell_torchrun, torchrun_invocation, torchrun_place
 from ckpt_tasks.types import EXIT_FAILED
 
 KILLED = Ended(-9)
@@ -149,6 +150,17 @@ def test_an_earlier_start_is_passed_over(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.environ["MASTER_PORT"] == str(stores[1].port)
     assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "False"
     coordinator.close()
+
+
+def test_torchrun_shows_why(tmp_path: Path) -> None:
+    """Its agent reads it as its own form; what the training has written there is left alone."""
+    path = tmp_path / "error.json"
+    tell_torchrun(FINAL, {"TORCHELASTIC_ERROR_FILE": str(path)})
+    read = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(path))
+    assert read.error_file_data["message"]["message"] == FINAL.message
+    path.write_text("the training's own", encoding="utf-8")
+    tell_torchrun(FINAL, {"TORCHELASTIC_ERROR_FILE": str(path)})
+    assert path.read_text(encoding="utf-8") == "the training's own"
 
 
 def test_what_torchrun_tells() -> None:
