@@ -191,11 +191,17 @@ class Coordinator:
             for word in member.read():
                 self._note(rank, word)
             if member.is_lost:
-                self._lose(rank)
+                self._over.add(rank)
+                self._lose(rank, "the process that supervises it, or its machine, is gone")
 
     def refuse(self) -> None:
         """Let nobody join any more: this generation ends."""
         self._refuses = True
+
+    def give_up(self) -> None:
+        """Wait for no rank any more."""
+        for rank in self.running:
+            self._lose(rank, "its end was not told in time")
 
     def tell_failed(self, rank: int) -> None:
         self._tell_all(_Failed(rank))
@@ -237,11 +243,9 @@ class Coordinator:
         elif isinstance(word, _Over):
             self._over.add(rank)
 
-    def _lose(self, rank: int) -> None:
-        self._over.add(rank)
+    def _lose(self, rank: int, why: str) -> None:
         if rank not in self.ends:
-            said = "the process that supervises it, or its machine, is gone"
-            lost = TrainOutcome(code=EXIT_FAILED, message=said, run=self._run)
+            lost = TrainOutcome(code=EXIT_FAILED, message=why, run=self._run)
             self.ends[rank] = Ended(EXIT_FAILED, lost)
 
 

@@ -208,7 +208,8 @@ class Supervisor:
             died = _of_rank(trainers.decisive, outcome or died, known=died)
         if outcome is not None:
             return died
-        if not self._stop.is_set():
+        told_elsewhere = self._spec.place is not None and trainers.decisive != own
+        if told_elsewhere or not self._stop.is_set():  # torchrun stops those that are left
             return self._stale(died) or died
         early = trainers.ended_by_signal or self._at_once.is_set()
         if died.attempt is None and early:

@@ -165,6 +165,10 @@ class LeadingTrainer(Trainers):
         self._coordinator.refuse()
         super().terminate()
 
+    def kill(self) -> None:
+        super().kill()
+        self._coordinator.give_up()
+
     def agree(self, outcome: TrainOutcome, has_time: Callable[[], bool]) -> TrainOutcome:
         self._coordinator.tell_final(outcome)
         return outcome
@@ -189,7 +193,7 @@ class FollowingTrainer(Trainers):
         self._member.look()
         super().look()
         returned = self._children[self._rank].process.poll()
-        if returned is not None and not self._told:
+        if returned is not None and self._member.has_joined and not self._told:
             self._told = True
             self._member.tell_ended(Ended(returned, self._said(self._rank)))
 

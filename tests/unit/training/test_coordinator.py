@@ -75,16 +75,21 @@ def test_one_end_for_all(tmp_path: Path, coordinator: Coordinator) -> None:
 
 def test_a_machine_that_is_gone(tmp_path: Path, coordinator: Coordinator) -> None:
     """Its connection closes without a word: its rank has failed, for a reason that is no error of
-    the training's.
+    the training's. One that does not answer is given up.
     """
     member = _joined(tmp_path / "1", 1, coordinator)
+    frozen = _joined(tmp_path / "2", 2, coordinator)
     member.close()
     wait_until(lambda: coordinator.look() or 1 in coordinator.ends, "its end")
     outcome = coordinator.ends[1].outcome
     assert outcome is not None
     assert outcome.ended_with is None
     assert "is gone" in outcome.message
-    assert coordinator.all_are_over
+    assert coordinator.running == [2]
+    coordinator.give_up()
+    assert coordinator.running == []
+    assert not coordinator.all_are_over
+    frozen.close()
 
 
 def test_who_is_let_in(tmp_path: Path, coordinator: Coordinator) -> None:
