@@ -224,9 +224,15 @@ def _launch(spec: TrainSpec) -> TrainOutcome:
         click.echo(f"run {spec.run!r} in the store {shown_place(spec.config.store.url)}", err=True)
     account = Account()
     stop = _StopOnSignal(tell=speaks)
+    agent = os.getppid()
+
+    def requested() -> bool:
+        # An agent of torchrun's that is killed leaves its workers behind.
+        return stop.requested() or (started_by_torchrun() and os.getppid() != agent)
+
     try:
         with stop:
-            outcome = launch(spec, account, stop_requested=stop.requested)
+            outcome = launch(spec, account, stop_requested=requested)
     finally:
         account.close()
     outcome = msgspec.structs.replace(outcome, message=mask_text(outcome.message))

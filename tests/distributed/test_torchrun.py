@@ -84,25 +84,32 @@ def _outcome(root: Path) -> dict[str, Any]:
     return outcome
 
 
-def test_a_worker_is_killed(tmp_path: Path, digest: Path, undisturbed: dict[str, str]) -> None:
-    """All of them are started again: a new attempt, at once, which ends as if nothing had
-    happened, and nothing of the one before is left.
+def test_one_machine(tmp_path: Path, digest: Path, undisturbed: dict[str, str]) -> None:
+    """Its agent is killed: the workers save and stop. Started again, a trainer is killed: torchrun
+    starts all of them again, a new attempt at once, which ends as if nothing had happened.
     """
     root = tmp_path / "store"
     spec = _spec(root, "fsdp")
-    options = ["--nproc-per-node", "2", "--max-restarts", "2"]
-    with agent_started(*options, *_train(root, "fsdp"), log=tmp_path / "log") as agent:
+    options = ["--nproc-per-node", "2", "--max-restarts", "2", *_train(root, "fsdp")]
+    with agent_started(*options, log=tmp_path / "first") as agent:
         _wait_for_checkpoint(spec, 1, agent)
+        workers = agent.members[1:]
+        agent.process.kill()
+        wait_gone(workers)
+        assert _outcome(root)["code"] == EXIT_STOPPED, agent.said
+    with agent_started(*options, log=tmp_path / "second") as agent:
+        _wait_for_checkpoint(spec, 2, agent)
         before = agent.members[1:]
         agent.trainers[1].kill()
-        _wait_for_checkpoint(spec, 2, agent)
+        _wait_for_checkpoint(spec, 3, agent)
         wait_gone(before)
         assert agent.end() == 0, agent.said
     assert "failed: rank 1: the trainer was killed by SIGKILL" in agent.said
     assert digest.read_text("ascii") == undisturbed["fsdp"]
-    assert len(_invocations(spec)) == 2
-    assert len(set(_invocations(spec))) == 1
-    assert (_outcome(root)["code"], _outcome(root)["attempt"]) == (EXIT_DONE, 2)
+    first, *others = _invocations(spec)
+    assert len(others) == 2
+    assert len({first, *others}) == 2
+    assert (_outcome(root)["code"], _outcome(root)["attempt"]) == (EXIT_DONE, 3)
     check_run(spec)
 
 
