@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from ckpt_tasks.checkpointer.marks import marked, read_completed, read_mark
+from ckpt_tasks.checkpointer.marks import is_tombstoned, marked, read_completed, read_mark
 from ckpt_tasks.checkpointer.reader import read_commit
 from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, CorruptCheckpointError
 from ckpt_tasks.fencing.attempts import AttemptView, read_attempts
@@ -200,7 +200,7 @@ def _view(
     elif checkpoint in marks["quarantined"]:
         quarantine = read_mark(store, layout, "quarantined", checkpoint)
         standing, why = "quarantined", quarantine.why if quarantine else "found damaged"
-    elif checkpoint in marks["expired"] or checkpoint in marks["collecting"]:
+    elif is_tombstoned(checkpoint, marks):
         standing, why = "expired", "no longer kept"
     elif checkpoint not in valid:
         standing, why = "zombie", "a later attempt went on from an earlier checkpoint"

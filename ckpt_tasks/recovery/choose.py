@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import msgspec
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints
-from ckpt_tasks.checkpointer.marks import marked
+from ckpt_tasks.checkpointer.marks import is_tombstoned, marked
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError
 from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.fencing.failures import find_repeated_failure
 from ckpt_tasks.fencing.lineage import Lineage, trace_lineage
-from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.layout import MarkKind, RunLayout
 from ckpt_tasks.format.records import PassedOver
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
@@ -96,10 +96,12 @@ def choose(
         `resume` is no checkpoint id.
     """
     lineage = trace_lineage(attempts)
+    # Before the commits: a mark that is removed by now belongs to a record that is removed, too.
+    marks = marked(store, layout)
     committed = list_checkpoints(store, layout)
     if resume != "auto" and not _has_trained(attempts, invocation):
         return _as_asked(layout, committed, resume)
-    return _newest(store, layout, attempts, lineage, committed, invocation)
+    return _newest(store, layout, attempts, lineage, marks, committed, invocation)
 
 
 def _has_trained(attempts: Sequence[AttemptView], invocation: str | None) -> bool:
@@ -130,6 +132,7 @@ def _newest(
     layout: RunLayout,
     attempts: Sequence[AttemptView],
     lineage: Lineage,
+    marks: Mapping[MarkKind, Set[CheckpointId]],
     committed: Sequence[CheckpointId],
     invocation: str | None,
 ) -> Candidates:
@@ -144,7 +147,7 @@ def _newest(
     if not valid:
         why = "no earlier attempt committed a checkpoint" if attempts else "the first attempt"
         return Candidates(why=why)
-    passed = _marked(store, layout, valid)
+    passed = _marked(marks, valid)
     tried = [checkpoint for checkpoint in valid if checkpoint not in passed]
     if not tried:
         raise nothing_restorable(layout, list(passed.values()))
@@ -172,15 +175,14 @@ def nothing_restorable(layout: RunLayout, passed: Sequence[PassedOver]) -> Check
 
 
 def _marked(
-    store: Store, layout: RunLayout, valid: Sequence[CheckpointId]
+    marks: Mapping[MarkKind, Set[CheckpointId]], valid: Sequence[CheckpointId]
 ) -> dict[CheckpointId, PassedOver]:
     """Those of `valid` that must not be used, and why."""
-    marks = marked(store, layout)
     reasons: dict[CheckpointId, str] = {}
     for checkpoint in valid:
         if checkpoint in marks["quarantined"]:
             reasons[checkpoint] = "quarantined: it was found damaged"
-        elif checkpoint in marks["expired"] or checkpoint in marks["collecting"]:
+        elif is_tombstoned(checkpoint, marks):
             reasons[checkpoint] = "expired: it may be removed at any time"
     return {
         checkpoint: PassedOver(checkpoint=str(checkpoint), why=why)
