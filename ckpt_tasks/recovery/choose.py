@@ -100,7 +100,7 @@ def choose(
     marks = marked(store, layout)
     committed = list_checkpoints(store, layout)
     if resume != "auto" and not _has_trained(attempts, invocation):
-        return _as_asked(layout, committed, resume)
+        return _as_asked(layout, marks, committed, resume)
     return _newest(store, layout, attempts, lineage, marks, committed, invocation)
 
 
@@ -113,7 +113,12 @@ def _has_trained(attempts: Sequence[AttemptView], invocation: str | None) -> boo
     )
 
 
-def _as_asked(layout: RunLayout, committed: Sequence[CheckpointId], resume: str) -> Candidates:
+def _as_asked(
+    layout: RunLayout,
+    marks: Mapping[MarkKind, Set[CheckpointId]],
+    committed: Sequence[CheckpointId],
+    resume: str,
+) -> Candidates:
     if resume == "fresh":
         return Candidates(why="a fresh start was asked for", asked_for=True)
     try:
@@ -123,6 +128,11 @@ def _as_asked(layout: RunLayout, committed: Sequence[CheckpointId], resume: str)
     if wanted not in committed:
         raise CheckpointNotFoundError(
             f"run {layout.run!r} has no checkpoint {wanted}; `ckpt-tasks ls` lists them"
+        )
+    if wanted in marks["collecting"]:
+        # A collection that comes later finds the claim, which names what is asked for.
+        raise CheckpointNotFoundError(
+            f"{wanted} of run {layout.run!r} has expired, and is being collected"
         )
     return Candidates(checkpoints=(wanted,), why="this checkpoint was asked for", asked_for=True)
 
@@ -144,18 +154,26 @@ def _newest(
             f"cannot be told: {damage[0]}. It is not started again from step 0 by itself: copy "
             "back what was damaged, or name a checkpoint with --resume"
         )
+    start = lineage.entries[0].resumed_from if lineage.entries else None
+    if not valid and start is not None:
+        raise CheckpointNotFoundError(
+            f"run {layout.run!r} went on from {start}, which is gone. It is not started again from "
+            "step 0 by itself: name a checkpoint with --resume, or ask for it with --resume fresh"
+        )
     if not valid:
         why = "no earlier attempt committed a checkpoint" if attempts else "the first attempt"
         return Candidates(why=why)
     passed = _marked(marks, valid)
     tried = [checkpoint for checkpoint in valid if checkpoint not in passed]
-    if not tried:
+    expired = [c for c in passed if c in marks["expired"] and _is_whole(c, marks)]
+    if not tried and not expired:
         raise nothing_restorable(layout, list(passed.values()))
     repeated = find_repeated_failure(store, layout, attempts, committed, invocation)
     if len(tried) > 1 and repeated is not None and not repeated.gone_back:
         deadly = tried.pop(0)
         tried.append(deadly)  # the last resort, should every older one turn out damaged
         passed[deadly] = PassedOver(checkpoint=str(deadly), why=str(repeated))
+    tried += expired  # the very last resort: their bytes may still be there
     return Candidates(
         checkpoints=tuple(tried),
         passed_over=tuple(passed.values()),
@@ -172,6 +190,10 @@ def nothing_restorable(layout: RunLayout, passed: Sequence[PassedOver]) -> Check
         "It is not started again from step 0 by itself: copy back what was damaged, or ask for "
         "it with --resume fresh"
     )
+
+
+def _is_whole(checkpoint: CheckpointId, marks: Mapping[MarkKind, Set[CheckpointId]]) -> bool:
+    return checkpoint not in marks["collecting"] and checkpoint not in marks["quarantined"]
 
 
 def _marked(
