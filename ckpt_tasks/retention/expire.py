@@ -14,7 +14,7 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.registry.base import Registry
 from ckpt_tasks.retention.holds import what_is_held
 from ckpt_tasks.retention.plan import RetentionPlan, always_kept, plan
-from ckpt_tasks.retention.references import files_of_each
+from ckpt_tasks.retention.references import files_of, files_of_each
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
@@ -132,5 +132,8 @@ def _plan(
     if config.max_bytes is not None:
         records = (c.record for c in view.checkpoints if c.standing == "valid")
         layout = RunLayout(view.run.run)
-        files = files_of_each(store, layout, (r for r in records if r is not None))
+        files = files_of_each(
+            (record for record in records if record is not None),
+            lambda record: files_of(store, layout, record),
+        )
     return plan(view, config, now=now or datetime.now(UTC), held=held, files=files)

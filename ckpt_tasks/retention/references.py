@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from ckpt_tasks.checkpointer.reader import read_index
@@ -34,10 +34,10 @@ def files_of(store: Store, layout: RunLayout, record: CommitRecord) -> dict[str,
 
 
 def files_of_each(
-    store: Store, layout: RunLayout, records: Iterable[CommitRecord]
+    records: Iterable[CommitRecord], read: Callable[[CommitRecord], dict[str, int]]
 ) -> dict[str, dict[str, int]]:
-    """`files_of` many checkpoints, by id; raises as it does."""
+    """What `read` tells of many checkpoints, by id; see `files_of`."""
     wanted = list(records)
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        files = pool.map(lambda record: files_of(store, layout, record), wanted)
+        files = pool.map(read, wanted)
         return {record.id: each for record, each in zip(wanted, files, strict=True)}

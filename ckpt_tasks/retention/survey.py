@@ -11,14 +11,19 @@ import msgspec
 from ckpt_tasks.checkpointer.catalog import CheckpointView, RunView, view_run
 from ckpt_tasks.checkpointer.marks import list_marks
 from ckpt_tasks.checkpointer.reader import read_commit
-from ckpt_tasks.errors import CorruptCheckpointError, RegistryError, UnsupportedFormatError
+from ckpt_tasks.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    RegistryError,
+    UnsupportedFormatError,
+)
 from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import MarkKind, RunLayout
 from ckpt_tasks.format.records import MAX_INDEX_BYTES, CommitRecord, Index, MarkRecord, now
 from ckpt_tasks.registry.base import Registry
 from ckpt_tasks.retention.holds import what_is_held
-from ckpt_tasks.retention.references import files_of_each
+from ckpt_tasks.retention.references import files_of, files_of_each
 from ckpt_tasks.store.base import ObjectInfo, Store
 from ckpt_tasks.types import CheckpointId
 
@@ -112,18 +117,23 @@ class Survey(msgspec.Struct, kw_only=True):
         Raises `Refused` where another one cannot be read.
         """
         remaining = {id_: r for id_, r in self.records.items() if id_ not in without}
-        sound = [r for id_, r in remaining.items() if id_ not in self.marks["quarantined"]]
         needed = {path for path in self.data if self.write_of(path) in _ages(remaining)}
-        try:
-            for files in files_of_each(store, self.layout, sound).values():
-                needed |= files.keys()
-        except (CorruptCheckpointError, UnsupportedFormatError) as error:
-            raise Refused(f"which files are needed cannot be told: {error}") from error
+        sound = [r for id_, r in remaining.items() if id_ not in self.marks["quarantined"]]
+        for files in files_of_each(sound, lambda record: self._files_of(store, record)).values():
+            needed |= files.keys()
         for id_, record in remaining.items():
             if id_ in self.marks["quarantined"]:
                 own = {self.layout.in_run(ref.path) for ref in record.indexes}
                 needed |= self.named_by_indexes(store, own)
         return needed
+
+    def _files_of(self, store: Store, record: CommitRecord) -> dict[str, int]:
+        try:
+            return files_of(store, self.layout, record)
+        except (CorruptCheckpointError, UnsupportedFormatError) as error:
+            if not store.exists(self.layout.commit(record.checkpoint)):
+                return {}  # another collection has removed it since
+            raise Refused(f"which files are needed cannot be told: {error}") from error
 
     def named_by_indexes(self, store: Store, paths: Iterable[str]) -> set[str]:
         """Files that those of `paths` which are readable indexes name."""
@@ -214,8 +224,10 @@ def _check_given_up(
                 f"what a damaged checkpoint needs cannot be told: {error}. `ckpt-tasks expire "
                 f"{layout.run}@{checkpoint.id}` gives it up"
             ) from error
-    except LookupError:
+    except CheckpointNotFoundError:
         return  # removed since
+    else:
+        raise Refused(f"the record of {checkpoint.id} could be read at the second try only")
 
 
 def _ages(checkpoints: Iterable[CheckpointId]) -> set[tuple[int, int]]:
