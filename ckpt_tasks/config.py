@@ -54,7 +54,7 @@ _FILE_VARIABLE = "CKPT_TASKS_CONFIG"
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _PLAIN_SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _BEST = re.compile(r"(?P<metric>.+):(?P<mode>min|max)")
-_BEST_OF = re.compile(r"(?:(?P<count>[1-9]\d{0,8}):)?(?P<metric>.+):(?P<mode>min|max)", re.ASCII)
+_BEST_OF = re.compile(r"(?:(?P<count>\d{1,9}):)?(?P<metric>.+):(?P<mode>min|max)", re.ASCII)
 _BEATS_BEFORE_TAKEOVER = 3
 
 
@@ -295,10 +295,10 @@ def parse_duration(text: str) -> float:
 def parse_best(text: str) -> Best:
     """What ``3:val_loss:min`` or ``val_loss:min`` keeps. Raises `ConfigError`."""
     match = _BEST_OF.fullmatch(text)
-    if match is None:
+    if match is None or match["count"] == "0":
         raise ConfigError(
-            f"retention.best = {text!r} does not say which way is better; write N:METRIC:min or "
-            "N:METRIC:max, for example '1:val_loss:min'"
+            f"retention.best = {text!r} does not say how many, or which way is better; write "
+            "N:METRIC:min or N:METRIC:max, for example '1:val_loss:min'"
         )
     mode: Literal["min", "max"] = "min" if match["mode"] == "min" else "max"
     return Best(int(match["count"] or 1), match["metric"], mode)
