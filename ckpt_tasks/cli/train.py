@@ -14,7 +14,13 @@ import click
 import msgspec
 
 from ckpt_tasks.cli.account import Account
-from ckpt_tasks.cli.options import configure, store_options
+from ckpt_tasks.cli.options import (
+    configure,
+    registry_options,
+    retention_options,
+    retention_overrides,
+    store_options,
+)
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.format.layout import encode_name
@@ -67,9 +73,8 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
 @click.option("--every-steps", type=int, metavar="N", help="Save every N steps.")
 @click.option("--every-epochs", type=int, metavar="N", help="Save every N epochs.")
 @click.option("--every", metavar="DURATION", help="Save after so long: 90s, 10m, 1h30m.")
-@click.option("--tracking-uri", metavar="URI", help="MLflow; without one, nothing is registered.")
-@click.option("--experiment", metavar="NAME", help="MLflow experiment.")
-@click.option("--registered-model", metavar="NAME", help="Default: the experiment's name.")
+@retention_options
+@registry_options
 @click.option(
     "--resume",
     metavar="auto|fresh|ID",
@@ -212,7 +217,8 @@ def _configure(
         "schedule": ("every_steps", "every_epochs", "every"),
         "registry": ("tracking_uri", "experiment", "registered_model"),
     }
-    overrides = {
+    retention = retention_overrides(flags)
+    overrides = retention | {
         f"{section}.{key}": flags[key] for section, keys in sections.items() for key in keys
     }
     return configure(store, config_file, overrides)

@@ -17,6 +17,7 @@ from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
     RegistryConfig,
+    RetentionConfig,
     SaveConfig,
     ScheduleConfig,
 )
@@ -152,6 +153,9 @@ class _AttemptOperator(StepOperator):
         each epoch; and at the end.
     save
         How a save is made.
+    retention
+        Which checkpoints are kept, from each commit on. Default: the environment's
+        (``CKPT_TASKS_RETENTION_...``), else all.
     attempt
         How attempts follow one another and end.
     python
@@ -179,6 +183,7 @@ class _AttemptOperator(StepOperator):
         hyperparameters: Mapping[str, Any] | None = None,
         schedule: ScheduleConfig | None = None,
         save: SaveConfig | None = None,
+        retention: RetentionConfig | None = None,
         attempt: AttemptConfig | None = None,
         python: str | None = None,
         resume: str = "auto",
@@ -190,6 +195,7 @@ class _AttemptOperator(StepOperator):
         self.hyperparameters = hyperparameters
         self.schedule = schedule
         self.save = save
+        self.retention = retention
         self.attempt = attempt
         self.python = python
         self.resume = resume
@@ -202,6 +208,7 @@ class _AttemptOperator(StepOperator):
             registry=self.registry,
             schedule=self.schedule,
             save=self.save,
+            retention=self.retention,
             attempt=self.attempt,
         )
 
