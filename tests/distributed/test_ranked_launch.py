@@ -81,7 +81,9 @@ def _rank(attempt: Launch, rank: int) -> psutil.Process:
     return found()[0]
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("ddp", 1), ("fsdp", 0)])
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("fsdp", 0), pytest.param("ddp", 1, marks=pytest.mark.exhaustive)]
+)
 def test_a_rank_is_killed(
     tmp_path: Path, digest: Path, undisturbed: dict[str, str], kind: str, rank: int
 ) -> None:

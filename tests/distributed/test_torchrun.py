@@ -25,17 +25,14 @@ from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The ends of the trainings that nothing ever happened to, by kind."""
-    ends = {}
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The end of the training that nothing ever happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(toy_ranks.__file__).parents[1]))
-        for kind in ("ddp", "fsdp"):
-            folder = tmp_path_factory.mktemp(kind)
-            patch.setenv("TOY_DIGEST", str(folder / "digest"))
-            assert launch(_spec(folder / "store", kind)).code == EXIT_DONE
-            ends[kind] = (folder / "digest").read_text("ascii")
-    return ends
+        patch.setenv("TOY_DIGEST", str(folder / "digest"))
+        assert launch(_spec(folder / "store")).code == EXIT_DONE
+    return (folder / "digest").read_text("ascii")
 
 
 @pytest.fixture
@@ -47,13 +44,13 @@ def digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def _spec(root: Path, kind: str = "ddp") -> TrainSpec:
-    return toy_spec(root, entrypoint=f"support.toy_ranks:{kind}", params={}, nproc=2)
+def _spec(root: Path) -> TrainSpec:
+    return toy_spec(root, entrypoint="support.toy_ranks:ddp", params={}, nproc=2)
 
 
-def _train(root: Path, kind: str = "ddp") -> list[str]:
+def _train(root: Path) -> list[str]:
     """The arguments for torchrun that train what `_spec` does."""
-    command = ["-m", "ckpt_tasks", "train", f"support.toy_ranks:{kind}", "--run-name", "toy"]
+    command = ["-m", "ckpt_tasks", "train", "support.toy_ranks:ddp", "--run-name", "toy"]
     options = ["--store", str(root), "--every-steps", "3"]
     return [*command, *options, "--outcome", str(root.parent / "outcome.json")]
 
@@ -84,13 +81,13 @@ def _outcome(root: Path) -> dict[str, Any]:
     return outcome
 
 
-def test_one_machine(tmp_path: Path, digest: Path, undisturbed: dict[str, str]) -> None:
+def test_one_machine(tmp_path: Path, digest: Path, undisturbed: str) -> None:
     """Its agent is killed: the workers save and stop. Started again, a trainer is killed: torchrun
     starts all of them again, a new attempt at once, which ends as if nothing had happened.
     """
     root = tmp_path / "store"
-    spec = _spec(root, "fsdp")
-    options = ["--nproc-per-node", "2", "--max-restarts", "2", *_train(root, "fsdp")]
+    spec = _spec(root)
+    options = ["--nproc-per-node", "2", "--max-restarts", "2", *_train(root)]
     with agent_started(*options, log=tmp_path / "first") as agent:
         _wait_for_checkpoint(spec, 1, agent)
         workers = agent.members[1:]
@@ -105,7 +102,7 @@ def test_one_machine(tmp_path: Path, digest: Path, undisturbed: dict[str, str]) 
         wait_gone(before)
         assert agent.end() == 0, agent.said
     assert "failed: rank 1: the trainer was killed by SIGKILL" in agent.said
-    assert digest.read_text("ascii") == undisturbed["fsdp"]
+    assert digest.read_text("ascii") == undisturbed
     first, *others = _invocations(spec)
     assert len(others) == 2
     assert len({first, *others}) == 2
@@ -116,7 +113,7 @@ def test_one_machine(tmp_path: Path, digest: Path, undisturbed: dict[str, str]) 
 def test_two_machines(
     tmp_path: Path,
     digest: Path,
-    undisturbed: dict[str, str],
+    undisturbed: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A trainer is killed on one of them, and all are started again; that one's agent is asked to
@@ -151,7 +148,7 @@ def test_two_machines(
             stack.enter_context(_agent_on(each, machines[0], root, "again")) for each in machines
         ]
         assert [agent.end() for agent in again] == [0, 0], again[0].said + again[1].said
-    assert digest.read_text("ascii") == undisturbed["ddp"]
+    assert digest.read_text("ascii") == undisturbed
     assert _outcome(root)["code"] == EXIT_DONE
     assert set(_invocations(spec)) == {"torchrun-job"}
     check_run(spec)
