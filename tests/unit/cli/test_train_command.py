@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import support.toy_training
+from torch.distributed.run import get_args_parser
+
+from ckpt_tasks.cli.train import train as train_command
 
 TOY = f"{support.toy_training.__file__}:train"
 
@@ -140,6 +143,26 @@ def test_torchrun_says_how_many_ranks_there_are(train, monkeypatch, store_path):
     assert answer.code == 2
     assert "--nproc-per-node" in answer.err
     assert not Path(store_path).exists()
+
+
+def test_torchrun_passes_every_option_on():
+    """It would take one for an abbreviation of several of its own: each has a name that it does
+    not.
+    """
+    arguments = ["-m", "ckpt_tasks", "train", TOY]
+    parser = get_args_parser()
+    for option in train_command.params[1:]:
+        if option.name == "nproc":
+            continue
+        passed = [name for name in option.opts if _is_passed_on(parser, [*arguments, name, "1"])]
+        assert passed, option.opts
+
+
+def _is_passed_on(parser, arguments):
+    try:
+        return parser.parse_args(arguments).training_script_args == arguments[2:]
+    except SystemExit:
+        return False
 
 
 def test_the_outcome_is_told_to_programs(train, tmp_path):
