@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 from urllib.parse import quote
 
 import msgspec
@@ -21,12 +21,11 @@ import msgspec
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.masking import MASK, is_secret_name, mask_hyperparameters, mask_text, mask_url
 from ckpt_tasks.sizes import parse_size
+from ckpt_tasks.spelling import parse_best, parse_bucket, parse_duration
 from ckpt_tasks.suggest import did_you_mean
 
 __all__ = [
     "AttemptConfig",
-    "Best",
-    "Bucket",
     "CheckpointConfig",
     "RegistryConfig",
     "RetentionConfig",
@@ -35,8 +34,6 @@ __all__ = [
     "Seconds",
     "StoreConfig",
     "load_config",
-    "parse_best",
-    "parse_bucket",
     "parse_duration",
 ]
 
@@ -51,10 +48,7 @@ _Name = Annotated[str, msgspec.Meta(min_length=1)]
 _ENVIRONMENT_PREFIX = "CKPT_TASKS_"
 _FILE_VARIABLE = "CKPT_TASKS_CONFIG"
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
-_PLAIN_SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _BEST = re.compile(r"(?P<metric>.+):(?P<mode>min|max)")
-_BEST_OF = re.compile(r"(?:(?P<count>\d{1,9}):)?(?P<metric>.+):(?P<mode>min|max)", re.ASCII)
 _BEATS_BEFORE_TAKEOVER = 3
 
 
@@ -122,21 +116,6 @@ class SaveConfig(_Section, frozen=True, kw_only=True):
     incremental: bool = True
     """Tensors that have not changed since the last checkpoint, such as frozen weights, are referred
     to and not written again."""
-
-
-class Best(msgspec.Struct, frozen=True):
-    """So many checkpoints with the best values of a metric."""
-
-    count: int
-    metric: str
-    mode: Literal["min", "max"]
-
-
-class Bucket(msgspec.Struct, frozen=True):
-    """One checkpoint of every so many seconds (0: all of them), while younger than `within`."""
-
-    every: float
-    within: float
 
 
 class RetentionConfig(_Section, frozen=True, kw_only=True):
@@ -275,48 +254,6 @@ _SECTIONS: dict[str, type[_Section]] = {
     "attempt": AttemptConfig,
     "dashboard": DashboardConfig,
 }
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of ``"90s"``, ``"10m"``, ``"1h30m"``, ``"2d"`` or plain ``"600"``.
-
-    Raises ``ValueError`` for anything else.
-    """
-    stripped = text.strip()
-    if _PLAIN_SECONDS.fullmatch(stripped):
-        return float(stripped)
-    match = _DURATION.fullmatch(stripped)
-    if not stripped or match is None:
-        raise ValueError(f"{text!r} is not a duration; write '90s', '10m', '1h30m' or seconds")
-    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def parse_best(text: str) -> Best:
-    """What ``3:val_loss:min`` or ``val_loss:min`` keeps. Raises `ConfigError`."""
-    match = _BEST_OF.fullmatch(text)
-    if match is None or match["count"] == "0":
-        raise ConfigError(
-            f"retention.best = {text!r} does not say how many, or which way is better; write "
-            "N:METRIC:min or N:METRIC:max, for example '1:val_loss:min'"
-        )
-    mode: Literal["min", "max"] = "min" if match["mode"] == "min" else "max"
-    return Best(int(match["count"] or 1), match["metric"], mode)
-
-
-def parse_bucket(text: str) -> Bucket:
-    """What ``1h:1d`` or ``all:1h`` keeps. Raises `ConfigError`."""
-    every, separator, within = text.partition(":")
-    try:
-        bucket = Bucket(0.0 if every == "all" else parse_duration(every), parse_duration(within))
-    except ValueError as error:
-        raise ConfigError(f"retention.buckets = {text!r}: {error}") from error
-    if not separator or bucket.within <= bucket.every or (every != "all" and not bucket.every):
-        raise ConfigError(
-            f"retention.buckets = {text!r} is not EVERY:FOR, the second longer than the first, as "
-            "in 'all:1h', '1h:1d' or '1d:30d'"
-        )
-    return bucket
 
 
 class _Setting(msgspec.Struct, frozen=True):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
-from ckpt_tasks.config import RetentionConfig, parse_best, parse_bucket
+from ckpt_tasks.config import RetentionConfig
 from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.spelling import parse_best, parse_bucket
 
 __all__ = [
     "BestN",

@@ -60,15 +60,15 @@ def open_store(config: StoreConfig | str, *, for_writing: bool = False) -> Store
     return store
 
 
-def open_existing_store(config: StoreConfig) -> Store:
-    """Open a store to look at what it holds; errors as `open_store`.
+def open_existing_store(config: StoreConfig, *, for_writing: bool = False) -> Store:
+    """Open a store that is there, to look at what it holds or to change it; as `open_store`.
 
     Raises `ConfigError` where there is no such folder: a mistyped store must not look empty.
     """
     store = open_store(config)
     if isinstance(store, LocalStore) and not os.path.isdir(store.root):
         raise ConfigError(f"there is no store at {store.root}; correct --store or store.url")
-    return store
+    return open_store(config, for_writing=True) if for_writing else store
 
 
 def shown_place(url: str) -> str:

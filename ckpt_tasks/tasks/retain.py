@@ -71,7 +71,7 @@ def retain(config: CheckpointConfig, run: str, *, dry_run: bool = False) -> Rete
 
 def expire(config: CheckpointConfig, run: str, *, dry_run: bool = False) -> RetentionPlan:
     """Mark what `RetentionConfig` does not keep; no byte goes. Arguments and errors as `retain`."""
-    with _opened(config, run) as (store, registry):
+    with _opened(config, run, for_writing=not dry_run) as (store, registry):
         if dry_run:
             return plan_run(store, run, config.retention, registry=registry)
         return expire_run(store, run, config.retention, by=_who(), registry=registry)
@@ -95,7 +95,7 @@ def collect(config: CheckpointConfig, run: str, *, dry_run: bool = False) -> Col
     """Remove what has expired long enough ago. Where it is not known what is needed, nothing is
     deleted and the report says why. Arguments and errors as `retain`.
     """
-    with _opened(config, run) as (store, registry):
+    with _opened(config, run, for_writing=not dry_run) as (store, registry):
         return collect_run(
             store,
             run,
@@ -116,7 +116,7 @@ def pin(config: CheckpointConfig, run: str, checkpoint: str, *, why: str) -> Non
     ConfigError
         `checkpoint` is no checkpoint's id.
     """
-    store = open_existing_store(config.store)
+    store = open_existing_store(config.store, for_writing=True)
     try:
         pin_checkpoint(store, RunLayout(run), _parsed(checkpoint), why=why, by=_who())
     finally:
@@ -125,7 +125,7 @@ def pin(config: CheckpointConfig, run: str, checkpoint: str, *, why: str) -> Non
 
 def unpin(config: CheckpointConfig, run: str, checkpoint: str) -> bool:
     """Leave a checkpoint to the rules again; returns whether it was pinned."""
-    store = open_existing_store(config.store)
+    store = open_existing_store(config.store, for_writing=True)
     try:
         return unpin_checkpoint(store, RunLayout(run), _parsed(checkpoint))
     finally:
@@ -133,8 +133,10 @@ def unpin(config: CheckpointConfig, run: str, checkpoint: str) -> bool:
 
 
 @contextmanager
-def _opened(config: CheckpointConfig, run: str) -> Iterator[tuple[Store, Registry | None]]:
-    store = open_existing_store(config.store)
+def _opened(
+    config: CheckpointConfig, run: str, *, for_writing: bool = True
+) -> Iterator[tuple[Store, Registry | None]]:
+    store = open_existing_store(config.store, for_writing=for_writing)
     try:
         with attached_registry(config.registry, store, view_run(store, run)) as registry:
             yield store, registry

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints, read_checkpoints
-from ckpt_tasks.checkpointer.marks import marked
+from ckpt_tasks.checkpointer.marks import is_tombstoned, marked
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import (
@@ -207,7 +207,8 @@ class Publisher:
         attempts = read_attempts(self._store, self._layout)
         valid = trace_lineage(attempts).valid(list_checkpoints(self._store, self._layout))
         records = read_checkpoints(self._store, self._layout, valid, uid=self._description.uid)
-        damaged = marked(self._store, self._layout)["quarantined"]
+        marks = marked(self._store, self._layout)
+        damaged = marks["quarantined"]
         newest_sent = max(self._high_water.values(), default=-1)
         rows: list[MetricRow] = []
         missing: list[CheckpointId] = []
@@ -217,7 +218,9 @@ class Publisher:
             record = records[checkpoint]
             if isinstance(record, CkptTasksError) or checkpoint in damaged:
                 continue  # recovery has reported it
-            if record.id not in self._registered:
+            if is_tombstoned(checkpoint, marks):
+                pass  # nobody is pointed at it any more; its metrics are published all the same
+            elif record.id not in self._registered:
                 missing.append(checkpoint)
             else:
                 best.consider(record)

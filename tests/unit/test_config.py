@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from ckpt_tasks.config import (
     AttemptConfig,
-    Best,
     CheckpointConfig,
     DashboardConfig,
     RegistryConfig,
@@ -19,10 +18,10 @@ from ckpt_tasks.config import (
     ScheduleConfig,
     StoreConfig,
     load_config,
-    parse_best,
     parse_duration,
 )
 from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.spelling import Best, parse_best
 
 
 @pytest.fixture

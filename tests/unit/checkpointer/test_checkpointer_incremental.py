@@ -13,6 +13,7 @@ from support.made_runs import (
     Tensor,
     memory_store,
     save_request,
+    write_state,
 )
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
@@ -20,6 +21,7 @@ from ckpt_tasks.checkpointer.drain import InlineDrain
 from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_commit, read_index
+from ckpt_tasks.checkpointer.references import check_references
 from ckpt_tasks.checkpointer.verify import verify_checkpoint
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.fencing.fence import Fence
@@ -231,3 +233,44 @@ def test_every_byte_can_be_written_each_time() -> None:
         for step in (1, 2)
     ]
     assert [record.written == record.size for record in records] == [True, True]
+
+
+def test_a_save_may_be_asked_to_refer_to_nothing(scene: Scene) -> None:
+    """As all ranks are behind one that failed; those that follow refer to it."""
+    scene.save(1, FROZEN, trained(1))
+    state = State({"model": {}}, [FROZEN, trained(2)])
+    whole = scene.checkpointer.save(state, save_request(2, whole=True))
+    assert whole.written == whole.size
+    third = scene.save(3, FROZEN, trained(3))
+    assert whole.write_id in " ".join(file.path for file in scene.index(third).files)
+
+
+def test_bytes_of_a_checkpoint_that_is_gone_are_referred_to_by_way_of_the_latest(
+    scene: Scene,
+) -> None:
+    """The record of the first is removed, its file stays for the second: also where the attempt
+    has started from that, and knows no more of it than its index.
+    """
+    first = scene.save(1, FROZEN, trained(1))
+    second = scene.save(2, FROZEN, trained(2))
+    scene.run.store.delete(scene.run.layout.commit(first.checkpoint))
+    for step, how in ((3, scene.checkpointer), (4, scene.begin(second.indexes[0]))):
+        state = State({"model": {}}, [FROZEN, trained(step)])
+        record = how.save(state, save_request(step, number=step))
+        assert first.write_id in " ".join(file.path for file in scene.index(record).files)
+
+
+def test_writes_that_were_never_committed_are_referred_to_by_their_attempt_only(
+    scene: Scene,
+) -> None:
+    """Where another rank failed, this one's part stands, and a collection leaves it alone."""
+    run, attempt = scene.run, scene.attempt.number
+    for number, sequence, allowed in ((attempt, 1, True), (attempt + 1, 2, False)):
+        write_id = f"a{number:04d}-s{sequence:04d}-dead"
+        written = write_state(run.store, run.layout, State({}, [FROZEN]), write_id=write_id)
+        own = f"a{attempt:04d}-s0005-ff"
+        if allowed:
+            check_references(run.store, run.layout, own, [written.index], None)
+            continue
+        with pytest.raises(StoreError, match="which this checkpoint refers to"):
+            check_references(run.store, run.layout, own, [written.index], None)

@@ -79,6 +79,15 @@ def test_registers_what_earlier_attempts_left(run: MadeRun, memory: RegistryMemo
     assert _aliased(memory, "resume-digits") == str(saved[-1])
 
 
+def test_what_has_expired_is_not_registered_again(run: MadeRun, memory: RegistryMemory) -> None:
+    """A collection that was killed has made the registry forget it, and removes it yet."""
+    first = run.begin()
+    expired, kept = first.save(1), first.save(2)
+    mark(run.store, run.layout, "expired", expired, why="a test", by="a test")
+    _publisher(run, memory, run.begin().number).publish()
+    assert _versions(memory) == _texts(kept)
+
+
 def test_a_second_publisher_repeats_nothing(run: MadeRun, memory: RegistryMemory) -> None:
     """One that takes over from a killed one registers only what is missing, in the same run."""
     attempt = run.begin()
