@@ -66,10 +66,9 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
 @click.option(
     "--nproc",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
     metavar="N",
-    help="Ranks to train on, each a process with torchrun's environment.",
+    help="Ranks to train on, each a process with torchrun's environment; default: attempt.nproc of "
+    "the configuration, else 1.",
 )
 @click.option("--python", metavar="PATH", help="The interpreter that trains; default: this one.")
 @click.option("--takeover", is_flag=True, help="Take the run over from a live attempt.")
@@ -89,7 +88,7 @@ def train(
     store: str | None,
     config_file: Path | None,
     resume: str,
-    nproc: int,
+    nproc: int | None,
     python: str | None,
     takeover: bool,
     invocation: str | None,
@@ -103,14 +102,15 @@ def train(
     """  # fmt: skip
     encode_name(run)
     _refuse_torchrun()
+    config = _configure(store, config_file, {**flags, "nproc": nproc})
     spec = TrainSpec(
         entrypoint=entrypoint,
         run=run,
         params=_check(entrypoint, params, python),
-        config=_configure(store, config_file, flags),
+        config=config,
         resume=resume,
         invocation=invocation or f"shell-{uuid.uuid4().hex[:12]}",
-        nproc=nproc,
+        nproc=config.attempt.nproc,
         python=python,
         takeover=takeover,
     )
@@ -142,6 +142,7 @@ def _configure(
     sections = {
         "schedule": ("every_steps", "every_epochs", "every"),
         "registry": ("tracking_uri", "experiment", "registered_model"),
+        "attempt": ("nproc",),
     }
     overrides = {
         f"{section}.{key}": flags[key] for section, keys in sections.items() for key in keys

@@ -154,6 +154,9 @@ class _AttemptOperator(StepOperator):
         How a save is made.
     attempt
         How attempts follow one another and end.
+    nproc
+        Ranks that train, each in a process of its own, with torchrun's environment, where the task
+        runs. Default: that of `attempt`, else the environment's (``CKPT_TASKS_ATTEMPT_NPROC``).
     python
         Interpreter of the training process, in an environment without Airflow, say.
     resume
@@ -180,6 +183,7 @@ class _AttemptOperator(StepOperator):
         schedule: ScheduleConfig | None = None,
         save: SaveConfig | None = None,
         attempt: AttemptConfig | None = None,
+        nproc: int | None = None,
         python: str | None = None,
         resume: str = "auto",
         **kwargs: Any,
@@ -191,8 +195,10 @@ class _AttemptOperator(StepOperator):
         self.schedule = schedule
         self.save = save
         self.attempt = attempt
+        self.nproc = nproc
         self.python = python
         self.resume = resume
+        self._settings()  # a mistake in them is one of the parse
 
     def _settings(self) -> Settings:
         return Settings(
@@ -203,6 +209,7 @@ class _AttemptOperator(StepOperator):
             schedule=self.schedule,
             save=self.save,
             attempt=self.attempt,
+            nproc=self.nproc,
         )
 
     def _spec(
