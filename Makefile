@@ -2,7 +2,8 @@
 #
 #   make demo           the main job under Prefect: train, be killed twice, resume, prove it
 #   make demo-airflow   the same under Airflow
-#   make test           the whole test suite
+#   make test           the test suite
+#   make test-all       the same, with every case of what `make test` shows by a sample
 #
 # PYTHON=... chooses the interpreter, VENV=... where the environment is made.
 
@@ -20,7 +21,7 @@ FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-airflow test lint format ui wheel extras constraints clean
+.PHONY: help install demo demo-airflow test test-all lint format ui wheel extras constraints clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,7 +45,10 @@ demo-airflow: $(STAMP)
 	$(VENV)/bin/ckpt-tasks demo --airflow
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --durations 20
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --durations 40
+
+test-all: $(STAMP)
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --durations 40 -m 'exhaustive or not exhaustive'
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

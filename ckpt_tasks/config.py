@@ -13,24 +13,30 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import quote
 
 import msgspec
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.masking import MASK, is_secret_name, mask_hyperparameters, mask_text, mask_url
+from ckpt_tasks.sizes import parse_size
 from ckpt_tasks.suggest import did_you_mean
 
 __all__ = [
     "AttemptConfig",
+    "Best",
+    "Bucket",
     "CheckpointConfig",
     "RegistryConfig",
+    "RetentionConfig",
     "SaveConfig",
     "ScheduleConfig",
     "Seconds",
     "StoreConfig",
     "load_config",
+    "parse_best",
+    "parse_bucket",
     "parse_duration",
 ]
 
@@ -39,6 +45,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 _Delay = Annotated[float, msgspec.Meta(ge=0)]  # seconds, where none is a choice too
 _AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+_Bytes = Annotated[int, msgspec.Meta(ge=1, title="bytes")]  # text is read as a size
 _Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 _ENVIRONMENT_PREFIX = "CKPT_TASKS_"
@@ -47,6 +54,7 @@ _FILE_VARIABLE = "CKPT_TASKS_CONFIG"
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 _PLAIN_SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _BEST = re.compile(r"(?P<metric>.+):(?P<mode>min|max)")
+_BEST_OF = re.compile(r"(?:(?P<count>\d{1,9}):)?(?P<metric>.+):(?P<mode>min|max)", re.ASCII)
 _BEATS_BEFORE_TAKEOVER = 3
 
 
@@ -114,6 +122,64 @@ class SaveConfig(_Section, frozen=True, kw_only=True):
     incremental: bool = True
     """Tensors that have not changed since the last checkpoint, such as frozen weights, are referred
     to and not written again."""
+
+
+class Best(msgspec.Struct, frozen=True):
+    """So many checkpoints with the best values of a metric."""
+
+    count: int
+    metric: str
+    mode: Literal["min", "max"]
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """One checkpoint of every so many seconds (0: all of them), while younger than `within`."""
+
+    every: float
+    within: float
+
+
+class RetentionConfig(_Section, frozen=True, kw_only=True):
+    """Which checkpoints are kept: those that any of the first five names, as far as the two limits
+    allow. Without any of them, all are.
+
+    The newest checkpoint that a retry would start from, pinned ones, and those that the registry
+    holds by an alias are kept whatever is written here.
+    """
+
+    latest: _AtLeastOne | None = None
+    """The newest so many that a retry could start from."""
+    best: list[str] = []
+    """``N:METRIC:min`` or ``N:METRIC:max``: the N with the best values of a metric. One, where N
+    is left out."""
+    every_steps: _AtLeastOne | None = None
+    """The first at or after each multiple of so many steps."""
+    every_epochs: _AtLeastOne | None = None
+    """The first at or after each multiple of so many completed epochs."""
+    buckets: list[str] = []
+    """``EVERY:FOR``, as in ``["all:1h", "1h:1d", "1d:30d"]``: all of the last hour, then the newest
+    of each hour for a day, and of each day for thirty days."""
+    max_age: Seconds | None = None
+    """Older ones go, whatever of the above names them."""
+    max_bytes: _Bytes | None = None
+    """Of one run, with what they share counted once: while those kept take more, the oldest goes.
+    TOML, environment and flags also take ``"500GB"``, ``"1.5TiB"``."""
+    grace: Seconds = 3600.0
+    """Seconds, by the store's clock, for which the bytes of an expired checkpoint, and what killed
+    writes have left, stay. Must exceed the longest save and the longest restore."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.best:
+            parse_best(text)
+        for text in self.buckets:
+            parse_bucket(text)
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether nothing is configured that would let any checkpoint go."""
+        rules = (self.latest, self.best, self.every_steps, self.every_epochs, self.buckets)
+        return not any((*rules, self.max_age, self.max_bytes))
 
 
 class RegistryConfig(_Section, frozen=True, kw_only=True):
@@ -196,6 +262,7 @@ class CheckpointConfig(_Section, frozen=True, kw_only=True):
     store: StoreConfig = StoreConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     save: SaveConfig = SaveConfig()
+    retention: RetentionConfig = RetentionConfig()
     registry: RegistryConfig = RegistryConfig()
     attempt: AttemptConfig = AttemptConfig()
     dashboard: DashboardConfig = DashboardConfig()
@@ -205,6 +272,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "store": StoreConfig,
     "schedule": ScheduleConfig,
     "save": SaveConfig,
+    "retention": RetentionConfig,
     "registry": RegistryConfig,
     "attempt": AttemptConfig,
     "dashboard": DashboardConfig,
@@ -224,6 +292,33 @@ def parse_duration(text: str) -> float:
         raise ValueError(f"{text!r} is not a duration; write '90s', '10m', '1h30m' or seconds")
     days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def parse_best(text: str) -> Best:
+    """What ``3:val_loss:min`` or ``val_loss:min`` keeps. Raises `ConfigError`."""
+    match = _BEST_OF.fullmatch(text)
+    if match is None or match["count"] == "0":
+        raise ConfigError(
+            f"retention.best = {text!r} does not say how many, or which way is better; write "
+            "N:METRIC:min or N:METRIC:max, for example '1:val_loss:min'"
+        )
+    mode: Literal["min", "max"] = "min" if match["mode"] == "min" else "max"
+    return Best(int(match["count"] or 1), match["metric"], mode)
+
+
+def parse_bucket(text: str) -> Bucket:
+    """What ``1h:1d`` or ``all:1h`` keeps. Raises `ConfigError`."""
+    every, separator, within = text.partition(":")
+    try:
+        bucket = Bucket(0.0 if every == "all" else parse_duration(every), parse_duration(within))
+    except ValueError as error:
+        raise ConfigError(f"retention.buckets = {text!r}: {error}") from error
+    if not separator or bucket.within <= bucket.every or (every != "all" and not bucket.every):
+        raise ConfigError(
+            f"retention.buckets = {text!r} is not EVERY:FOR, the second longer than the first, as "
+            "in 'all:1h', '1h:1d' or '1d:30d'"
+        )
+    return bucket
 
 
 class _Setting(msgspec.Struct, frozen=True):
@@ -249,7 +344,7 @@ def load_config(
     Parameters
     ----------
     file
-        A TOML file with the tables ``[store]``, ``[schedule]``, ``[registry]``, ``[attempt]``.
+        A TOML file with the tables ``[store]``, ``[schedule]``, ``[retention]``, ....
         Default: what ``CKPT_TASKS_CONFIG`` names, if it is set.
     environ
         Variables ``CKPT_TASKS_<SECTION>_<KEY>``; default: the process's own. Lists and
@@ -351,6 +446,8 @@ def _read_text(text: str, kind: Any) -> Any:
     alternatives = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if Seconds in alternatives or _Delay in alternatives:
         return parse_duration(text)
+    if _Bytes in alternatives:
+        return parse_size(text)
     if any(get_origin(alternative) in (dict, list) for alternative in alternatives):
         return msgspec.json.decode(text)
     return text

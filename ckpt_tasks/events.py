@@ -33,6 +33,7 @@ __all__ = [
     "Progress",
     "RegistryLinked",
     "RegistryUnavailable",
+    "RetentionApplied",
     "RunFoundComplete",
     "SaveDelayed",
     "SaveFailed",
@@ -183,6 +184,14 @@ class MetricsReplayed(Event, frozen=True, kw_only=True, tag=True):
     keys: list[str] = []
 
 
+class RetentionApplied(Event, frozen=True, kw_only=True, tag=True):
+    """Checkpoints are no longer kept (`expired`), or are gone, with so many bytes."""
+
+    expired: list[str]
+    removed: list[str] = []
+    freed: int = 0
+
+
 class Warned(Event, frozen=True, kw_only=True, tag=True):
     """Something the user should know."""
 
@@ -219,6 +228,7 @@ AnyEvent = (
     | RegistryLinked
     | RegistryUnavailable
     | MetricsReplayed
+    | RetentionApplied
     | Warned
     | OutputLine
     | AttemptEnded

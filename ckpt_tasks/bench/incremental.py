@@ -14,8 +14,10 @@ from ckpt_tasks.store.base import Store
 
 __all__ = ["measure_resaves"]
 
+# The share of parameters: of GPT-2 small's 124 million, such adapters have 1.18 million (Hu et al.,
+# 2021, "LoRA: Low-Rank Adaptation of Large Language Models").
 _TRAINED = {
-    "LoRA-like: 2 % of the parameters trained": 0.02,
+    "LoRA of rank 8 on every matrix": 0.0095,
     "90 % of the parameters frozen": 0.10,
 }
 

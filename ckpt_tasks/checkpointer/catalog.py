@@ -8,9 +8,14 @@ from typing import Literal
 
 import msgspec
 
-from ckpt_tasks.checkpointer.marks import marked, read_completed, read_mark
+from ckpt_tasks.checkpointer.marks import is_tombstoned, marked, read_completed, read_mark
 from ckpt_tasks.checkpointer.reader import read_commit
-from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, CorruptCheckpointError
+from ckpt_tasks.errors import (
+    CheckpointNotFoundError,
+    CkptTasksError,
+    CorruptCheckpointError,
+    UnsupportedFormatError,
+)
 from ckpt_tasks.fencing.attempts import AttemptView, read_attempts
 from ckpt_tasks.fencing.claim import read_run
 from ckpt_tasks.fencing.lineage import trace_lineage
@@ -96,12 +101,15 @@ def list_checkpoints(store: Store, layout: RunLayout) -> list[CheckpointId]:
 def read_checkpoints(
     store: Store, layout: RunLayout, checkpoints: Iterable[CheckpointId], *, uid: str
 ) -> dict[CheckpointId, CommitRecord | CkptTasksError]:
-    """Commit records, or why one cannot be read."""
+    """Commit records, or why one cannot be read.
+
+    Raises `StoreError` where storage failed, which says nothing about a record.
+    """
 
     def read(checkpoint: CheckpointId) -> CommitRecord | CkptTasksError:
         try:
             return read_commit(store, layout, checkpoint, uid=uid)
-        except CkptTasksError as error:
+        except (CorruptCheckpointError, CheckpointNotFoundError, UnsupportedFormatError) as error:
             return error
 
     ids = list(checkpoints)
@@ -128,8 +136,10 @@ def view_run(store: Store, run: str) -> RunView:
     layout = RunLayout(run)
     identity = read_run(store, layout)
     attempts = read_attempts(store, layout)
-    ids = list_checkpoints(store, layout)
-    records = read_checkpoints(store, layout, ids, uid=identity.uid)
+    listed = list_checkpoints(store, layout)
+    records = read_checkpoints(store, layout, listed, uid=identity.uid)
+    # One that is gone by now has just been collected.
+    ids = [one for one in listed if not isinstance(records[one], CheckpointNotFoundError)]
     marks = marked(store, layout)
     valid = set(trace_lineage(attempts).valid(ids))
     views = [
@@ -200,7 +210,7 @@ def _view(
     elif checkpoint in marks["quarantined"]:
         quarantine = read_mark(store, layout, "quarantined", checkpoint)
         standing, why = "quarantined", quarantine.why if quarantine else "found damaged"
-    elif checkpoint in marks["expired"] or checkpoint in marks["collecting"]:
+    elif is_tombstoned(checkpoint, marks):
         standing, why = "expired", "no longer kept"
     elif checkpoint not in valid:
         standing, why = "zombie", "a later attempt went on from an earlier checkpoint"

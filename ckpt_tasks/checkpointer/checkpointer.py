@@ -47,6 +47,8 @@ class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
         How long capturing the state took.
     number
         Of the save in the attempt, as ranks have agreed on it; default: the next one.
+    whole
+        Every byte is written, whatever earlier checkpoints hold.
     """
 
     position: Position
@@ -56,6 +58,7 @@ class SaveRequest(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool = True
     capture_seconds: float = 0.0
     number: int | None = None
+    whole: bool = False
 
 
 class Checkpointer:
@@ -180,6 +183,7 @@ class Checkpointer:
                 rank=self._rank,
                 shared=list(state.shared) if isinstance(state, DividedState) else [],
                 gather_seconds=self._gather_seconds,
+                whole=request.whole,
             )
             self._drain.hand_over(job, self._arena, image.size)
             return job

@@ -9,20 +9,18 @@ all that follow.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable
 
+from ckpt_tasks.checkpointer.references import Base, check_references
 from ckpt_tasks.errors import ConfigError, StaleAttemptError, StoreError
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.codec import encode
-from ckpt_tasks.format.layout import MarkKind, RunLayout
+from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import MAX_COMMIT_BYTES, CommitRecord, Index
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 
 __all__ = ["commit", "new_write_id"]
-
-_WRITE_ID = re.compile(r"a([0-9]+)-s([0-9]+)-[0-9a-f]+", re.ASCII)
 
 
 def new_write_id(attempt: int, sequence: int, unique: str) -> str:
@@ -36,6 +34,8 @@ def commit(
     fence: Fence,
     record: CommitRecord,
     indexes: Iterable[Index],
+    *,
+    base: Base | None = None,
 ) -> bytes:
     """Make the checkpoint exist.
 
@@ -45,6 +45,8 @@ def commit(
         Names every index by digest; all of them are durable.
     indexes
         The same indexes, for the bytes of earlier writes that they refer to.
+    base
+        The checkpoint by way of which they do so (see `checkpointer.references`).
 
     Returns
     -------
@@ -69,7 +71,7 @@ def commit(
             f"{MAX_COMMIT_BYTES}; log fewer or shorter hyperparameters and metrics"
         )
     fence.check()
-    _check_references(store, layout, record.write_id, indexes)
+    check_references(store, layout, record.write_id, indexes, base)
     if not create_once(store, layout.commit(record.checkpoint), data):
         raise StaleAttemptError(
             f"{record.id} of run {layout.run!r} was committed by another process that executes "
@@ -79,33 +81,3 @@ def commit(
     with contextlib.suppress(StoreError):
         fence.check()
     return data
-
-
-def _check_references(
-    store: Store, layout: RunLayout, write_id: str, indexes: Iterable[Index]
-) -> None:
-    """Refuse to commit references to bytes that are being removed, or known to be damaged."""
-    own = layout.write_folder_in_run(write_id) + "/"
-    foreign = {
-        file.path for index in indexes for file in index.files if not file.path.startswith(own)
-    }
-    if not foreign:
-        return
-    kinds: tuple[MarkKind, ...] = ("expired", "collecting", "quarantined")
-    doomed = {
-        (checkpoint.attempt, checkpoint.sequence)
-        for kind in kinds
-        for info in store.list_objects(layout.marks(kind))
-        if (checkpoint := layout.checkpoint_id(info.path)) is not None
-    }
-    for path in sorted(foreign):
-        match = _WRITE_ID.search(path)
-        if match and (int(match[1]), int(match[2])) in doomed:
-            raise StoreError(
-                f"{path} of run {layout.run!r}, which this checkpoint refers to, is marked as "
-                "expired or damaged; the next save writes those bytes again"
-            )
-        if not store.exists(layout.in_run(path)):
-            raise StoreError(
-                f"{path} of run {layout.run!r}, which this checkpoint refers to, is gone"
-            )

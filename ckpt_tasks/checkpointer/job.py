@@ -13,12 +13,14 @@ from ckpt_tasks.checkpointer.earlier import Earlier
 from ckpt_tasks.checkpointer.gather import gather_indexes
 from ckpt_tasks.checkpointer.image import Image
 from ckpt_tasks.checkpointer.reader import read_index
+from ckpt_tasks.checkpointer.references import Base
 from ckpt_tasks.checkpointer.writer import WrittenRank, write_rank
 from ckpt_tasks.errors import CorruptCheckpointError, StoreError
 from ckpt_tasks.events import CheckpointCommitted
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, IndexRef, SharedTensor, now
+from ckpt_tasks.garbage import without_collection
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
 
@@ -50,6 +52,8 @@ class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
         What another rank writes, as in `Index`.
     gather_seconds
         How long rank 0 waits for the others' parts, when its own is written.
+    whole
+        Nothing is referred to, whatever earlier checkpoints hold.
     """
 
     image: msgspec.Raw
@@ -60,6 +64,7 @@ class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
     rank: int = 0
     shared: list[SharedTensor] = []
     gather_seconds: float = 600.0
+    whole: bool = False
 
     @property
     def commits(self) -> bool:
@@ -101,7 +106,10 @@ class JobRunner:
         self._failure = failure
         self._base = base
         self._earlier = Earlier() if incremental else None
+        age = layout.write_of(base.path) if base is not None else None
+        self._latest = Base(age) if age is not None else None
 
+    @without_collection()
     def run(self, job: SaveJob, memory: memoryview) -> CommitRecord:
         """Write the job's files and index, and commit; when this returns, the checkpoint exists.
 
@@ -122,7 +130,7 @@ class JobRunner:
         StoreError
             Storage failed.
         """
-        known = self._known()
+        known = self._known(whole=job.whole)
         if self._earlier is not None:
             # Should this save fail, the next one writes everything: what this one refers to may
             # be the reason.
@@ -177,12 +185,15 @@ class JobRunner:
                 indexes=gathered.refs,
                 nonfinite=gathered.nonfinite[:NAMED_PARAMETERS],
             )
-        commit(self._store, self._layout, self._fence, record, indexes)
+        commit(self._store, self._layout, self._fence, record, indexes, base=self._latest)
+        self._latest = Base.of(record, indexes)
         return record
 
-    def _known(self) -> Earlier | None:
+    def _known(self, *, whole: bool) -> Earlier | None:
         """What is held already; first, what the checkpoint holds that the attempt started from."""
         base, self._base = self._base, None
+        if whole and self._earlier is not None:
+            return Earlier()
         if base is not None and self._earlier is not None:
             # Damaged or out of reach, it is just not referred to.
             with contextlib.suppress(CorruptCheckpointError, StoreError):

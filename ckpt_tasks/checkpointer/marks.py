@@ -1,18 +1,29 @@
-"""Marks on checkpoints: pinned, expired, quarantined, being collected; and the run's completion.
+"""Marks on checkpoints: pinned, expired, quarantined, being collected, verified; and the run's
+completion.
 
 A mark's existence is what counts; its content is for people.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from ckpt_tasks.errors import CorruptCheckpointError, ObjectExistsError, ObjectNotFoundError
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import MARK_KINDS, MarkKind, RunLayout
 from ckpt_tasks.format.records import CompletedRecord, MarkRecord, now
-from ckpt_tasks.store.base import Store
+from ckpt_tasks.store.base import ObjectInfo, Store
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["mark", "marked", "read_completed", "read_mark", "write_completed"]
+__all__ = [
+    "is_tombstoned",
+    "list_marks",
+    "mark",
+    "marked",
+    "read_completed",
+    "read_mark",
+    "write_completed",
+]
 
 _MAX_MARK_BYTES = 64 * 1024
 
@@ -28,15 +39,28 @@ def mark(
         return
 
 
-def marked(store: Store, layout: RunLayout) -> dict[MarkKind, set[CheckpointId]]:
-    """Every mark of the run."""
-    found: dict[MarkKind, set[CheckpointId]] = {kind: set() for kind in MARK_KINDS}
-    for kind in MARK_KINDS:
-        for info in store.list_objects(layout.marks(kind)):
-            checkpoint = layout.checkpoint_id(info.path)
-            if checkpoint is not None:
-                found[kind].add(checkpoint)
+def list_marks(store: Store, layout: RunLayout) -> dict[MarkKind, dict[CheckpointId, ObjectInfo]]:
+    """Every mark of the run, by one listing."""
+    found: dict[MarkKind, dict[CheckpointId, ObjectInfo]] = {kind: {} for kind in MARK_KINDS}
+    for info in store.list_objects(layout.all_marks):
+        checkpoint = layout.checkpoint_id(info.path)
+        kind = info.path.removeprefix(layout.all_marks).partition("/")[0]
+        if checkpoint is not None and kind in MARK_KINDS:
+            found[kind][checkpoint] = info
     return found
+
+
+def marked(store: Store, layout: RunLayout) -> dict[MarkKind, set[CheckpointId]]:
+    """Which checkpoints of the run have which mark."""
+    return {kind: set(marks) for kind, marks in list_marks(store, layout).items()}
+
+
+def is_tombstoned(
+    checkpoint: CheckpointId, marks: Mapping[MarkKind, Collection[CheckpointId]]
+) -> bool:
+    """Whether a checkpoint is no longer kept. A pin outweighs its expiry, not its collection."""
+    expired = checkpoint in marks["expired"] and checkpoint not in marks["pins"]
+    return expired or checkpoint in marks["collecting"]
 
 
 def read_mark(

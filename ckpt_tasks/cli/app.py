@@ -23,11 +23,15 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "bench": "ckpt_tasks.cli.bench:bench",
+    "collect": "ckpt_tasks.cli.retention:collect",
     "demo": "ckpt_tasks.cli.demo:demo",
+    "expire": "ckpt_tasks.cli.retention:expire",
     "ls": "ckpt_tasks.cli.browse:ls",
+    "pin": "ckpt_tasks.cli.retention:pin",
     "runs": "ckpt_tasks.cli.browse:runs",
     "show": "ckpt_tasks.cli.browse:show",
     "train": "ckpt_tasks.cli.train:train",
+    "unpin": "ckpt_tasks.cli.retention:unpin",
     "verify": "ckpt_tasks.cli.verify:verify",
 }
 _PLUGINS = "ckpt_tasks.cli"

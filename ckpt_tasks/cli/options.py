@@ -13,7 +13,16 @@ from ckpt_tasks.config import CheckpointConfig, StoreConfig, load_config
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["as_json", "configure", "json_option", "split_checkpoint", "store_options"]
+__all__ = [
+    "as_json",
+    "configure",
+    "json_option",
+    "registry_options",
+    "retention_options",
+    "retention_overrides",
+    "split_checkpoint",
+    "store_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +46,75 @@ def store_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def registry_options(command: F) -> F:
+    """``--tracking-uri``, ``--experiment`` and ``--registered-model``."""
+    for option in (
+        click.option("--registered-model", metavar="NAME", help="Default: the experiment's name."),
+        click.option("--experiment", metavar="NAME", help="MLflow experiment."),
+        click.option(
+            "--tracking-uri", metavar="URI", help="MLflow; without one, nothing is registered."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+_RETENTION = {
+    "keep_latest": "latest",
+    "keep_best": "best",
+    "keep_every_steps": "every_steps",
+    "keep_every_epochs": "every_epochs",
+    "keep_bucket": "buckets",
+    "max_age": "max_age",
+    "max_bytes": "max_bytes",
+    "grace": "grace",
+}
+
+
+def retention_options(command: F) -> F:
+    """``--keep-latest``, ``--keep-best`` and all others of ``[retention]``."""
+    for option in (
+        click.option(
+            "--grace",
+            metavar="DURATION",
+            help="How long expired bytes stay; longer than any save. Default: 1h.",
+        ),
+        click.option("--max-bytes", metavar="SIZE", help="More than so many go, the oldest first."),
+        click.option("--max-age", metavar="DURATION", help="Older ones go."),
+        click.option(
+            "--keep-bucket",
+            multiple=True,
+            metavar="EVERY:FOR",
+            help="Keep one of each, for so long: all:1h, 1h:1d, 1d:30d; repeatable.",
+        ),
+        click.option(
+            "--keep-every-epochs", type=int, metavar="N", help="Keep one of every N epochs."
+        ),
+        click.option(
+            "--keep-every-steps", type=int, metavar="N", help="Keep one of every N steps."
+        ),
+        click.option(
+            "--keep-best",
+            multiple=True,
+            metavar="N:METRIC:min|max",
+            help="Keep the N with the best values; repeatable.",
+        ),
+        click.option("--keep-latest", type=int, metavar="N", help="Keep the newest N."),
+    ):
+        command = option(command)
+    return command
+
+
+def retention_overrides(flags: dict[str, Any]) -> dict[str, Any]:
+    """What those flags say of ``[retention]``, for `configure`; they are taken out of `flags`."""
+    given = {key: flags.pop(flag) for flag, key in _RETENTION.items()}
+    return {
+        f"retention.{key}": list(value) if isinstance(value, tuple) else value
+        for key, value in given.items()
+        if value not in (None, ())
+    }
 
 
 def json_option(command: F) -> F:

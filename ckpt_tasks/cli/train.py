@@ -8,21 +8,35 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import click
+import msgspec
 
 from ckpt_tasks.cli.account import Account
-from ckpt_tasks.cli.options import configure, store_options
+from ckpt_tasks.cli.options import (
+    configure,
+    registry_options,
+    retention_options,
+    retention_overrides,
+    store_options,
+)
 from ckpt_tasks.config import CheckpointConfig
-from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.store.open import shown_place
 from ckpt_tasks.tasks.resolve import signature_of_entrypoint
 from ckpt_tasks.training.entrypoint import check_params
 from ckpt_tasks.training.launch import launch
-from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
+from ckpt_tasks.training.spec import RankPlace, TrainOutcome, TrainSpec
+from ckpt_tasks.training.torchrun import (
+    is_first_of_machine,
+    started_by_torchrun,
+    tell_torchrun,
+    torchrun_invocation,
+    torchrun_place,
+)
 from ckpt_tasks.types import EXIT_STOPPED, CheckpointId
 
 __all__ = ["train"]
@@ -39,7 +53,14 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
 
 @click.command()
 @click.argument("entrypoint", metavar="MODULE:FUNCTION")
-@click.option("--run", required=True, metavar="NAME", help="The training run's name.")
+@click.option(
+    "--run",
+    "--run-name",
+    "run",
+    required=True,
+    metavar="NAME",
+    help="The training run's name. (torchrun takes --run for an option of its own.)",
+)
 @click.option(
     "-p",
     "--param",
@@ -52,9 +73,8 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
 @click.option("--every-steps", type=int, metavar="N", help="Save every N steps.")
 @click.option("--every-epochs", type=int, metavar="N", help="Save every N epochs.")
 @click.option("--every", metavar="DURATION", help="Save after so long: 90s, 10m, 1h30m.")
-@click.option("--tracking-uri", metavar="URI", help="MLflow; without one, nothing is registered.")
-@click.option("--experiment", metavar="NAME", help="MLflow experiment.")
-@click.option("--registered-model", metavar="NAME", help="Default: the experiment's name.")
+@retention_options
+@registry_options
 @click.option(
     "--resume",
     metavar="auto|fresh|ID",
@@ -68,14 +88,22 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
     type=click.IntRange(1),
     metavar="N",
     help="Ranks to train on, each a process with torchrun's environment; default: attempt.nproc of "
-    "the configuration, else 1.",
+    "the configuration, else 1. Under torchrun, its workers are the ranks.",
 )
 @click.option("--python", metavar="PATH", help="The interpreter that trains; default: this one.")
 @click.option("--takeover", is_flag=True, help="Take the run over from a live attempt.")
 @click.option(
     "--invocation",
     metavar="ID",
-    help="Id that all retries of one execution share; default: a new one.",
+    help="Id that all retries of one execution share; default: torchrun's job id, else a new one.",
+)
+@click.option(
+    "--outcome",
+    "outcome_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where to write how it ended, as JSON; of torchrun's workers, which hide their exit "
+    "codes, rank 0 does.",
 )
 @click.pass_context
 def train(
@@ -92,6 +120,7 @@ def train(
     python: str | None,
     takeover: bool,
     invocation: str | None,
+    outcome_file: Path | None,
     **flags: Any,
 ) -> None:
     """Train, from the run's last registered checkpoint if there is one.
@@ -99,24 +128,70 @@ def train(
     Run it again after any failure: it goes on. Exit codes: 0 done; 1 failed, worth retrying;
     2 usage or configuration; 3 a later attempt owns the run; 4 no restorable checkpoint; 5 busy;
     75 saved and stopped on a signal, run again.
+
+    On several machines: torchrun ... -m ckpt_tasks train ...; each restart is a new attempt.
     """  # fmt: skip
     encode_name(run)
-    _refuse_torchrun()
-    config = _configure(store, config_file, {**flags, "nproc": nproc})
-    spec = TrainSpec(
-        entrypoint=entrypoint,
-        run=run,
-        params=_check(entrypoint, params, python),
-        config=config,
-        resume=resume,
-        invocation=invocation or f"shell-{uuid.uuid4().hex[:12]}",
-        nproc=config.attempt.nproc,
-        python=python,
-        takeover=takeover,
-    )
-    if ctx.find_root().params.get("debug"):
-        os.environ["CKPT_TASKS_DEBUG"] = "1"  # for the trainer, which inherits it
-    ctx.exit(_launch(spec))
+    place = _place(nproc)
+    with _OutcomeFile(outcome_file if place is None or place.rank == 0 else None, run) as file:
+        config = _configure(store, config_file, {**flags, "nproc": nproc})
+        spec = TrainSpec(
+            entrypoint=entrypoint,
+            run=run,
+            params=_check(entrypoint, params, python),
+            config=config,
+            resume=resume,
+            invocation=invocation or _new_invocation(),
+            nproc=1 if place is not None else config.attempt.nproc,
+            place=place,
+            python=python,
+            takeover=takeover,
+        )
+        if ctx.find_root().params.get("debug"):
+            os.environ["CKPT_TASKS_DEBUG"] = "1"  # for the trainer, which inherits it
+        outcome = _launch(spec)
+        file.write(outcome)
+    ctx.exit(outcome.code)
+
+
+def _place(nproc: int | None) -> RankPlace | None:
+    """Which rank this is, where torchrun has started all of them."""
+    if not started_by_torchrun():
+        return None
+    if nproc is not None:
+        raise ConfigError("--nproc is torchrun's to say: torchrun --nproc-per-node N ...")
+    return torchrun_place()
+
+
+def _new_invocation() -> str:
+    return torchrun_invocation() if started_by_torchrun() else f"shell-{uuid.uuid4().hex[:12]}"
+
+
+class _OutcomeFile:
+    """Where programs read how it ended: whole or not there, and never that of an earlier start."""
+
+    def __init__(self, path: Path | None, run: str) -> None:
+        self._path = path
+        self._run = run
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--outcome {self._path}: {error}") from error
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, CkptTasksError):
+            self.write(TrainOutcome.failure(error, run=self._run))
+
+    def write(self, outcome: TrainOutcome) -> None:
+        if self._path is not None:
+            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            masked = msgspec.structs.replace(outcome, message=mask_text(outcome.message))
+            temporary.write_bytes(msgspec.json.encode(masked))
+            temporary.replace(self._path)
 
 
 def _check(entrypoint: str, params: Sequence[str], python: str | None) -> dict[str, Any]:
@@ -144,23 +219,35 @@ def _configure(
         "registry": ("tracking_uri", "experiment", "registered_model"),
         "attempt": ("nproc",),
     }
-    overrides = {
+    retention = retention_overrides(flags)
+    overrides = retention | {
         f"{section}.{key}": flags[key] for section, keys in sections.items() for key in keys
     }
     return configure(store, config_file, overrides)
 
 
-def _launch(spec: TrainSpec) -> int:
-    click.echo(f"run {spec.run!r} in the store {shown_place(spec.config.store.url)}", err=True)
+def _launch(spec: TrainSpec) -> TrainOutcome:
+    speaks = spec.place is None or is_first_of_machine()
+    if speaks:
+        click.echo(f"run {spec.run!r} in the store {shown_place(spec.config.store.url)}", err=True)
     account = Account()
-    stop = _StopOnSignal()
+    stop = _StopOnSignal(tell=speaks)
+    agent = os.getppid()
+
+    def requested() -> bool:
+        # An agent of torchrun's that is killed leaves its workers behind.
+        return stop.requested() or (started_by_torchrun() and os.getppid() != agent)
+
     try:
         with stop:
-            outcome = launch(spec, account, stop_requested=stop.requested)
+            outcome = launch(spec, account, stop_requested=requested)
     finally:
         account.close()
-    click.echo(mask_text(_last_words(outcome, stop.signal)), err=True)
-    return outcome.code
+    outcome = msgspec.structs.replace(outcome, message=mask_text(outcome.message))
+    if speaks:
+        click.echo(mask_text(_last_words(outcome, stop.signal)), err=True)
+    tell_torchrun(outcome)
+    return outcome
 
 
 def _last_words(outcome: TrainOutcome, own_signal: str | None) -> str:
@@ -182,7 +269,8 @@ def _last_words(outcome: TrainOutcome, own_signal: str | None) -> str:
 class _StopOnSignal:
     """Lets training save and stop on the first SIGINT or SIGTERM; a second one interrupts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tell: bool) -> None:
+        self._tell = tell
         self.signal: str | None = None
         """The first one's name."""
         self._earlier: dict[int, Any] = {}
@@ -202,13 +290,5 @@ class _StopOnSignal:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
-        click.echo("stopping: saves at the next boundary; once more to stop waiting", err=True)
-
-
-def _refuse_torchrun() -> None:
-    """Each of its workers would start an attempt of its own, and all but one would find it busy."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError(
-            "ckpt-tasks train was started by torchrun; it starts the ranks of one machine itself: "
-            "ckpt-tasks train ... --nproc N"
-        )
+        if self._tell:
+            click.echo("stopping: saves at the next boundary; once more to stop waiting", err=True)

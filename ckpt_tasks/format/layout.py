@@ -10,13 +10,13 @@ All paths are relative to the store's root, with ``/`` as separator::
     <run>/commits/<id>.json            the commit record
     <run>/data/<write-id>/rank0000.index.json
     <run>/data/<write-id>/<name>.rank0000.safetensors
-    <run>/marks/<kind>/<id>, <run>/marks/completed.json
+    <run>/marks/<kind>/<id>, <run>/marks/completed.json, <run>/marks/collected.json
 """
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import unquote_to_bytes
 
 from ckpt_tasks.errors import ConfigError
@@ -31,12 +31,13 @@ __all__ = [
     "encode_name",
 ]
 
-MarkKind = Literal["pins", "expired", "quarantined", "collecting"]
-MARK_KINDS: tuple[MarkKind, ...] = ("pins", "expired", "quarantined", "collecting")
+MarkKind = Literal["pins", "expired", "quarantined", "collecting", "verified"]
+MARK_KINDS: tuple[MarkKind, ...] = get_args(MarkKind)
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
 _ENCODED = re.compile(r"(?:[A-Za-z0-9_\-.]|%[0-9A-F]{2})+", re.ASCII)
 _MAX_ENCODED = 180  # below the 255 bytes of a file name, with room for ".rank0000.safetensors"
+_WRITE = re.compile(r"/data/a([0-9]{4,9})-s([0-9]{4,9})-[0-9a-z]+/", re.ASCII)
 _ATTEMPT = re.compile(r"([0-9]{4,9})\.json", re.ASCII)
 
 
@@ -122,6 +123,17 @@ class RunLayout:
     def heartbeat(self, number: int) -> str:
         return f"{self.attempts}{number:04d}.heartbeat"
 
+    @staticmethod
+    def write_of(path: str) -> tuple[int, int] | None:
+        """Attempt and sequence of the write that a path under `data` belongs to, or ``None``."""
+        match = _WRITE.search(f"/{path}")
+        return (int(match[1]), int(match[2])) if match else None
+
+    @property
+    def folder(self) -> str:
+        """Prefix of everything that the run has."""
+        return f"{self.root}/"
+
     @property
     def commits(self) -> str:
         return f"{self.root}/commits/"
@@ -159,15 +171,24 @@ class RunLayout:
         """Path from the store's root of a `path` relative to the run's folder, checked."""
         return f"{self.root}/{check_relative(path)}"
 
+    @property
+    def all_marks(self) -> str:
+        return f"{self.root}/marks/"
+
     def marks(self, kind: MarkKind) -> str:
-        return f"{self.root}/marks/{kind}/"
+        return f"{self.all_marks}{kind}/"
 
     def mark(self, kind: MarkKind, checkpoint: CheckpointId) -> str:
         return f"{self.marks(kind)}{checkpoint}"
 
     @property
     def completed(self) -> str:
-        return f"{self.root}/marks/completed.json"
+        return f"{self.all_marks}completed.json"
+
+    @property
+    def collected(self) -> str:
+        """Overwritten by each collection: by its time stamp the store tells what time it is."""
+        return f"{self.all_marks}collected.json"
 
     @staticmethod
     def attempt_number(path: str) -> int | None:

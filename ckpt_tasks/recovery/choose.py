@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import msgspec
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints
-from ckpt_tasks.checkpointer.marks import marked
+from ckpt_tasks.checkpointer.marks import is_tombstoned, marked
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError
 from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.fencing.failures import find_repeated_failure
 from ckpt_tasks.fencing.lineage import Lineage, trace_lineage
-from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.layout import MarkKind, RunLayout
 from ckpt_tasks.format.records import PassedOver
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
@@ -96,10 +96,12 @@ def choose(
         `resume` is no checkpoint id.
     """
     lineage = trace_lineage(attempts)
+    # Before the commits: a mark that is removed by now belongs to a record that is removed, too.
+    marks = marked(store, layout)
     committed = list_checkpoints(store, layout)
     if resume != "auto" and not _has_trained(attempts, invocation):
-        return _as_asked(layout, committed, resume)
-    return _newest(store, layout, attempts, lineage, committed, invocation)
+        return _as_asked(layout, marks, committed, resume)
+    return _newest(store, layout, attempts, lineage, marks, committed, invocation)
 
 
 def _has_trained(attempts: Sequence[AttemptView], invocation: str | None) -> bool:
@@ -111,7 +113,12 @@ def _has_trained(attempts: Sequence[AttemptView], invocation: str | None) -> boo
     )
 
 
-def _as_asked(layout: RunLayout, committed: Sequence[CheckpointId], resume: str) -> Candidates:
+def _as_asked(
+    layout: RunLayout,
+    marks: Mapping[MarkKind, Set[CheckpointId]],
+    committed: Sequence[CheckpointId],
+    resume: str,
+) -> Candidates:
     if resume == "fresh":
         return Candidates(why="a fresh start was asked for", asked_for=True)
     try:
@@ -122,6 +129,11 @@ def _as_asked(layout: RunLayout, committed: Sequence[CheckpointId], resume: str)
         raise CheckpointNotFoundError(
             f"run {layout.run!r} has no checkpoint {wanted}; `ckpt-tasks ls` lists them"
         )
+    if wanted in marks["collecting"]:
+        # A collection that comes later finds the claim, which names what is asked for.
+        raise CheckpointNotFoundError(
+            f"{wanted} of run {layout.run!r} has expired, and is being collected"
+        )
     return Candidates(checkpoints=(wanted,), why="this checkpoint was asked for", asked_for=True)
 
 
@@ -130,6 +142,7 @@ def _newest(
     layout: RunLayout,
     attempts: Sequence[AttemptView],
     lineage: Lineage,
+    marks: Mapping[MarkKind, Set[CheckpointId]],
     committed: Sequence[CheckpointId],
     invocation: str | None,
 ) -> Candidates:
@@ -141,18 +154,26 @@ def _newest(
             f"cannot be told: {damage[0]}. It is not started again from step 0 by itself: copy "
             "back what was damaged, or name a checkpoint with --resume"
         )
+    start = lineage.entries[0].resumed_from if lineage.entries else None
+    if not valid and start is not None:
+        raise CheckpointNotFoundError(
+            f"run {layout.run!r} went on from {start}, which is gone. It is not started again from "
+            "step 0 by itself: name a checkpoint with --resume, or ask for it with --resume fresh"
+        )
     if not valid:
         why = "no earlier attempt committed a checkpoint" if attempts else "the first attempt"
         return Candidates(why=why)
-    passed = _marked(store, layout, valid)
+    passed = _marked(marks, valid)
     tried = [checkpoint for checkpoint in valid if checkpoint not in passed]
-    if not tried:
+    expired = [c for c in passed if c in marks["expired"] and _is_whole(c, marks)]
+    if not tried and not expired:
         raise nothing_restorable(layout, list(passed.values()))
     repeated = find_repeated_failure(store, layout, attempts, committed, invocation)
     if len(tried) > 1 and repeated is not None and not repeated.gone_back:
         deadly = tried.pop(0)
         tried.append(deadly)  # the last resort, should every older one turn out damaged
         passed[deadly] = PassedOver(checkpoint=str(deadly), why=str(repeated))
+    tried += expired  # the very last resort: their bytes may still be there
     return Candidates(
         checkpoints=tuple(tried),
         passed_over=tuple(passed.values()),
@@ -171,16 +192,19 @@ def nothing_restorable(layout: RunLayout, passed: Sequence[PassedOver]) -> Check
     )
 
 
+def _is_whole(checkpoint: CheckpointId, marks: Mapping[MarkKind, Set[CheckpointId]]) -> bool:
+    return checkpoint not in marks["collecting"] and checkpoint not in marks["quarantined"]
+
+
 def _marked(
-    store: Store, layout: RunLayout, valid: Sequence[CheckpointId]
+    marks: Mapping[MarkKind, Set[CheckpointId]], valid: Sequence[CheckpointId]
 ) -> dict[CheckpointId, PassedOver]:
     """Those of `valid` that must not be used, and why."""
-    marks = marked(store, layout)
     reasons: dict[CheckpointId, str] = {}
     for checkpoint in valid:
         if checkpoint in marks["quarantined"]:
             reasons[checkpoint] = "quarantined: it was found damaged"
-        elif checkpoint in marks["expired"] or checkpoint in marks["collecting"]:
+        elif is_tombstoned(checkpoint, marks):
             reasons[checkpoint] = "expired: it may be removed at any time"
     return {
         checkpoint: PassedOver(checkpoint=str(checkpoint), why=why)

@@ -200,9 +200,12 @@ def _load_newest(
         except CorruptCheckpointError as error:
             why = str(error)[:4000]
             fence.check()  # what a stale attempt cannot read may have been removed since
-            by = f"attempt {fence.attempt}"
-            mark(store, layout, "quarantined", checkpoint, why=why, by=by)
-            on_event(CheckpointQuarantined(checkpoint=str(checkpoint), why=why))
+            if _is_collected(store, layout, checkpoint):
+                why = f"removed by a collection while it was read: {why}"
+            else:
+                by = f"attempt {fence.attempt}"
+                mark(store, layout, "quarantined", checkpoint, why=why, by=by)
+                on_event(CheckpointQuarantined(checkpoint=str(checkpoint), why=why))
             if candidates.asked_for:
                 raise
             loaded = PassedOver(checkpoint=str(checkpoint), why=why)
@@ -210,6 +213,13 @@ def _load_newest(
             return loaded, passed
         passed.append(loaded)
     return None, passed
+
+
+def _is_collected(store: Store, layout: RunLayout, checkpoint: CheckpointId) -> bool:
+    """Whether a collection is removing it, or has: the record goes first, the mark last."""
+    return store.exists(layout.mark("collecting", checkpoint)) or not store.exists(
+        layout.commit(checkpoint)
+    )
 
 
 def _read_healthy(

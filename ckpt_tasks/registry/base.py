@@ -169,6 +169,21 @@ class Registry(ABC):
         """
 
     @abstractmethod
+    def held(self) -> dict[str, list[str]]:
+        """Checkpoints of this run that are in use here, each with reasons for people.
+
+        In use is what an alias points at, and what has a version of another registered model than
+        the run's own, which somebody else has made.
+        """
+
+    @abstractmethod
+    def forget(self, checkpoint: str) -> None:
+        """Delete what `register` made of a checkpoint, the version first, as far as it is there.
+
+        Raises `RegistryRefusedError`, and deletes nothing, where the checkpoint is `held`.
+        """
+
+    @abstractmethod
     def write_note(self, text: str) -> None:
         """Replace this package's part of the run's description (Markdown)."""
 

@@ -6,16 +6,15 @@ no CPU tensor that is row-major already.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
+from ckpt_tasks.garbage import without_collection
 from ckpt_tasks.state import arrays, sharding, sparse
 from ckpt_tasks.state.health import find_nonfinite
 from ckpt_tasks.state.modules import canonical_state_dict, parameter_names
@@ -103,23 +102,9 @@ def capture(items: Mapping[str, Any]) -> CapturedState:
     collector = _Collector()
     # Tensors that several items share are stored with the first; weights belong to the module.
     by_module = sorted(items, key=lambda name: not isinstance(items[name], torch.nn.Module))
-    with _no_collection():
+    with without_collection():
         trees = {name: collector.tree(name, items[name]) for name in by_module}
     return CapturedState({name: trees[name] for name in items}, collector.images)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Thousands of small objects are made, none of them garbage: looking for some among all objects
-    of a training would take several times as long as making them.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def restore_values(
@@ -220,7 +205,7 @@ class _Collector:
             index = self._index_of[identity] = len(self.images)
             # An address names a tensor only as long as the tensor lives.
             self._alive.append(tensor)
-            dtype, data = (plain, tensor.detach()) if plain else image_of(tensor, path)
+            dtype, data = (plain, tensor) if plain else image_of(tensor, path)
             key = self._unique_key(path)
             self.images.append(
                 TensorImage(

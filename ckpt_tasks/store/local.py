@@ -165,7 +165,10 @@ class LocalStore(Store):
             except (FileNotFoundError, NotADirectoryError):
                 return
             # Else a crash could bring it back after what it referred to is gone.
-            fsync_folder(folder)
+            try:
+                fsync_folder(folder)
+            except FileNotFoundError:  # it was empty, and another process has removed it
+                fsync_folder(os.path.dirname(folder))
         if folder != self._root:
             with contextlib.suppress(OSError):  # not empty, as a rule
                 os.rmdir(folder)

@@ -7,6 +7,15 @@ from ckpt_tasks.tasks.promote import Promotion, promote
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
 from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, report
 from ckpt_tasks.tasks.resolve import resolve, signature_of_entrypoint
+from ckpt_tasks.tasks.retain import (
+    RetentionReport,
+    collect,
+    expire,
+    expire_checkpoint,
+    pin,
+    retain,
+    unpin,
+)
 from ckpt_tasks.tasks.sweep import Ranking, Trial, combinations, rank
 from ckpt_tasks.tasks.train import is_worth_retrying, train
 from ckpt_tasks.tasks.verify import verify
@@ -17,23 +26,30 @@ __all__ = [
     "Promotion",
     "Ranking",
     "RecoveryReport",
+    "RetentionReport",
     "Row",
     "RunReport",
     "Trial",
     "WantedCheckpoint",
     "checkpoint_row",
+    "collect",
     "combinations",
+    "expire",
+    "expire_checkpoint",
     "find",
     "is_worth_retrying",
     "locate",
     "narrate",
     "parse_wanted",
+    "pin",
     "promote",
     "rank",
     "recover",
     "report",
     "resolve",
+    "retain",
     "signature_of_entrypoint",
     "train",
+    "unpin",
     "verify",
 ]

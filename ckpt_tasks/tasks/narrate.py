@@ -16,6 +16,7 @@ from ckpt_tasks.events import (
     OutputLine,
     RegistryLinked,
     RegistryUnavailable,
+    RetentionApplied,
     SaveDelayed,
     SaveFailed,
     Warned,
@@ -59,8 +60,19 @@ def _describe(event: Event) -> tuple[int, str] | None:
             return logging.INFO, (
                 f"metrics and checkpoints go to {event.tracking_uri}, run {event.run_id}"
             )
+        case RetentionApplied():
+            return logging.INFO, _retention(event)
         case _:
             return _trouble(event)
+
+
+def _retention(event: RetentionApplied) -> str:
+    told = []
+    if event.expired:
+        told.append(f"no longer kept: {', '.join(event.expired)}")
+    if event.removed:
+        told.append(f"removed: {', '.join(event.removed)} ({readable_size(event.freed)})")
+    return "; ".join(told)
 
 
 def _resumed(event: AttemptResumed) -> str:

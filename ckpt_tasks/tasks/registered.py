@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ckpt_tasks.checkpointer.catalog import RunView
+from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import CorruptCheckpointError, ObjectNotFoundError
 from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, RegistryRunIds
-from ckpt_tasks.registry import Registry, RunDescription
+from ckpt_tasks.registry import Registry, RunDescription, load_registry
 from ckpt_tasks.store import Store
 
-__all__ = ["attach"]
+__all__ = ["attach", "attached_registry"]
 
 _MAX_IDS_BYTES = 64 * 1024
 
 
-def attach(store: Store, registry: Registry, view: RunView, record: CommitRecord) -> bool:
+@contextmanager
+def attached_registry(
+    config: RegistryConfig, store: Store, view: RunView
+) -> Iterator[Registry | None]:
+    """The registry with the run bound; ``None`` where none is configured, or it has no such run.
+
+    Raises
+    ------
+    RegistryError
+        It did not answer.
+    ConfigError
+        It cannot be used as configured.
+    """
+    if config.tracking_uri is None:
+        yield None
+        return
+    registry = load_registry(config)
+    try:
+        records = (c.record for c in view.checkpoints if c.record is not None)
+        known = attach(store, registry, view, next(records, None))
+        yield registry if known else None
+    finally:
+        registry.close()
+
+
+def attach(store: Store, registry: Registry, view: RunView, record: CommitRecord | None) -> bool:
     """Bind the registry to the run of a checkpoint, and leave that run as it is.
 
     Returns
@@ -34,7 +63,7 @@ def attach(store: Store, registry: Registry, view: RunView, record: CommitRecord
         run=view.run.run,
         uid=view.run.uid,
         store_url=store.url,
-        hyperparameters=record.hyperparameters,
+        hyperparameters=record.hyperparameters if record is not None else {},
     )
     ids = _ids(store, registry, description)
     if ids is None:

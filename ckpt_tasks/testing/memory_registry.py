@@ -159,6 +159,22 @@ class MemoryRegistry(Registry):
             value=None if value is None else float(value),
         )
 
+    def held(self) -> dict[str, list[str]]:
+        held: dict[str, list[str]] = {}
+        for checkpoint, registration in self.registered().items():
+            for alias, version in self._memory.aliases.items():
+                if version == registration.version:
+                    held.setdefault(checkpoint, []).append(f"alias {alias!r}")
+        return held
+
+    def forget(self, checkpoint: str) -> None:
+        reasons = self.held().get(checkpoint)
+        if reasons:
+            raise RegistryRefusedError(f"{checkpoint} is in use: {', '.join(reasons)}")
+        found = self.registered().get(checkpoint)
+        if found is not None:
+            self._memory.versions.remove(found)
+
     def write_note(self, text: str) -> None:
         self._run().note = text
 

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 import pytest
 
 from ckpt_tasks.config import RegistryConfig
-from ckpt_tasks.errors import RegistryError
+from ckpt_tasks.errors import RegistryError, RegistryRefusedError
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.records import CommitRecord, LineageEntry
 from ckpt_tasks.registry import (
@@ -335,6 +335,41 @@ class RegistryTests(ABC):
             best.move()
             pointed.append(self.alias(BEST) == registration.version)
         assert pointed == [True, False, False, True, False]
+
+    def test_what_an_alias_points_at_is_held(self) -> None:
+        """With the alias's name; and it is not forgotten before the alias has moved on."""
+        description = example_description()
+        registry, _ = self.opened(description)
+        first, second = (example_record(description, step) for step in (100, 200))
+        alias = f"resume-{description.uid}"
+        registry.set_alias(alias, self.register(registry, first))
+        registry.set_alias(f"mine-{description.uid}", self.register(registry, second))
+        other, _ = self.opened(example_description())
+        assert other.held() == {}
+        held = registry.held()
+        assert set(held) == {first.id, second.id}
+        assert alias in held[first.id][0]
+        with pytest.raises(RegistryRefusedError, match=alias):
+            registry.forget(first.id)
+        assert set(registry.registered()) == {first.id, second.id}
+        registry.set_alias(alias, registry.registered()[second.id])
+        assert set(registry.held()) == {second.id}
+
+    def test_what_is_forgotten_is_gone(self) -> None:
+        """Also half of a registration, and again; the run, its metrics and the others stay."""
+        description = example_description()
+        registry, run_id = self.opened(description)
+        registry.log_metrics(rows_of("loss", [3.0], first_step=100))
+        records = [example_record(description, step) for step in (100, 200)]
+        for record in records:
+            self.register(registry, record)
+        for _ in range(2):
+            registry.forget(records[0].id)
+        registry.forget("step-00000300-a1-s3")  # never registered
+        assert set(registry.registered()) == {records[1].id}
+        assert self.rows(run_id, "loss") == [(100, 3.0)]
+        again = self.register(registry, records[0])
+        assert registry.registered()[records[0].id] == again
 
     @pytest.mark.parametrize("alias", ["resume-a b/ü@1", "latest", "v12", "x" * 400])
     def test_any_alias(self, alias: str) -> None:

@@ -240,6 +240,17 @@ class _Supervision:
             self._on_event(event)
 
     def _events(self) -> Iterator[Event]:
+        """What people are to be told."""
+        return self._new_events() if self._spec.leads else self._warnings_of_this_rank()
+
+    def _warnings_of_this_rank(self) -> Iterator[Event]:
+        place = self._spec.place
+        assert place is not None
+        for event in self._new_events():
+            if isinstance(event, Warned):
+                yield Warned(message=f"rank {place.rank}: {event.message}")
+
+    def _new_events(self) -> Iterator[Event]:
         """What is new, causes before effects: each process has a log of its own.
 
         What has an effect is read after it, so that it is there, too.

@@ -19,17 +19,18 @@ from ckpt_tasks.errors import StoreError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["RankMessages", "connect_ranks"]
+__all__ = ["RankMessages", "connect_ranks", "store_errors"]
 
 
-def connect_ranks(host: str, port: int, *, serve: bool, seconds: float = 120.0) -> Store:
+def connect_ranks(host: str, port: int, *, serve: bool, seconds: float = 120.0) -> TCPStore:
     """The store that all ranks of an attempt talk through.
 
     Parameters
     ----------
     host, port
-        Where one process serves it, and not the ``MASTER_PORT`` of the user's own process group,
-        unless that is torchrun's agent, which serves anybody.
+        Where one process serves it; with port 0, where there is room, and the store knows it. Where
+        it is the ``MASTER_PORT`` of the user's own process group, rank 0 serves both, or
+        torchrun's agent, which serves anybody.
     serve
         True in that process.
     seconds
@@ -40,15 +41,16 @@ def connect_ranks(host: str, port: int, *, serve: bool, seconds: float = 120.0) 
     StoreError
         Nothing answers there, or the port is taken.
     """
-    with _store_errors():
-        store: Store = TCPStore(
+    with store_errors():
+        return TCPStore(
             host,
             port,
             is_master=serve,
             wait_for_workers=False,
+            # The same process may serve a process group's messages there, too.
+            multi_tenant=True,
             timeout=timedelta(seconds=seconds),
         )
-        return store
 
 
 class RankMessages:
@@ -64,19 +66,19 @@ class RankMessages:
     def clone(self) -> RankMessages:
         """On a connection of its own: one that waits holds back all others who use it."""
         store: Any = self._store
-        with _store_errors():
+        with store_errors():
             return RankMessages(store.clone(), self._prefix)
 
     def count(self, key: str) -> int:
         """How often this was called by any rank."""
-        with _store_errors():
+        with store_errors():
             return int(self._store.add(self._prefix + key, 1))
 
     def put(self, key: str, message: msgspec.Struct) -> None:
         self.put_bytes(key, msgspec.msgpack.encode(message))
 
     def put_bytes(self, key: str, message: bytes) -> None:
-        with _store_errors():
+        with store_errors():
             self._store.set(self._prefix + key, message)  # type: ignore[arg-type]
 
     def get(self, key: str, kind: Any, *, seconds: float) -> Any:
@@ -86,7 +88,7 @@ class RankMessages:
     def get_all(self, keys: list[str], *, seconds: float) -> list[bytes] | None:
         """Messages under all keys; ``None`` where one is not there in time."""
         full = [self._prefix + key for key in keys]
-        with _store_errors():
+        with store_errors():
             try:
                 self._store.wait(full, timedelta(seconds=seconds))
             except DistStoreError:
@@ -95,7 +97,7 @@ class RankMessages:
 
 
 @contextlib.contextmanager
-def _store_errors() -> Iterator[None]:
+def store_errors() -> Iterator[None]:
     try:
         yield
     except DistError as error:

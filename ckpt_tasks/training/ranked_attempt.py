@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_tasks.checkpointer.failures import tell_failure
 from ckpt_tasks.errors import AttemptFailedError
@@ -14,6 +14,7 @@ from ckpt_tasks.format.records import IndexRef, RunRecord
 from ckpt_tasks.recovery.recover import Recovered, Start, recover
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.training.attempt import AttemptRunner
+from ckpt_tasks.training.generation import connect_generation
 from ckpt_tasks.training.rank_messages import connect_ranks
 from ckpt_tasks.training.ranked_recovery import RankedRecovery
 from ckpt_tasks.training.ranked_saver import Ranks
@@ -21,7 +22,13 @@ from ckpt_tasks.training.ranks import RankAgreement
 from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_DONE
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store as MessageStore
+
 __all__ = ["RankedAttempt"]
+
+_JOIN_SECONDS = 600.0
+"""For machines that come up later, as torchrun's own agents wait for one another."""
 
 
 class RankedAttempt(AttemptRunner):
@@ -40,7 +47,7 @@ class RankedAttempt(AttemptRunner):
     ) -> None:
         super().__init__(spec, on_event, folder)
         self._place = place
-        self._failures = folder.failures
+        self._own_folder = folder
         self._agreement: RankAgreement
         self._recovery: RankedRecovery
         self._has_begun = False
@@ -48,19 +55,27 @@ class RankedAttempt(AttemptRunner):
     def _execute(self, store: Store, function: Callable[..., Any]) -> TrainOutcome:
         place, leads = self._place, self._place.rank == 0
         self._agreement = RankAgreement(
-            connect_ranks(place.host, place.port, serve=leads),
+            self._connect(),
             place.rank,
             place.ranks,
             # Longer than ranks run apart, as where one evaluates; one that died is noticed by
             # the supervisor.
             seconds=self._spec.config.attempt.max_unprotected,
-            on_failure=partial(tell_failure, self._failures),
+            on_failure=partial(tell_failure, self._own_folder.failures),
         )
         try:
             self._recovery = RankedRecovery(store, self._layout, self._agreement)
             return self._lead(store, function) if leads else self._follow(store, function)
         finally:
             self._agreement.close()
+
+    def _connect(self) -> MessageStore:
+        place = self._place
+        if self._spec.place is None:
+            return connect_ranks(place.host, place.port, serve=place.rank == 0)
+        return connect_generation(
+            self._own_folder, place, seconds=_JOIN_SECONDS, check=self._stop_if_requested
+        )
 
     def _lead(self, store: Store, function: Callable[..., Any]) -> TrainOutcome:
         """As the only rank does; the others are told if nothing is trained."""

@@ -96,6 +96,10 @@ class RankedSaver(Saver):
     def _number(self) -> int | None:
         return self._ranks.save.number if self._ranks.save is not None else None
 
+    def _is_whole(self) -> bool:
+        # Behind a save that failed: what it referred to may be the reason, and only rank 0 knows.
+        return self._ranks.save is not None and self._ranks.save.fresh
+
     def _waits_for_flight(self, decision: SaveDecision) -> bool:
         return True  # all ranks save here, or none does
 

@@ -45,6 +45,7 @@ from ckpt_tasks.registry import RunDescription, RunStatus, load_registry
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.retainer import Retainer
 from ckpt_tasks.training.spec import CATCH_UP, NOT_REGISTERED, AttemptFolder
 from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position, Scalar
 
@@ -90,6 +91,8 @@ class Registrar:
         self._tell_at = 0.0
         self._silence = _FIRST_SILENCE
         self._deadline: float | None = None
+        self._retainer: Retainer | None = None
+        self._has_committed = False  # since retention was applied
         threading.Thread(target=self._watch, args=(liveness,), daemon=True).start()
 
     def run(self) -> int:
@@ -98,6 +101,7 @@ class Registrar:
             self._follow()
             self._note_failure()
             self._drain()
+            self._finish_retention()
         except StaleAttemptError as error:
             self._emit(Warned(message=f"nothing more is published: {error}"))
         finally:
@@ -114,7 +118,8 @@ class Registrar:
         """While the attempt lives."""
         while not self._is_over():
             self._handle_events()
-            self._publish()
+            if self._publish():
+                self._retain()
             self._watch_heart()
             self._released.wait(_POLL_SECONDS)
         self._handle_events()
@@ -146,8 +151,10 @@ class Registrar:
             self._settled = True
         elif isinstance(event, Progress):
             self._note_step(event.position)
-        elif isinstance(event, MetricsLogged | CheckpointCommitted) and self._registers:
-            self._waiting.append(event)
+        elif isinstance(event, MetricsLogged | CheckpointCommitted):
+            self._has_committed |= isinstance(event, CheckpointCommitted)
+            if self._registers:
+                self._waiting.append(event)
 
     def _note_step(self, position: Position) -> None:
         self._step = position.step
@@ -175,6 +182,31 @@ class Registrar:
             self._heart = self._start_heart(self._store, self._claimed)
         if self._publisher is None and self._settled and self._registers:
             self._publisher = self._open_publisher(self._store, self._claimed)
+
+    def _retain(self) -> None:
+        """What has been committed, and registered, may let older ones go."""
+        claimed, config = self._claimed, self._spec.config
+        if not self._has_committed or config.retention.keeps_everything:
+            return
+        if self._store is None or not isinstance(claimed, AttemptClaimed):
+            return
+        if self._retainer is None:
+            store = self._store
+            self._retainer = Retainer(
+                store,
+                self._layout,
+                claimed.attempt,
+                config,
+                lambda: self._describe(claimed, store),
+                self._emit,
+            )
+        self._has_committed = False
+        self._retainer.wake()
+
+    def _finish_retention(self) -> None:
+        self._retain()
+        if self._retainer is not None and self._deadline is not None:
+            self._retainer.finish(within=max(0.0, self._deadline - time.monotonic()))
 
     def _open_store(self) -> Store:
         try:

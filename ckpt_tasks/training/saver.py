@@ -238,6 +238,10 @@ class Saver:
         """Of the save that is due, where it is not the next one."""
         return None
 
+    def _is_whole(self) -> bool:
+        """Whether the save that is due must refer to no earlier one."""
+        return False
+
     def _waits_for_flight(self, decision: SaveDecision) -> bool:
         """Whether this save waits for the one in flight, or is as good a little later."""
         return decision.trigger in _OF_THIS_BOUNDARY
@@ -312,6 +316,7 @@ class Saver:
             exact=self._exact(),
             capture_seconds=self._clock() - started,
             number=number,
+            whole=self._is_whole(),
         )
         self._on_event(
             SaveStarted(checkpoint=checkpoint, trigger=decision.trigger, reason=decision.reason)

@@ -22,6 +22,7 @@ __all__ = [
     "FOLDER_PREFIX",
     "NOT_REGISTERED",
     "AttemptFolder",
+    "Leader",
     "RankPlace",
     "TrainOutcome",
     "TrainSpec",
@@ -66,11 +67,14 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
         Where the training's code may lie, besides the working directory and Python's own path.
     nproc
         How many ranks train, each in a process of its own on this machine.
+    place
+        Which rank this execution trains, where torchrun starts one for each rank.
 
     Raises
     ------
     ConfigError
-        `run` cannot be a name, or `resume` is none of those words and no id.
+        `run` cannot be a name, `resume` is none of those words and no id, or `nproc` ranks are
+        to be started for one rank.
     """
 
     entrypoint: str
@@ -85,11 +89,14 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
     recorded_as: str | None = None
     folders: list[str] = []
     nproc: int = 1
+    place: RankPlace | None = None
 
     def __post_init__(self) -> None:
         encode_name(self.run)
         if self.nproc < 1:
             raise ConfigError(f"nproc = {self.nproc}: at least one rank has to train")
+        if self.nproc > 1 and self.place is not None:
+            raise ConfigError(f"nproc = {self.nproc}: torchrun has started the ranks already")
         if self.resume not in ("auto", "fresh"):
             try:
                 CheckpointId.parse(self.resume)
@@ -101,6 +108,11 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True):
         """What is trained, as people find it again."""
         return self.recorded_as or self.entrypoint
 
+    @property
+    def leads(self) -> bool:
+        """Whether rank 0, whose word counts, is trained here."""
+        return self.place is None or self.place.rank == 0
+
 
 class RankPlace(msgspec.Struct, frozen=True, kw_only=True):
     """One rank among those of an attempt, and where they talk to one another.
@@ -110,13 +122,20 @@ class RankPlace(msgspec.Struct, frozen=True, kw_only=True):
     rank, ranks
         Which of how many.
     host, port
-        Where rank 0 serves what ranks agree through.
+        Where what ranks agree through is served: by torchrun's agent if there is one that does,
+        else by rank 0.
+    served
+        Whether it is the agent.
+    one_machine
+        All ranks are on this machine.
     """
 
     rank: int = 0
     ranks: int = 1
     host: str = "127.0.0.1"
     port: int = 0
+    served: bool = False
+    one_machine: bool = True
 
     def to_arguments(self) -> list[str]:
         """For a command line."""
@@ -126,6 +145,25 @@ class RankPlace(msgspec.Struct, frozen=True, kw_only=True):
     def from_arguments(cls, arguments: Sequence[str]) -> RankPlace:
         """Inverse of `to_arguments`; without any, the only rank."""
         return msgspec.json.decode(arguments[0], type=cls) if arguments else cls()
+
+
+class Leader(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the other ranks find rank 0.
+
+    Parameters
+    ----------
+    host, port
+        Where its supervisor listens for those of the other ranks.
+    generation
+        A secret of this start of the ranks.
+    messages
+        The port at which its trainer serves what ranks tell one another.
+    """
+
+    host: str
+    port: int
+    generation: str
+    messages: int = 0
 
 
 class TrainOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +260,8 @@ class AttemptFolder:
         self.failures = self.path / "failures"
         self.outcome = self.path / "outcome.json"
         self.version = self.path / "version"
+        self.leader = self.path / "leader.json"
+        self.joined = self.path / "joined.json"
 
     def of_rank(self, rank: int) -> AttemptFolder:
         """The same folder, as another rank uses it."""
@@ -255,6 +295,11 @@ class AttemptFolder:
         """Whether any rank's still runs, here."""
         return any(process_is_alive(writer) is True for writer in self._writers())
 
+    def has_live_writer_but_own(self) -> bool:
+        """Whether any other rank's still runs, here."""
+        writers = self._writers(but=self._writer_name)
+        return any(process_is_alive(writer) is True for writer in writers)
+
     def has_live_trainer(self) -> bool:
         """Whether any process but the writer still runs, here."""
         processes = self.read_processes()
@@ -266,9 +311,19 @@ class AttemptFolder:
         for writer in self._writers():
             end_process(writer)
 
-    def _writers(self) -> list[Process]:
-        processes = self.read_processes()
-        return [process for name, process in processes.items() if name.startswith(_WRITER)]
+    def _writers(self, *, but: str | None = None) -> list[Process]:
+        found = self.read_processes().items()
+        return [p for name, p in found if name.startswith(_WRITER) and name != but]
+
+    def write_leader(self, leader: Leader, path: Path) -> None:
+        """`leader`: rank 0's supervisor, as one has told or found. `joined`: it has accepted."""
+        self._replace(path, msgspec.json.encode(leader))
+
+    def read_leader(self, path: Path) -> Leader | None:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Leader)
+        except FileNotFoundError:
+            return None
 
     def write_version(self, version: str) -> None:
         """The package's version in the environment that trains."""

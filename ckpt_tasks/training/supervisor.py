@@ -8,6 +8,7 @@ ends it at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,11 +17,12 @@ import threading
 import time
 from collections.abc import Callable
 from math import inf
-from typing import Protocol
+from typing import IO, Protocol
 
 import msgspec
 
 import ckpt_tasks
+from ckpt_tasks.checkpointer.failures import tell_failure
 from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptResumed,
@@ -40,7 +42,7 @@ from ckpt_tasks.training.spec import (
     TrainSpec,
 )
 from ckpt_tasks.training.takeover import is_overtaken
-from ckpt_tasks.training.trainers import Trainers
+from ckpt_tasks.training.trainers import Trainers, start_trainers
 from ckpt_tasks.types import EXIT_FAILED, EXIT_STALE, EXIT_STOPPED, Position
 
 __all__ = ["main"]
@@ -78,22 +80,30 @@ class Supervisor:
     def run(self) -> int:
         """Supervise until the attempt is over; returns its exit code."""
         with self._folder.output.open("ab", buffering=0) as output:
-            trainers = Trainers(self._folder, self._spec.nproc, output)
-            registrar = Child(
-                "ckpt_tasks.training.registrar", self._folder, output, name="registrar"
-            )
+            trainers = start_trainers(self._folder, self._spec, output)
+            registrar, keeper = self._start_registrar(output)
             self._tell_threads()
-            keeper = RegistrarKeeper(registrar, self._spec, self._tell)
             self._wait(trainers, keeper)
-            self._wait_for_writer(keeper)
-            outcome = self._outcome(trainers)
+            self._wait_for_writer(trainers, keeper)
+            outcome = trainers.agree(self._outcome(trainers), self._has_time())
+            trainers.close()
             self._folder.write_outcome(outcome, self._folder.outcome)
-            keeper.start_for_the_end()
-            registrar.let_go()  # it empties its queue, then ends
-            self._end(registrar)
+            if keeper is not None and registrar is not None:
+                keeper.start_for_the_end()
+                registrar.let_go()  # it empties its queue, then ends
+                self._end(registrar)
         if self._orphaned.is_set():
             shutil.rmtree(self._folder.path, ignore_errors=True)
         return outcome.code
+
+    def _start_registrar(
+        self, output: IO[bytes]
+    ) -> tuple[Child, RegistrarKeeper] | tuple[None, None]:
+        """Only beside rank 0: it is one for each attempt."""
+        if not self._spec.leads:
+            return None, None
+        registrar = Child("ckpt_tasks.training.registrar", self._folder, output, name="registrar")
+        return registrar, RegistrarKeeper(registrar, self._spec, self._tell)
 
     def _tell_threads(self) -> None:
         ranks = self._spec.nproc
@@ -128,10 +138,11 @@ class Supervisor:
         self._orphaned.set()
         self._stop.set()
 
-    def _wait(self, trainers: Trainers, keeper: RegistrarKeeper) -> None:
+    def _wait(self, trainers: Trainers, keeper: RegistrarKeeper | None) -> None:
         """Until all trainers have ended: forward a stop, bound the grace, keep a registrar."""
         terminated = False
         deadline: float | None = None
+        trainers.look()
         while trainers.are_running:
             if os.getppid() != self._parent:
                 self._orphaned.set()
@@ -148,37 +159,57 @@ class Supervisor:
                 trainers.kill()
             if self._at_once.is_set():
                 trainers.kill()
-            keeper.look()
+            if keeper is not None:
+                keeper.look()
             time.sleep(_POLL_SECONDS)
+            trainers.look()
         trainers.kill()  # loader workers that it left behind
 
-    def _wait_for_writer(self, keeper: RegistrarKeeper) -> None:
+    def _wait_for_writer(self, trainers: Trainers, keeper: RegistrarKeeper | None) -> None:
         """Until the save that was handed over is written, so that a retry finds it.
 
         Whoever asked for a stop waits no longer than the grace: the writer then goes on alone.
         """
-        deadline: float | None = None
+        has_time = self._has_time()
+        told = False
         while self._folder.has_live_writer():
             if self._at_once.is_set():
                 self._folder.end_writers()
-            if self._stop.is_set() and deadline is None:
-                deadline = time.monotonic() + (0.0 if self._overdue else self._grace)
-            if deadline is not None and time.monotonic() > deadline:
+            if not has_time():
                 return
-            keeper.look()
+            if not told and trainers.others_are_over:
+                told = True
+                with contextlib.suppress(OSError):  # then the writer waits, as for any rank
+                    tell_failure(self._folder.failures, None, "no other rank runs any more")
+            if keeper is not None:
+                keeper.look()
             time.sleep(_POLL_SECONDS)
 
+    def _has_time(self) -> Callable[[], bool]:
+        """Whether one who asks again and again may still wait: after a stop, for the grace."""
+        deadline: float | None = None
+
+        def ask() -> bool:
+            nonlocal deadline
+            if self._stop.is_set() and deadline is None:
+                at_once = self._overdue or self._at_once.is_set()
+                deadline = time.monotonic() + (0.0 if at_once else self._grace)
+            return deadline is None or time.monotonic() <= deadline
+
+        return ask
+
     def _outcome(self, trainers: Trainers) -> TrainOutcome:
-        decisive = self._folder.of_rank(trainers.decisive)
-        outcome = decisive.read_outcome(decisive.trainer_outcome)
-        if outcome is not None and trainers.decisive == 0:
+        outcome = trainers.said
+        own = self._spec.place.rank if self._spec.place is not None else 0
+        if outcome is not None and trainers.decisive == own:
             return outcome
         died = _died(self._spec, self._folder, trainers.returncode)
-        if trainers.decisive:
+        if trainers.decisive != own:
             died = _of_rank(trainers.decisive, outcome or died, known=died)
         if outcome is not None:
             return died
-        if not self._stop.is_set():
+        told_elsewhere = self._spec.place is not None and trainers.decisive != own
+        if told_elsewhere or not self._stop.is_set():  # torchrun stops those that are left
             return self._stale(died) or died
         early = trainers.ended_by_signal or self._at_once.is_set()
         if died.attempt is None and early:

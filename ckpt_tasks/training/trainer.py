@@ -1,9 +1,9 @@
 """The trainer: the process in which the user's code runs.
 
-``python -m ckpt_tasks.training.trainer FOLDER LIVENESS_FD [PLACE]``, one for each rank. It reads
-its spec from the attempt folder, reports events and its outcome there, and exits with the
-outcome's code. When the other end of the liveness pipe closes, whoever supervised it is gone: it
-saves at the next boundary and stops.
+``python -m ckpt_tasks.training.trainer FOLDER LIVENESS_FD [PLACE]``, one for each rank; PLACE says
+which, unless the spec does. It reads its spec from the attempt folder, reports events and its
+outcome there, and exits with the outcome's code. When the other end of the liveness pipe closes,
+whoever supervised it is gone: it saves at the next boundary and stops.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main(folder: AttemptFolder, liveness: int, place: RankPlace) -> int:
     """Execute one rank of an attempt; returns its exit code."""
     _print_at_once()
     spec = folder.read_spec()
+    place = spec.place or place
     events = EventLog(folder.trainer_events)
     stop = _StopRequests()
     stop.watch(liveness)

@@ -8,7 +8,15 @@ import msgspec
 import psutil
 import pytest
 from support import toy_ranks
-from support.launches import Launch, is_running, launched, wait_gone, wait_until, writer_of
+from support.launches import (
+    Launch,
+    is_running,
+    kill_all,
+    launched,
+    wait_gone,
+    wait_until,
+    writer_of,
+)
 from support.run_checks import check_run
 from support.toy_runs import toy_spec
 
@@ -116,6 +124,22 @@ def test_all_ranks_are_killed_after_the_hand_over(
         assert outcome.checkpoint == started.checkpoint
     assert launch(spec).code == EXIT_DONE
     assert digest.read_text("ascii") == undisturbed["ddp"]
+
+
+def test_a_part_that_cannot_come_is_not_waited_for(tmp_path: Path, digest: Path) -> None:
+    """Nothing of its rank runs any more: rank 0's writer gives up, and the attempt ends."""
+    spec = _spec(tmp_path / "store")
+    with launched(spec) as attempt:
+        trainers = [_rank(attempt, rank) for rank in (0, 1)]
+        writer = writer_of(trainers[1])
+        writer.suspend()
+        attempt.wait_for(SaveStarted)
+        _let_steps_pass(attempt)
+        kill_all([*trainers, writer])
+        outcome = attempt.outcome()
+    assert outcome.code == EXIT_FAILED
+    assert outcome.checkpoint is None
+    assert _view(spec).checkpoints == []
 
 
 def _let_steps_pass(attempt: Launch) -> None:

@@ -95,14 +95,14 @@ def in_child(task: Callable[[], None]) -> int:
 
 
 def main() -> None:
-    uri, experiment = sys.argv[1:]
+    uri, experiment, step = sys.argv[1:]
     kill_at = kill_at_request if uri.startswith("http") else kill_at_call
     with tempfile.TemporaryDirectory() as folder:
         # MLflow imports most of itself on first use: once here instead of in every fork.
         work(f"sqlite:///{folder}/warm.db", experiment, uuid.uuid4().hex)
     if uri.startswith("http"):
         MlflowClient(uri, registry_uri=uri)
-    for request in range(1, _MOST):
+    for request in range(1, _MOST, int(step)):
         uid = uuid.uuid4().hex
 
         def killed(request: int = request, uid: str = uid) -> None:

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from ckpt_tasks.config import (
     AttemptConfig,
+    Best,
     CheckpointConfig,
     DashboardConfig,
     RegistryConfig,
+    RetentionConfig,
     ScheduleConfig,
     StoreConfig,
     load_config,
+    parse_best,
     parse_duration,
 )
 from ckpt_tasks.errors import ConfigError
@@ -242,3 +245,41 @@ def test_dashboard_has_a_page_for_each_run() -> None:
     assert DashboardConfig().page("x") is None
     with pytest.raises(ConfigError, match="no address of a page"):
         DashboardConfig(url="ckpt.example.org")
+
+
+def test_retention_is_read_from_text(tmp_path: Path) -> None:
+    """Durations and sizes as people write them; rules as flags write them."""
+    file = tmp_path / "c.toml"
+    file.write_text('[retention]\nmax_age = "2d"\nmax_bytes = "5GB"\nbuckets = ["all:1h"]\n')
+    environ = {"CKPT_TASKS_RETENTION_BEST": '["2:a:b:max"]', "CKPT_TASKS_RETENTION_GRACE": "90s"}
+    found = load_config(file, environ, {"retention.latest": "3"}).retention
+    assert found == RetentionConfig(
+        latest=3,
+        best=["2:a:b:max"],
+        buckets=["all:1h"],
+        max_age=172800.0,
+        max_bytes=5 * 10**9,
+        grace=90.0,
+    )
+    assert parse_best(found.best[0]) == Best(2, "a:b", "max")
+    assert not found.keeps_everything
+    assert RetentionConfig(grace=5.0).keeps_everything
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("best", ["loss"], "which way is better"),
+        ("best", ["0:loss:min"], "does not say how many"),
+        ("buckets", ["1h"], "EVERY:FOR|not a duration"),
+        ("buckets", ["1d:1h"], "the second longer"),
+        ("buckets", ["0:1h"], "EVERY:FOR"),
+        ("latest", 0, "retention.latest = 0"),
+        ("max_bytes", "5 apples", "is not a size"),
+        ("grace", 0, "retention.grace = 0"),
+    ],
+)
+def test_retention_that_cannot_work_is_refused(key: str, value: object, says: str) -> None:
+    """Before anything is marked."""
+    with pytest.raises(ConfigError, match=says):
+        load_config(None, {}, {f"retention.{key}": value})

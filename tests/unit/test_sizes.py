@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckpt_tasks.sizes import readable_size
+from ckpt_tasks.sizes import parse_size, readable_size
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,19 @@ from ckpt_tasks.sizes import readable_size
 def test_sizes_have_three_digits(size: int, text: str) -> None:
     """Decimal units, the largest that leaves a number of at least one."""
     assert readable_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500GB", 500 * 10**9), ("1.5 TiB", 3 * 2**39), ("20m", 20 * 10**6), ("7", 7), ("8 b", 8)],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    """Decimal units, or binary ones with an i."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5 ib", "-1", "1e9", "5 XB", "1 GB 2 MB"])
+def test_other_texts_are_no_sizes(text: str) -> None:
+    """With an example of one."""
+    with pytest.raises(ValueError, match="write '500GB'"):
+        parse_size(text)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TrainOperator,
         VerifyOperator,
     )
+    from ckpt_tasks.integrations.airflow.retain import RetainOperator
     from ckpt_tasks.integrations.airflow.sensors import CheckpointSensor
     from ckpt_tasks.integrations.airflow.sweep import PlanOperator, RankOperator, resumable_sweep
 
@@ -34,6 +35,7 @@ __all__ = [
     "RecoverOperator",
     "ReportOperator",
     "ResolveOperator",
+    "RetainOperator",
     "TrainOperator",
     "VerifyOperator",
     "resumable_dag",
@@ -48,6 +50,7 @@ _MODULES = {
     "MlflowHook": "hooks",
     "PlanOperator": "sweep",
     "RankOperator": "sweep",
+    "RetainOperator": "retain",
     "resumable_dag": "dag",
     "resumable_sweep": "sweep",
     "resumable_training_task": "decorators",

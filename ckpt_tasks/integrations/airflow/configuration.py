@@ -12,6 +12,7 @@ from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
     RegistryConfig,
+    RetentionConfig,
     SaveConfig,
     ScheduleConfig,
     StoreConfig,
@@ -40,6 +41,7 @@ class Settings:
     registry: RegistryConfig | None = None
     schedule: ScheduleConfig | None = None
     save: SaveConfig | None = None
+    retention: RetentionConfig | None = None
     attempt: AttemptConfig | None = None
     nproc: int | None = None
 
@@ -68,6 +70,7 @@ class Settings:
             registry=registry,
             schedule=self.schedule or _or_each_epoch(config.schedule),
             save=self.save or config.save,
+            retention=self.retention or config.retention,
             attempt=self._attempt(config.attempt),
         )
         return config, for_store | for_registry

@@ -7,7 +7,13 @@ from typing import Any
 
 from airflow.sdk import DAG, chain
 
-from ckpt_tasks.config import AttemptConfig, RegistryConfig, SaveConfig, ScheduleConfig
+from ckpt_tasks.config import (
+    AttemptConfig,
+    RegistryConfig,
+    RetentionConfig,
+    SaveConfig,
+    ScheduleConfig,
+)
 from ckpt_tasks.integrations.airflow.assets import run_asset
 from ckpt_tasks.integrations.airflow.dag_folder import dag_file, signature_at_parse
 from ckpt_tasks.integrations.airflow.operators import (
@@ -19,6 +25,7 @@ from ckpt_tasks.integrations.airflow.operators import (
     VerifyOperator,
 )
 from ckpt_tasks.integrations.airflow.params import form_params
+from ckpt_tasks.integrations.airflow.retain import RetainOperator
 from ckpt_tasks.tasks.form import RESUME
 
 __all__ = ["resumable_dag"]
@@ -34,6 +41,7 @@ def resumable_dag(
     ckpt_conn_id: str | None = None,
     schedule: ScheduleConfig | None = None,
     save: SaveConfig | None = None,
+    retention: RetentionConfig | None = None,
     registry: RegistryConfig | None = None,
     mlflow_conn_id: str | None = None,
     attempt: AttemptConfig | None = None,
@@ -49,8 +57,8 @@ def resumable_dag(
     """Make a DAG whose Params are the training function's own hyperparameters.
 
     The tasks: resolve, recover (reports what training would start from), train (with retries),
-    verify, promote (with a registry), report. The asset `run_asset` of the DAG's id is updated
-    when a checkpoint has been verified and promoted.
+    verify, promote (with a registry), retain (with `retention`), report. The asset `run_asset` of
+    the DAG's id is updated when a checkpoint has been verified and promoted.
 
     Parameters
     ----------
@@ -59,7 +67,7 @@ def resumable_dag(
         parsed; it is not imported there. Files and modules beside the DAG file are found.
     dag_id
         Default: the function's name.
-    store, ckpt_conn_id, registry, mlflow_conn_id, schedule, save, attempt, nproc, python
+    store, ckpt_conn_id, registry, mlflow_conn_id, schedule, save, retention, attempt, nproc, python
         As `TrainOperator` takes them.
     run_name
         Name of the training run, a template. A name without ``run_id`` goes on with the same
@@ -100,6 +108,7 @@ def resumable_dag(
         "entrypoint": entrypoint,
         "schedule": schedule,
         "save": save,
+        "retention": retention,
         "attempt": attempt,
         "nproc": nproc,
         "python": python,
@@ -121,6 +130,8 @@ def resumable_dag(
             newest = f"{{{{ ti.xcom_pull(task_ids='{verify.task_id}')['checkpoint'] }}}}"
             steps.append(PromoteOperator(task_id="promote", checkpoint=newest, alias=alias, **run))
         steps[-1].add_outlets([run_asset(name)])
+        if retention is not None and not retention.keeps_everything:
+            steps.append(RetainOperator(task_id="retain", retention=retention, **run))
         report = ReportOperator(task_id="report", **run)
         chain(*steps, report)
         # As a teardown: it reports a failure too, and does not make a success of it.

@@ -5,6 +5,7 @@ Airflow owns the retries. What a retry cannot change fails at once, with one lin
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
     RegistryConfig,
+    RetentionConfig,
     SaveConfig,
     ScheduleConfig,
 )
@@ -152,6 +154,9 @@ class _AttemptOperator(StepOperator):
         each epoch; and at the end.
     save
         How a save is made.
+    retention
+        Which checkpoints are kept, from each commit on. Default: the environment's
+        (``CKPT_TASKS_RETENTION_...``), else all.
     attempt
         How attempts follow one another and end.
     nproc
@@ -182,6 +187,7 @@ class _AttemptOperator(StepOperator):
         hyperparameters: Mapping[str, Any] | None = None,
         schedule: ScheduleConfig | None = None,
         save: SaveConfig | None = None,
+        retention: RetentionConfig | None = None,
         attempt: AttemptConfig | None = None,
         nproc: int | None = None,
         python: str | None = None,
@@ -194,6 +200,7 @@ class _AttemptOperator(StepOperator):
         self.hyperparameters = hyperparameters
         self.schedule = schedule
         self.save = save
+        self.retention = retention
         self.attempt = attempt
         self.nproc = nproc
         self.python = python
@@ -201,13 +208,11 @@ class _AttemptOperator(StepOperator):
         self._settings()  # a mistake in them is one of the parse
 
     def _settings(self) -> Settings:
-        return Settings(
-            store=self.store,
-            ckpt_conn_id=self.ckpt_conn_id,
-            mlflow_conn_id=self.mlflow_conn_id,
-            registry=self.registry,
+        return dataclasses.replace(
+            super()._settings(),
             schedule=self.schedule,
             save=self.save,
+            retention=self.retention,
             attempt=self.attempt,
             nproc=self.nproc,
         )

@@ -12,6 +12,7 @@ from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
     RegistryConfig,
+    RetentionConfig,
     SaveConfig,
     ScheduleConfig,
 )
@@ -117,6 +118,7 @@ def resumable_sweep(
     ckpt_conn_id: str | None = None,
     schedule: ScheduleConfig | None = None,
     save: SaveConfig | None = None,
+    retention: RetentionConfig | None = None,
     registry: RegistryConfig | None = None,
     mlflow_conn_id: str | None = None,
     attempt: AttemptConfig | None = None,
@@ -131,8 +133,8 @@ def resumable_sweep(
 
     Parameters
     ----------
-    entrypoint, store, ckpt_conn_id, schedule, save, registry, mlflow_conn_id, attempt, nproc, \
-python, retries, retry_delay
+    entrypoint, store, ckpt_conn_id, schedule, save, retention, registry, mlflow_conn_id, attempt, \
+nproc, python, retries, retry_delay
         As `resumable_dag` takes them.
     grid
         Values by hyperparameter; whoever triggers the DAG may give others.
@@ -175,6 +177,7 @@ python, retries, retry_delay
             entrypoint=entrypoint,
             schedule=schedule,
             save=save,
+            retention=retention,
             attempt=attempt,
             nproc=nproc,
             python=python,

@@ -11,7 +11,7 @@ looked for right before they are made, and again afterwards; of twins the older 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from mlflow import MlflowClient
@@ -19,6 +19,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, M
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from ckpt_tasks.errors import RegistryRefusedError
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
 from ckpt_tasks.integrations.mlflow.aliases import CHECKPOINT_TAG, value_tags
@@ -114,6 +115,56 @@ class Checkpoints:
         self._link_version(model, version)
         return self._registration(record.id, version)
 
+    def held(self) -> dict[str, list[str]]:
+        """What is in use, by checkpoint id: see `Registry.held`."""
+        checkpoints = {
+            model.model_id: model.tags[CHECKPOINT_TAG]
+            for model in self._logged_models(f"tags.`{UID_TAG}` = '{self._uid}'")
+            if CHECKPOINT_TAG in model.tags
+        }
+        aliases = self._aliases()
+        held: dict[str, list[str]] = {}
+        for version in self._versions(f"run_id = '{self._ids.run_id}'"):
+            checkpoint = checkpoints.get(_model_id(version))
+            if checkpoint is not None:
+                held.setdefault(checkpoint, []).extend(self._uses(version, aliases))
+        return {checkpoint: reasons for checkpoint, reasons in held.items() if reasons}
+
+    def forget(self, checkpoint: str) -> None:
+        """Delete version, then logged model: see `Registry.forget`."""
+        models = self._models_of(checkpoint)
+        versions = [
+            version
+            for model in models
+            for version in self._versions(f"source_path = '{_source(model.model_id)}'")
+        ]
+        aliases = self._aliases() if versions else {}
+        reasons = [use for version in versions for use in self._uses(version, aliases)]
+        if reasons:
+            raise RegistryRefusedError(f"{checkpoint} is in use: {', '.join(reasons)}")
+        for version in versions:
+            self._remove_version(version)
+        for model in models:
+            self._remove_model(model)
+
+    def _aliases(self) -> dict[str, list[str]]:
+        """Aliases of the registered model, by version."""
+        try:
+            found = self._client.get_registered_model(self._ids.registered_model).aliases
+        except MlflowException as error:
+            if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        aliases: dict[str, list[str]] = {}
+        for alias, version in found.items():
+            aliases.setdefault(str(version), []).append(alias)
+        return aliases
+
+    def _uses(self, version: ModelVersion, aliases: Mapping[str, list[str]]) -> list[str]:
+        if version.name != self._ids.registered_model:
+            return [f"version {version.version} of {version.name!r}"]
+        return [f"alias {alias!r}" for alias in aliases.get(str(version.version), ())]
+
     def _find(
         self, record: CommitRecord, own: ModelVersion | None = None
     ) -> tuple[LoggedModel | None, ModelVersion | None]:
@@ -127,7 +178,7 @@ class Checkpoints:
         own
             A version just made, whose logged model another process may have removed.
         """
-        models = self._models_of(record)
+        models = self._models_of(record.id)
         found = {
             int(version.version): version
             for model in models
@@ -146,10 +197,10 @@ class Checkpoints:
         of_first = (model for model in models if model.model_id == _model_id(first))
         return next(of_first, None), first
 
-    def _models_of(self, record: CommitRecord) -> list[LoggedModel]:
+    def _models_of(self, checkpoint: str) -> list[LoggedModel]:
         """The checkpoint's logged models: complete ones first, then the oldest."""
         of_checkpoint = (
-            f"tags.`{UID_TAG}` = '{self._uid}' AND tags.`{CHECKPOINT_TAG}` = '{record.id}'"
+            f"tags.`{UID_TAG}` = '{self._uid}' AND tags.`{CHECKPOINT_TAG}` = '{checkpoint}'"
         )
         return sorted(
             self._logged_models(of_checkpoint),
@@ -174,7 +225,7 @@ class Checkpoints:
                 **user_tags(),
             },
         )
-        first = self._models_of(record)[0]
+        first = self._models_of(record.id)[0]
         if first.model_id != made.model_id:
             self._remove_model(made)
         return first

@@ -135,6 +135,14 @@ class MlflowRegistry(Registry):
         with self._connection.doing(f"tell what {alias!r} points at"):
             return _opened(self._aliases).holder(alias, metric)
 
+    def held(self) -> dict[str, list[str]]:
+        with self._connection.doing("tell which checkpoints are in use"):
+            return _opened(self._checkpoints).held()
+
+    def forget(self, checkpoint: str) -> None:
+        with self._connection.doing(f"forget {checkpoint}"):
+            _opened(self._checkpoints).forget(checkpoint)
+
     def write_note(self, text: str) -> None:
         with self._connection.doing("take the run's description"):
             client, run_id = self._connection.client, _opened(self._ids).run_id

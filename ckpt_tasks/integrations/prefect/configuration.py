@@ -11,6 +11,7 @@ from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
     RegistryConfig,
+    RetentionConfig,
     SaveConfig,
     ScheduleConfig,
     StoreConfig,
@@ -35,6 +36,7 @@ class Settings:
     registry: RegistryConfig | ModelRegistry | None = None
     schedule: ScheduleConfig | None = None
     save: SaveConfig | None = None
+    retention: RetentionConfig | None = None
     attempt: AttemptConfig | None = None
     nproc: int | None = None
 
@@ -57,6 +59,7 @@ class Settings:
             registry=self._registry(found.registry),
             schedule=self.schedule or _or_each_epoch(found.schedule),
             save=self.save or found.save,
+            retention=self.retention or found.retention,
             attempt=self._attempt(found.attempt),
         )
 

@@ -12,13 +12,21 @@ from typing import Any
 import msgspec
 from prefect import Flow
 
-from ckpt_tasks.config import AttemptConfig, RegistryConfig, SaveConfig, ScheduleConfig, StoreConfig
+from ckpt_tasks.config import (
+    AttemptConfig,
+    RegistryConfig,
+    RetentionConfig,
+    SaveConfig,
+    ScheduleConfig,
+    StoreConfig,
+)
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.integrations.prefect.blocks import CheckpointStore, ModelRegistry
 from ckpt_tasks.integrations.prefect.configuration import Settings
 from ckpt_tasks.integrations.prefect.flow_run import current_flow_run
 from ckpt_tasks.integrations.prefect.form import flow_docstring, flow_signature
 from ckpt_tasks.integrations.prefect.tasks import (
+    apply_retention,
     promote_checkpoint,
     publish_report,
     recover_run,
@@ -57,6 +65,7 @@ def resumable_flow(
     store: str | StoreConfig | CheckpointStore | None = None,
     schedule: ScheduleConfig | None = None,
     save: SaveConfig | None = None,
+    retention: RetentionConfig | None = None,
     registry: RegistryConfig | ModelRegistry | None = None,
     attempt: AttemptConfig | None = None,
     nproc: int | None = None,
@@ -69,9 +78,10 @@ def resumable_flow(
     """Make a flow whose parameters are the training function's own hyperparameters.
 
     The steps, each a task: resolve run, recover (reports what training would start from),
-    train (with retries), verify, promote (with a registry), publish report.
+    train (with retries), verify, promote (with a registry), apply retention (with rules), publish
+    report.
 
-    `store`, `schedule`, `save`, `registry` and `attempt` default to the configuration:
+    `store`, `schedule`, `save`, `retention`, `registry` and `attempt` default to the configuration:
     ``CKPT_TASKS_...`` and the file that ``CKPT_TASKS_CONFIG`` names. It is read when the flow runs,
     in its process, so what a worker or a deployment's job variables set there counts. What is given
     here wins, each over its whole section of the configuration; `nproc` over ``attempt.nproc``.
@@ -93,6 +103,8 @@ def resumable_flow(
         When checkpoints are saved. Configured nowhere: each epoch, and at the end.
     save
         How a save is made.
+    retention
+        Which checkpoints are kept, from each commit on. Configured nowhere: all.
     attempt
         How attempts follow one another and end. Where the configuration leaves ``attempt.grace``
         at its default, the trainer has 20 seconds to save after a cancellation, as Prefect allows
@@ -126,6 +138,7 @@ def resumable_flow(
             registry=registry,
             schedule=schedule,
             save=save,
+            retention=retention,
             attempt=attempt,
             nproc=nproc,
         ),
@@ -187,6 +200,8 @@ def _train_and_verify(authored: _Authored, spec: TrainSpec) -> dict[str, Any]:
     if authored.alias is not None and spec.config.registry.tracking_uri is not None:
         # A state, not its value: a registry that stays away fails no training that is complete.
         promote_checkpoint(spec, verified.checkpoint, authored.alias, return_state=True)
+    if not spec.config.retention.keeps_everything:
+        apply_retention(spec, return_state=True)  # likewise: the next one does what is left
     result: dict[str, Any] = msgspec.to_builtins(outcome)
     return result
 

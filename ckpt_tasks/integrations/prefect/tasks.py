@@ -27,10 +27,11 @@ from ckpt_tasks.integrations.prefect.events import EventPublisher
 from ckpt_tasks.integrations.prefect.flow_run import adopt_flow_run, current_flow_run, flow_run_tags
 from ckpt_tasks.masking import mask_url
 from ckpt_tasks.sizes import readable_size
-from ckpt_tasks.tasks import Promotion, RecoveryReport, Row, RunReport
+from ckpt_tasks.tasks import Promotion, RecoveryReport, RetentionReport, Row, RunReport
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
 
 __all__ = [
+    "apply_retention",
     "promote_checkpoint",
     "publish_report",
     "recover_run",
@@ -137,6 +138,14 @@ def promote_checkpoint(spec: TrainSpec, checkpoint: str, alias: str) -> Promotio
     promotion = tasks.promote(spec.config, spec.run, checkpoint, alias)
     get_run_logger().info("%s", promotion)
     return promotion
+
+
+@task(name="apply retention", **_PATIENT)
+def apply_retention(spec: TrainSpec) -> RetentionReport:
+    """Mark what is no longer kept, and remove what was marked long enough ago."""
+    report = tasks.retain(spec.config, spec.run)
+    get_run_logger().info("%s", report)
+    return report
 
 
 @task(name="publish report", **_PATIENT)

@@ -24,7 +24,7 @@ DAG_FILE = """
 from datetime import timedelta
 from airflow.sdk import DAG, AssetAlias
 from ckpt_tasks import load_config
-from ckpt_tasks.config import ScheduleConfig
+from ckpt_tasks.config import RetentionConfig, ScheduleConfig
 from ckpt_tasks.integrations.airflow import TrainOperator, resumable_dag
 
 HOW = dict(
@@ -35,6 +35,9 @@ HOW = dict(
 )
 resumable_dag("support.flaky_training:train", dag_id="flaky", **HOW)
 resumable_dag("support.toy_ranks:ddp", dag_id="ranks", nproc=2, **HOW)
+resumable_dag(
+    "support.flaky_training:train", dag_id="keeping", retention=RetentionConfig(latest=1), **HOW
+)
 
 with DAG("mapped", schedule=None, params={"epochs": 1}):
     TrainOperator.partial(
@@ -156,6 +159,16 @@ def test_promotion_points_the_alias_at_the_verified_checkpoint(
     promoted = done.xcom("promote")
     assert promoted["alias"] == "verified"
     assert promoted["registration"]["checkpoint"] == done.xcom("verify")["checkpoint"]
+
+
+def test_retention_is_a_task(home: DagHome, tmp_path: Path) -> None:
+    """With rules: it tells of each checkpoint why it stays or goes."""
+    done, _ = _run(home, tmp_path, "keeping", epochs=1)
+
+    assert done.state == "success", done.log
+    verdicts = done.xcom("retain")["plan"]["verdicts"]
+    assert [verdict["keep"] for verdict in verdicts] == [True] + [False] * (len(verdicts) - 1)
+    assert verdicts[0]["checkpoint"] == done.xcom("verify")["checkpoint"]
 
 
 def test_missing_connection_fails_once_with_its_name() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from support.prefect_server import PrefectServer, flow_run_logs, wait_until
 from support.prefect_token_gate import token_gate
 
 from ckpt_tasks import tasks
-from ckpt_tasks.checkpointer.catalog import RunView, view_run
-from ckpt_tasks.config import AttemptConfig, ScheduleConfig
+from ckpt_tasks.checkpointer.catalog import RunView, list_runs, view_run
+from ckpt_tasks.config import AttemptConfig, RetentionConfig, ScheduleConfig
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, StoreError
 from ckpt_tasks.integrations.prefect import CheckpointStore, ModelRegistry, resumable_flow
 from ckpt_tasks.store import open_store
@@ -66,6 +67,22 @@ def test_steps_are_tasks_in_order(tmp_path: Path) -> None:
     wait_until(lambda: len(task_runs(flow_run.id)) == 5, timeout=20, what="five task runs")
     names = [task_run.name.rpartition("-")[0] for task_run in task_runs(flow_run.id)]
     assert names == ["resolve run", "recover", "train", "verify", "publish report"]
+
+
+def test_retention_is_a_step(tmp_path: Path) -> None:
+    """With rules: what the training itself has not marked yet is marked, and told in the log."""
+    flow = make_flow(str(tmp_path), retention=RetentionConfig(latest=1))
+    flow_run, state = execute(flow, epochs=1)
+
+    assert state.is_completed()
+    wait_until(lambda: len(task_runs(flow_run.id)) == 6, timeout=20, what="six task runs")
+    names = [task_run.name.rpartition("-")[0] for task_run in task_runs(flow_run.id)]
+    assert names[-3:] == ["verify", "apply retention", "publish report"]
+    with closing(open_store(str(tmp_path))) as store:
+        (run,) = [run.name for run in list_runs(store)]
+        standings = [checkpoint.standing for checkpoint in view_run(store, run).checkpoints]
+    assert standings[0] == "valid"
+    assert set(standings[1:]) == {"expired"}
 
 
 def test_log_shows_the_training_as_it_goes(tmp_path: Path) -> None:

@@ -92,6 +92,17 @@ def test_a_rank_known_to_have_failed_is_not_waited_for(store: Store) -> None:
     assert clock() == 0
 
 
+def test_a_part_that_came_before_the_failure_was_told_counts(store: Store) -> None:
+    """The last that a rank does before it ends may be its part."""
+    own = write(store, 0)
+
+    def failure() -> str:
+        write(store, 1)
+        return "no other rank runs any more"
+
+    assert [ref.rank for ref in gather(store, own, failure=failure).refs] == [0, 1]
+
+
 @pytest.mark.parametrize("world_size", [3, 1000])
 def test_an_index_of_another_world_is_refused(store: Store, world_size: int) -> None:
     """One that was written by a rank of a larger world makes no checkpoint here."""

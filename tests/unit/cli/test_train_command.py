@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -132,12 +133,12 @@ def test_a_signal_saves_and_a_second_call_goes_on(train, store_path, number):
     assert "resumed from " in answer.err
 
 
-def test_torchrun_is_refused(train, monkeypatch, store_path):
-    """Each worker would be an attempt of its own; the flag that starts ranks is named."""
+def test_torchrun_says_how_many_ranks_there_are(train, monkeypatch, store_path):
+    """The flag that starts ranks would start them once for each of its workers."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    answer = train()
+    answer = train("--nproc", "2")
     assert answer.code == 2
-    assert "--nproc" in answer.err
+    assert "--nproc-per-node" in answer.err
     assert not Path(store_path).exists()
 
 
@@ -165,6 +166,21 @@ def test_ranks_are_those_of_the_flag_else_of_the_configuration(train, tmp_path, 
     answer = train(*arguments, "--nproc", "1", entrypoint=f"{code}:train")
     assert answer.code == 0, answer
     assert {told.name for told in tmp_path.glob("*-of-*")} == {*ranks_of_two, "0-of-1"}
+
+
+def test_the_outcome_is_told_to_programs(train, tmp_path):
+    """As JSON, whole; what an earlier start has left is gone when this one begins."""
+    path = tmp_path / "told" / "outcome.json"
+    path.parent.mkdir()
+    assert train("-p", "epochs=1", "--outcome", str(path)).code == 0
+    told = json.loads(path.read_bytes())
+    assert (told["code"], told["attempt"], told["position"]["step"]) == (0, 1, 8)
+    assert told["checkpoint"].startswith("step-00000008-")
+    failed = train("--outcome", str(path), entrypoint=TOY.replace(":train", ":nothing"))
+    told = json.loads(path.read_bytes())
+    assert told["code"] == failed.code == 2
+    assert told["message"] in failed.err
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_no_rank_is_no_training(train):

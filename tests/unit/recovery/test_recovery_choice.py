@@ -249,10 +249,39 @@ def test_malformed_id(run: MadeRun) -> None:
 def test_nothing_restorable(run: MadeRun) -> None:
     """A run whose checkpoints are all excluded ends with outcome 4, and says why for each."""
     checkpoint = run.begin().save(10)
-    mark(run.store, run.layout, "expired", checkpoint, why="a test", by="a test")
+    mark(run.store, run.layout, "collecting", checkpoint, why="a test", by="a test")
     with pytest.raises(CheckpointNotFoundError, match=rf"{checkpoint}: expired") as caught:
         run.begin()
     assert caught.value.exit_code == 4
+
+
+def test_expired_ones_are_the_last_resort(run: MadeRun) -> None:
+    """Where every other is damaged, one that has expired and is still there is better than none."""
+    first = run.begin()
+    expired, damaged = first.save(10), first.save(20)
+    mark(run.store, run.layout, "expired", expired, why="a test", by="a test")
+    run.damage_tensors(str(damaged))
+    assert run.begin().start == str(expired)
+
+
+def test_one_that_is_being_collected_cannot_be_asked_for(run: MadeRun) -> None:
+    """Its bytes may be gone at any moment; one that has only expired may be asked for."""
+    first = run.begin()
+    asked, _ = first.save(10), first.save(20)
+    mark(run.store, run.layout, "expired", asked, why="a test", by="a test")
+    assert run.begin("flow-run-2", resume=str(asked)).start == str(asked)
+    mark(run.store, run.layout, "collecting", asked, why="a test", by="a test")
+    with pytest.raises(CheckpointNotFoundError, match="is being collected"):
+        run.begin("flow-run-3", resume=str(asked))
+
+
+def test_lineage_whose_start_is_gone_never_starts_again_at_step_0(run: MadeRun) -> None:
+    """The only checkpoint that an attempt went on from was deleted by hand: outcome 4."""
+    start = run.begin().save(10)
+    run.begin()
+    run.store.delete(run.layout.commit(start))
+    with pytest.raises(CheckpointNotFoundError, match=rf"went on from {start}, which is gone"):
+        run.begin()
 
 
 def test_unreadable_lineage_never_starts_again_at_step_0(run: MadeRun) -> None:

@@ -107,6 +107,10 @@ TOLD = [
         ),
     ),
     (events.MetricsReplayed(compared=5, diverged=0), None),
+    (
+        events.RetentionApplied(expired=["c3"], removed=["c1", "c2"], freed=3000),
+        (logging.INFO, "no longer kept: c3; removed: c1, c2 (3 kB)"),
+    ),
     (events.Warned(message="data order only"), (logging.WARNING, "data order only")),
     (events.OutputLine(text="token=abc"), (logging.INFO, "token=abc")),
     (events.AttemptEnded(attempt=1, code=0, message="done"), (logging.INFO, "done")),

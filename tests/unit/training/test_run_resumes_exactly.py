@@ -25,6 +25,9 @@ WITH_WORKERS: dict[str, Training] = {
         for name in ("stateful, 2 persistent workers", "plain, 2 persistent workers")
     },
 }
+SAMPLED = {"over plain, resumable, 2 persistent workers", "leaving stateful, 2 persistent workers"}
+"""Each start of workers takes seconds."""
+
 KILLS: dict[str, Callable[[], Kill]] = {
     "committed": lambda: Kill(committed=1),
     "first place": lambda: Kill(place=1),
@@ -65,7 +68,13 @@ def test_killed_again_and_again(case: str, kill: str) -> None:
     assert_same(whole, case)
 
 
-@pytest.mark.parametrize("case", WITH_WORKERS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case in SAMPLED else pytest.mark.exhaustive)
+        for case in WITH_WORKERS
+    ],
+)
 def test_killed_with_workers(case: str) -> None:
     """The same with data loaded, and augmented at random, by worker processes."""
     recording = Harness(WITH_WORKERS[case], EVERYWHERE).attempt()
