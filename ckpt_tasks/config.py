@@ -185,8 +185,10 @@ class RegistryConfig(_Section, frozen=True, kw_only=True):
 
 
 class AttemptConfig(_Section, frozen=True, kw_only=True):
-    """How attempts follow one another and end."""
+    """What an attempt trains on, and how attempts follow one another and end."""
 
+    nproc: _AtLeastOne = 1
+    """Ranks that train, each in a process of its own, all on the machine of the attempt."""
     heartbeat: Seconds = 5.0
     """Seconds between two heartbeats."""
     takeover_after: Seconds = 60.0

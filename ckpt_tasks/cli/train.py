@@ -87,8 +87,8 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
     "--nproc",
     type=click.IntRange(1),
     metavar="N",
-    help="Ranks to train on, each a process with torchrun's environment; default: 1. Under "
-    "torchrun, its workers are the ranks.",
+    help="Ranks to train on, each a process with torchrun's environment; default: attempt.nproc of "
+    "the configuration, else 1. Under torchrun, its workers are the ranks.",
 )
 @click.option("--python", metavar="PATH", help="The interpreter that trains; default: this one.")
 @click.option("--takeover", is_flag=True, help="Take the run over from a live attempt.")
@@ -134,14 +134,15 @@ def train(
     encode_name(run)
     place = _place(nproc)
     with _OutcomeFile(outcome_file if place is None or place.rank == 0 else None, run) as file:
+        config = _configure(store, config_file, {**flags, "nproc": nproc})
         spec = TrainSpec(
             entrypoint=entrypoint,
             run=run,
             params=_check(entrypoint, params, python),
-            config=_configure(store, config_file, flags),
+            config=config,
             resume=resume,
             invocation=invocation or _new_invocation(),
-            nproc=nproc or 1,
+            nproc=1 if place is not None else config.attempt.nproc,
             place=place,
             python=python,
             takeover=takeover,
@@ -216,6 +217,7 @@ def _configure(
     sections = {
         "schedule": ("every_steps", "every_epochs", "every"),
         "registry": ("tracking_uri", "experiment", "registered_model"),
+        "attempt": ("nproc",),
     }
     retention = retention_overrides(flags)
     overrides = retention | {

@@ -42,7 +42,7 @@ def resolve(
     params
         Hyperparameters for the function.
     config
-        Store, schedule, registry and attempts.
+        Store, schedule, registry and attempts, the ranks that they train on among them.
     invocation
         The orchestrator's id of this execution; all its retries share it.
     resume
@@ -79,6 +79,7 @@ def resolve(
         python=python,
         recorded_as=recorded_as,
         folders=list(folders),
+        nproc=config.attempt.nproc,
     )
 
 

@@ -4,6 +4,8 @@ Environment
 -----------
 TOY_STEP_SECONDS
     Pause of every step; default none.
+TOY_KILL
+    File with a step in it: rank 1 kills itself when it has done that step, once.
 TOY_DIGEST
     File that receives, of rank 0, the digest of the final model and optimizer, whole.
 """
@@ -12,7 +14,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,6 +74,8 @@ def _train(run: TrainingRun, epochs: int, wrap: Any) -> None:
             loss.backward()
             optimizer.step()
             run.log(loss=loss.item())
+            if wrap is not None and dist.get_rank() == 1:
+                _perhaps_die(run.step + 1)
             time.sleep(float(os.environ.get("TOY_STEP_SECONDS", "0")))
         if wrap is not None and dist.get_rank() == 1:
             run.log(loss=0.0)  # a second value for the step, of which people are warned
@@ -81,6 +87,13 @@ def _train(run: TrainingRun, epochs: int, wrap: Any) -> None:
         _write_digest(*(_Made(state) for state in states))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _perhaps_die(step: int) -> None:
+    order = Path(os.environ.get("TOY_KILL", ""))
+    if order.is_file() and int(order.read_text("ascii")) == step:
+        order.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Made:

@@ -41,6 +41,7 @@ def toml(tmp_path: Path) -> Path:
         hyperparameter_tags = ["lr"]
         [attempt]
         takeover_after = 90
+        nproc = 4
         """
     )
     return path
@@ -60,15 +61,21 @@ def test_a_file_sets_every_section(toml: Path) -> None:
         ),
         schedule=ScheduleConfig(every_steps=500, every=5400.0),
         registry=RegistryConfig(tracking_uri="sqlite:///mlflow.db", hyperparameter_tags=["lr"]),
-        attempt=AttemptConfig(takeover_after=90.0),
+        attempt=AttemptConfig(takeover_after=90.0, nproc=4),
     )
 
 
 def test_arguments_win_over_environment_over_file(toml: Path) -> None:
     """The same key in all three places takes the argument, then the variable, then the file."""
-    environ = {"CKPT_TASKS_SCHEDULE_EVERY_STEPS": "20", "CKPT_TASKS_SCHEDULE_EVERY": "5s"}
+    environ = {
+        "CKPT_TASKS_SCHEDULE_EVERY_STEPS": "20",
+        "CKPT_TASKS_SCHEDULE_EVERY": "5s",
+        "CKPT_TASKS_ATTEMPT_NPROC": "2",
+    }
     config = load_config(toml, environ, {"schedule.every_steps": 7})
     assert config.schedule == ScheduleConfig(every_steps=7, every=5.0)
+    assert config.attempt == AttemptConfig(takeover_after=90.0, nproc=2)
+    assert load_config(toml, environ, {"attempt.nproc": 3}).attempt.nproc == 3
     assert config.store.url == "s3://bucket/prefix"
 
 

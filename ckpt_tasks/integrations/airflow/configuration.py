@@ -30,7 +30,10 @@ __all__ = ["Settings"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What an operator was given; ``None`` leaves it to the connection or the environment."""
+    """What an operator was given; ``None`` leaves it to the connection or the environment.
+
+    Raises `ConfigError` when made with less than one rank.
+    """
 
     store: str | None = None
     ckpt_conn_id: str | None = None
@@ -40,6 +43,10 @@ class Settings:
     save: SaveConfig | None = None
     retention: RetentionConfig | None = None
     attempt: AttemptConfig | None = None
+    nproc: int | None = None
+
+    def __post_init__(self) -> None:
+        self._attempt(AttemptConfig())
 
     def resolve(self, base: CheckpointConfig | None = None) -> tuple[CheckpointConfig, Credentials]:
         """The configuration, and the credentials that whoever works with it needs.
@@ -64,7 +71,7 @@ class Settings:
             schedule=self.schedule or _or_each_epoch(config.schedule),
             save=self.save or config.save,
             retention=self.retention or config.retention,
-            attempt=self.attempt or config.attempt,
+            attempt=self._attempt(config.attempt),
         )
         return config, for_store | for_registry
 
@@ -95,6 +102,10 @@ class Settings:
             return registry, Credentials()
         hook = MlflowHook(self.mlflow_conn_id)
         return hook.registry(registry), hook.credentials()
+
+    def _attempt(self, attempt: AttemptConfig) -> AttemptConfig:
+        attempt = self.attempt or attempt
+        return attempt if self.nproc is None else replace(attempt, nproc=self.nproc)
 
 
 def _or_each_epoch(schedule: ScheduleConfig) -> ScheduleConfig:

@@ -45,6 +45,7 @@ def resumable_dag(
     registry: RegistryConfig | None = None,
     mlflow_conn_id: str | None = None,
     attempt: AttemptConfig | None = None,
+    nproc: int | None = None,
     run_name: str = _RUN_NAME,
     python: str | None = None,
     retries: int = 3,
@@ -66,7 +67,7 @@ def resumable_dag(
         parsed; it is not imported there. Files and modules beside the DAG file are found.
     dag_id
         Default: the function's name.
-    store, ckpt_conn_id, registry, mlflow_conn_id, schedule, save, retention, attempt, python
+    store, ckpt_conn_id, registry, mlflow_conn_id, schedule, save, retention, attempt, nproc, python
         As `TrainOperator` takes them.
     run_name
         Name of the training run, a template. A name without ``run_id`` goes on with the same
@@ -109,6 +110,7 @@ def resumable_dag(
         "save": save,
         "retention": retention,
         "attempt": attempt,
+        "nproc": nproc,
         "python": python,
         "resume": f"{{{{ params.{RESUME} }}}}",
     }

@@ -5,6 +5,7 @@ Airflow owns the retries. What a retry cannot change fails at once, with one lin
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,6 +159,9 @@ class _AttemptOperator(StepOperator):
         (``CKPT_TASKS_RETENTION_...``), else all.
     attempt
         How attempts follow one another and end.
+    nproc
+        Ranks that train, each in a process of its own, with torchrun's environment, where the task
+        runs. Default: that of `attempt`, else the environment's (``CKPT_TASKS_ATTEMPT_NPROC``).
     python
         Interpreter of the training process, in an environment without Airflow, say.
     resume
@@ -185,6 +189,7 @@ class _AttemptOperator(StepOperator):
         save: SaveConfig | None = None,
         retention: RetentionConfig | None = None,
         attempt: AttemptConfig | None = None,
+        nproc: int | None = None,
         python: str | None = None,
         resume: str = "auto",
         **kwargs: Any,
@@ -197,19 +202,19 @@ class _AttemptOperator(StepOperator):
         self.save = save
         self.retention = retention
         self.attempt = attempt
+        self.nproc = nproc
         self.python = python
         self.resume = resume
+        self._settings()  # a mistake in them is one of the parse
 
     def _settings(self) -> Settings:
-        return Settings(
-            store=self.store,
-            ckpt_conn_id=self.ckpt_conn_id,
-            mlflow_conn_id=self.mlflow_conn_id,
-            registry=self.registry,
+        return dataclasses.replace(
+            super()._settings(),
             schedule=self.schedule,
             save=self.save,
             retention=self.retention,
             attempt=self.attempt,
+            nproc=self.nproc,
         )
 
     def _spec(

@@ -122,6 +122,7 @@ def resumable_sweep(
     registry: RegistryConfig | None = None,
     mlflow_conn_id: str | None = None,
     attempt: AttemptConfig | None = None,
+    nproc: int | None = None,
     python: str | None = None,
     retries: int = 3,
     retry_delay: timedelta = timedelta(seconds=30),
@@ -133,7 +134,7 @@ def resumable_sweep(
     Parameters
     ----------
     entrypoint, store, ckpt_conn_id, schedule, save, retention, registry, mlflow_conn_id, attempt, \
-python, retries, retry_delay
+nproc, python, retries, retry_delay
         As `resumable_dag` takes them.
     grid
         Values by hyperparameter; whoever triggers the DAG may give others.
@@ -142,7 +143,7 @@ python, retries, retry_delay
     dag_id
         Default: ``sweep-`` and the function's name.
     at_once
-        How many of the runs train at the same time.
+        How many of the runs train at the same time, each on its `nproc` ranks.
     **dag_arguments
         For Airflow's ``DAG``.
 
@@ -178,6 +179,7 @@ python, retries, retry_delay
             save=save,
             retention=retention,
             attempt=attempt,
+            nproc=nproc,
             python=python,
             max_active_tis_per_dagrun=at_once,
             map_index_template=_LABEL,

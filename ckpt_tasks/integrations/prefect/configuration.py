@@ -29,7 +29,7 @@ _GRACE = 20.0
 class Settings:
     """What the author of a flow gave; ``None`` leaves it to the environment, or to a file.
 
-    Raises `ConfigError` when made with a store that cannot be one.
+    Raises `ConfigError` when made with a store that cannot be one, or with less than one rank.
     """
 
     store: str | StoreConfig | CheckpointStore | None = None
@@ -38,9 +38,11 @@ class Settings:
     save: SaveConfig | None = None
     retention: RetentionConfig | None = None
     attempt: AttemptConfig | None = None
+    nproc: int | None = None
 
     def __post_init__(self) -> None:
         self._store(StoreConfig())
+        self._attempt(AttemptConfig())
 
     def resolve(self) -> CheckpointConfig:
         """The configuration, with what the settings leave open as this process finds it.
@@ -58,7 +60,7 @@ class Settings:
             schedule=self.schedule or _or_each_epoch(found.schedule),
             save=self.save or found.save,
             retention=self.retention or found.retention,
-            attempt=self.attempt or _within_prefects_patience(found.attempt),
+            attempt=self._attempt(found.attempt),
         )
 
     def credentials(self) -> dict[str, Any]:
@@ -80,6 +82,10 @@ class Settings:
         if isinstance(self.registry, ModelRegistry):
             return self.registry.config()
         return self.registry or found
+
+    def _attempt(self, found: AttemptConfig) -> AttemptConfig:
+        attempt = self.attempt or _within_prefects_patience(found)
+        return attempt if self.nproc is None else replace(attempt, nproc=self.nproc)
 
 
 def _or_each_epoch(found: ScheduleConfig) -> ScheduleConfig:

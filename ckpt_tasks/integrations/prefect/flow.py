@@ -68,6 +68,7 @@ def resumable_flow(
     retention: RetentionConfig | None = None,
     registry: RegistryConfig | ModelRegistry | None = None,
     attempt: AttemptConfig | None = None,
+    nproc: int | None = None,
     run_name: str = "{flow_name}-{flow_run_id}",
     python: str | None = None,
     retries: int = 3,
@@ -83,7 +84,7 @@ def resumable_flow(
     `store`, `schedule`, `save`, `retention`, `registry` and `attempt` default to the configuration:
     ``CKPT_TASKS_...`` and the file that ``CKPT_TASKS_CONFIG`` names. It is read when the flow runs,
     in its process, so what a worker or a deployment's job variables set there counts. What is given
-    here wins, each over its whole section of the configuration.
+    here wins, each over its whole section of the configuration; `nproc` over ``attempt.nproc``.
 
     Parameters
     ----------
@@ -108,6 +109,9 @@ def resumable_flow(
         How attempts follow one another and end. Where the configuration leaves ``attempt.grace``
         at its default, the trainer has 20 seconds to save after a cancellation, as Prefect allows
         30 in all.
+    nproc
+        Ranks that train, each in a process of its own, with torchrun's environment, on the machine
+        of the flow run. A retry resumes on all of them. Configured nowhere: 1.
     run_name
         Name of the training run; ``{flow_name}``, ``{flow_run_id}``, ``{flow_run_name}`` and
         hyperparameters are filled in. A name without ``{flow_run_id}`` goes on with the same
@@ -136,6 +140,7 @@ def resumable_flow(
             save=save,
             retention=retention,
             attempt=attempt,
+            nproc=nproc,
         ),
         run_name=run_name,
         python=python,

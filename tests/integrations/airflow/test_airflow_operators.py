@@ -12,7 +12,10 @@ from support.dag_home import DagHome, DagRun
 # isort: split
 from airflow.sdk.exceptions import AirflowFailException
 
+from ckpt_tasks.checkpointer.catalog import view_run
 from ckpt_tasks.integrations.airflow import PromoteOperator, TrainOperator, VerifyOperator
+from ckpt_tasks.store import open_store
+from ckpt_tasks.types import CheckpointId
 
 TESTS = Path(__file__).parents[2]
 SECRET = "hush-hush-secret"  # noqa: S105 - what must not be seen anywhere
@@ -31,6 +34,7 @@ HOW = dict(
     ckpt_conn_id="place",
 )
 resumable_dag("support.flaky_training:train", dag_id="flaky", **HOW)
+resumable_dag("support.toy_ranks:ddp", dag_id="ranks", nproc=2, **HOW)
 resumable_dag(
     "support.flaky_training:train", dag_id="keeping", retention=RetentionConfig(latest=1), **HOW
 )
@@ -96,6 +100,27 @@ def test_retry_resumes_from_the_newest_checkpoint(home: DagHome, tmp_path: Path)
 def _without_conf(done: DagRun) -> str:
     """The log without the lines in which Airflow itself tells a DAG run's configuration."""
     return "\n".join(line for line in done.log.splitlines() if "conf=" not in line)
+
+
+def test_killed_rank_is_retried_on_as_many(home: DagHome, tmp_path: Path) -> None:
+    """A rank dies in step 5: the retry resumes at step 3, with two ranks again."""
+    order = tmp_path / "kill"
+    order.write_text("5", encoding="ascii")
+    synchronous = {"CKPT_TASKS_SAVE_ASYNCHRONOUS": "false"}  # each save at its own step
+
+    done = home.run("ranks", {"epochs": 1}, TOY_KILL=str(order), **synchronous)
+
+    assert done.state == "success", done.log
+    assert done.tries_of("train") == 2
+    assert "rank 1: " in done.log
+    with open_store(str(home.folder / "store")) as store:
+        seen = view_run(store, done.xcom("train")["run"])
+    starts = [a.resumed.checkpoint for a in seen.attempts if a.resumed]
+    assert starts == [None, "step-00000003-a1-s1"]
+    records = [c.record for c in seen.checkpoints if c.record]
+    ranks = {(CheckpointId.parse(r.id).attempt, r.world_size) for r in records}
+    assert ranks == {(1, 2), (2, 2)}
+    assert records[0].position.step == 12
 
 
 def test_failure_for_good_fails_the_dag_run_and_is_reported(home: DagHome, tmp_path: Path) -> None:

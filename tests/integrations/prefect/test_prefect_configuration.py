@@ -31,6 +31,7 @@ every_steps = 7
 experiment = "from-file"
 [attempt]
 grace = "12s"
+nproc = 4
 """
 
 
@@ -60,7 +61,7 @@ def test_file_configures_every_section() -> None:
         schedule=ScheduleConfig(every_steps=7),
         save=SaveConfig(overlap=True),
         registry=RegistryConfig(experiment="from-file"),
-        attempt=AttemptConfig(grace=12.0),
+        attempt=AttemptConfig(grace=12.0, nproc=4),
         dashboard=DashboardConfig(url="https://from-file/{run}"),
     )
 
@@ -74,20 +75,21 @@ def test_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CKPT_TASKS_REGISTRY_TRACKING_URI", "http://m")
     monkeypatch.setenv("CKPT_TASKS_SAVE_INCREMENTAL", "false")
     monkeypatch.setenv("CKPT_TASKS_ATTEMPT_WITHOUT_COMMIT", "9")
+    monkeypatch.setenv("CKPT_TASKS_ATTEMPT_NPROC", "3")
 
     assert settings.resolve() == CheckpointConfig(
         store=StoreConfig(url="from-environment", single_writer=True),
         schedule=ScheduleConfig(every_steps=7, every=600.0),
         save=SaveConfig(overlap=True, incremental=False),
         registry=RegistryConfig(experiment="from-file", tracking_uri="http://m"),
-        attempt=AttemptConfig(grace=12.0, without_commit=9),
+        attempt=AttemptConfig(grace=12.0, without_commit=9, nproc=3),
         dashboard=DashboardConfig(url="https://from-file/{run}"),
     )
 
 
 @pytest.mark.usefixtures("file")
 def test_arguments_win_over_all_section_by_section() -> None:
-    """An argument replaces its section; a store given by its URL keeps the other settings."""
+    """An argument replaces its section; a store's URL and `nproc` stand for one key of theirs."""
     given = CheckpointConfig(
         store=StoreConfig(url="given"),
         schedule=ScheduleConfig(every_epochs=2),
@@ -107,6 +109,9 @@ def test_arguments_win_over_all_section_by_section() -> None:
     assert whole.resolve() == given
     url_only = Settings(store="given").resolve().store
     assert url_only == StoreConfig(url="given", single_writer=True)
+    assert Settings(nproc=2).resolve().attempt == AttemptConfig(grace=12.0, nproc=2)
+    both = Settings(attempt=AttemptConfig(drain=1.0, nproc=8), nproc=2).resolve().attempt
+    assert both == AttemptConfig(drain=1.0, nproc=2)
 
 
 @pytest.mark.usefixtures("file")
@@ -144,7 +149,9 @@ def test_wrong_variable_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings().resolve()
 
 
-def test_store_that_cannot_be_one_is_refused_at_once() -> None:
+def test_what_cannot_be_is_refused_at_once() -> None:
     """An author's mistake is not left to the flow's first run."""
     with pytest.raises(ConfigError, match=r"store\.url"):
         Settings(store="")
+    with pytest.raises(ConfigError, match=r"attempt\.nproc = 0"):
+        Settings(nproc=0)

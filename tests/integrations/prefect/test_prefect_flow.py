@@ -23,6 +23,7 @@ from ckpt_tasks.integrations.prefect import CheckpointStore, ModelRegistry, resu
 from ckpt_tasks.store import open_store
 from ckpt_tasks.tasks import RecoveryReport
 from ckpt_tasks.training.spec import TrainSpec
+from ckpt_tasks.types import CheckpointId
 
 pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(180)]
 
@@ -36,9 +37,11 @@ def _trainer_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CKPT_TASKS_SAVE_ASYNCHRONOUS", "false")  # each save at its own step
 
 
-def make_flow(store: Any, function: str = "train", **options: Any) -> Flow[..., dict[str, Any]]:
+def make_flow(
+    store: Any, entrypoint: str = "support.toy_training:train", **options: Any
+) -> Flow[..., dict[str, Any]]:
     return resumable_flow(
-        f"support.toy_training:{function}",
+        entrypoint,
         name="toy",
         store=store,
         schedule=ScheduleConfig(every_steps=3),
@@ -125,12 +128,32 @@ def test_unrestorable_start_is_not_retried(tmp_path: Path) -> None:
 
 def test_mistake_in_the_training_code_is_not_retried(tmp_path: Path) -> None:
     """Outcome 2: tracking what cannot be saved fails at the first try, naming the type."""
-    flow_run, state = execute(make_flow(str(tmp_path), "untrackable"))
+    flow_run, state = execute(make_flow(str(tmp_path), "support.toy_training:untrackable"))
 
     with pytest.raises(ConfigError, match="lock"):
         state.result()
     assert [t.run_count for t in task_runs(flow_run.id) if t.name.startswith("train")] == [1]
     assert len(view_run(open_store(str(tmp_path)), f"toy-{flow_run.id}").attempts) == 1
+
+
+def test_killed_rank_is_retried_on_as_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank dies in step 5: the task's retry resumes at step 3, with two ranks again."""
+    order = tmp_path / "kill"
+    order.write_text("5", encoding="ascii")
+    monkeypatch.setenv("TOY_KILL", str(order))
+    flow = make_flow(str(tmp_path / "store"), "support.toy_ranks:ddp", nproc=2)
+
+    flow_run, state = execute(flow, epochs=1)
+
+    assert state.is_completed()
+    assert [t.run_count for t in task_runs(flow_run.id) if t.name.startswith("train")] == [2]
+    seen = view_run(open_store(str(tmp_path / "store")), f"toy-{flow_run.id}")
+    starts = [a.resumed.checkpoint for a in seen.attempts if a.resumed]
+    assert starts == [None, "step-00000003-a1-s1"]
+    records = [c.record for c in seen.checkpoints if c.record]
+    ranks = {(CheckpointId.parse(r.id).attempt, r.world_size) for r in records}
+    assert ranks == {(1, 2), (2, 2)}
+    assert records[0].position.step == 12
 
 
 def test_same_run_name_goes_on_with_the_same_training(tmp_path: Path) -> None:

@@ -165,6 +165,32 @@ def _is_passed_on(parser, arguments):
         return False
 
 
+def test_ranks_are_those_of_the_flag_else_of_the_configuration(train, tmp_path, monkeypatch):
+    """The file's ranks train; the flag's, whatever file and environment say."""
+    code = tmp_path / "ranks.py"
+    code.write_text(
+        "import os\n"
+        "from pathlib import Path\n"
+        "def train(run):\n"
+        "    told = os.environ.get('RANK', '0') + '-of-' + os.environ.get('WORLD_SIZE', '1')\n"
+        f"    Path({str(tmp_path)!r}, told).touch()\n"
+        "    run.track(nothing=[])\n"
+    )
+    file = tmp_path / "ckpt.toml"
+    file.write_text("[attempt]\nnproc = 2\n")
+    arguments = ("--config", str(file), "--resume", "fresh")
+
+    answer = train(*arguments, entrypoint=f"{code}:train")
+    assert answer.code == 0, answer
+    ranks_of_two = {"0-of-2", "1-of-2"}
+    assert {told.name for told in tmp_path.glob("*-of-*")} == ranks_of_two
+
+    monkeypatch.setenv("CKPT_TASKS_ATTEMPT_NPROC", "3")
+    answer = train(*arguments, "--nproc", "1", entrypoint=f"{code}:train")
+    assert answer.code == 0, answer
+    assert {told.name for told in tmp_path.glob("*-of-*")} == {*ranks_of_two, "0-of-1"}
+
+
 def test_the_outcome_is_told_to_programs(train, tmp_path):
     """As JSON, whole; what an earlier start has left is gone when this one begins."""
     path = tmp_path / "told" / "outcome.json"
