@@ -179,6 +179,7 @@ class Checkpointer:
                 seconds=seconds + waited,
                 rank=self._rank,
                 shared=list(state.shared) if isinstance(state, DividedState) else [],
+                row_blocks=list(state.row_blocks),
                 gather_seconds=self._gather_seconds,
             )
             self._drain.hand_over(job, self._arena, image.size)

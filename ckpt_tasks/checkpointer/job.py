@@ -18,7 +18,14 @@ from ckpt_tasks.errors import CorruptCheckpointError, StoreError
 from ckpt_tasks.events import CheckpointCommitted
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord, IndexRef, SharedTensor, now
+from ckpt_tasks.format.records import (
+    ROW_BLOCKS,
+    CommitRecord,
+    IndexRef,
+    RowBlocks,
+    SharedTensor,
+    now,
+)
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
 
@@ -48,6 +55,8 @@ class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
         with their part durable.
     shared
         What another rank writes, as in `Index`.
+    row_blocks
+        Tensors that were split, as in `Index`.
     gather_seconds
         How long rank 0 waits for the others' parts, when its own is written.
     """
@@ -59,6 +68,7 @@ class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     rank: int = 0
     shared: list[SharedTensor] = []
+    row_blocks: list[RowBlocks] = []
     gather_seconds: float = 600.0
 
     @property
@@ -141,6 +151,7 @@ class JobRunner:
             earlier=known,
             shared=job.shared,
             nonfinite=job.draft.nonfinite,
+            row_blocks=job.row_blocks,
         )
         record = msgspec.structs.replace(
             job.draft,
@@ -177,6 +188,8 @@ class JobRunner:
                 indexes=gathered.refs,
                 nonfinite=gathered.nonfinite[:NAMED_PARAMETERS],
             )
+        if any(index.row_blocks for index in indexes):
+            record = msgspec.structs.replace(record, required_features=[ROW_BLOCKS])
         commit(self._store, self._layout, self._fence, record, indexes)
         return record
 
