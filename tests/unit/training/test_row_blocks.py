@@ -11,25 +11,30 @@ import pytest
 import torch
 from safetensors import safe_open
 from support.damage import flip
+from support.made_ranks import CountingStore, commit_ranks
 from support.made_runs import MadeRun, save_request
-from support.resume_harness import Harness, Kill, Recorder
+from support.resume_harness import Harness, Kill, Recorder, digest_of
 from support.resume_loaders import seed_everything
 from torch import nn
 
 from ckpt_tasks import TrainingRun
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
+from ckpt_tasks.checkpointer.differing import differing
 from ckpt_tasks.checkpointer.drain import InlineDrain
 from ckpt_tasks.checkpointer.files import list_files, list_tensors
 from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_commit, read_index
+from ckpt_tasks.checkpointer.sharded_reader import open_sharded
 from ckpt_tasks.checkpointer.verify import verify_checkpoint
 from ckpt_tasks.config import SaveConfig, ScheduleConfig, load_config
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format import codec
 from ckpt_tasks.format.records import CommitRecord, Index
+from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.overlap import StepFence
 from ckpt_tasks.state.row_blocks import BLOCK_BYTES
+from ckpt_tasks.state.sharing import SharingPlanner
 from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.training.load import load_uri, open_uri
@@ -281,6 +286,73 @@ def test_names_come_from_anywhere(tmp_path: Path) -> None:
     assert load_config(file, {}, {"save.row_blocks": ["x"]}).save.row_blocks == ["x"]
     with pytest.raises(ConfigError, match=r"save\.row_blocks .* without save\.incremental"):
         load_config(file, {"CKPT_TASKS_SAVE_INCREMENTAL": "false"})
+
+
+def trained_table() -> tuple[Table, torch.optim.Optimizer]:
+    model = Table(5000, torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.5)
+    model.embedding(torch.tensor([7, 4999])).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def tracked(model: Table, optimizer: torch.optim.Optimizer) -> TrackedItems:
+    items = TrackedItems(["model.embedding.weight", "optimizer.state.*"])
+    items.add("model", model)
+    items.add("optimizer", optimizer)
+    return items
+
+
+def two_ranks(run: MadeRun, *states: CapturedState) -> CommitRecord:
+    """What two ranks save together that hold alike what one of them may write for both."""
+    offers: list[bytes] = []
+    for rank, state in enumerate(states):
+        SharingPlanner(rank, 2, lambda message: offers.append(message)).divide(state)  # type: ignore[func-returns-value]
+    divided = [
+        SharingPlanner(rank, 2, lambda message: offers).divide(state)
+        for rank, state in enumerate(states)
+    ]
+    return run.record(commit_ranks(run, divided, [state.shared for state in divided]))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_share_the_blocks_of_what_they_hold_alike(world_size: int) -> None:
+    """Each writes about half of them; whoever restores, on whatever rank, has all."""
+    run, (model, optimizer) = MadeRun(), trained_table()
+    record = two_ranks(run, *[tracked(model, optimizer).capture() for _ in range(2)])
+    lines = {line.key: line for line in list_tensors(run.store, run.layout, record)}
+    for key in ("embedding.weight", "state.0.momentum_buffer"):
+        assert (lines[key].ranks, lines[key].shape) == ([0, 1], [5000, ROW_BYTES // 4])
+    for rank in range(world_size):
+        store = CountingStore(run.store)
+        start = open_sharded(store, run.layout, record, rank=rank, world_size=world_size)
+        assert differing(start) == []
+        start.preload()
+        start.verify_rest()
+        again = Table(5000, torch.float32)
+        nn.init.zeros_(again.embedding.weight)
+        other = torch.optim.SGD(again.parameters(), momentum=0.5)
+        items = tracked(again, other)
+        items.restore(restored_values(start, [], optimizers=["optimizer"]))
+        assert digest_of([again.state_dict(), other.state_dict()]) == digest_of(
+            [model.state_dict(), optimizer.state_dict()]
+        )
+        # Two ranks' shares of the rows may meet within a block.
+        assert store.read_twice() <= (4 * BLOCK_BYTES if start.is_resharded else 0)
+
+
+def test_a_row_that_differs_between_ranks_is_told() -> None:
+    """By the name of its tensor; the other blocks are shared all the same."""
+    run, (model, optimizer), (own, _) = MadeRun(), trained_table(), trained_table()
+    with torch.no_grad():
+        own.embedding.weight[-1] = 5
+    states = [tracked(each, optimizer).capture() for each in (model, own)]
+    record = two_ranks(run, *states)
+    start = open_sharded(run.store, run.layout, record, rank=1, world_size=2)
+    assert differing(start) == ["model.embedding.weight", "model.head.weight"]
+    start.preload()
+    values = restored_values(start, [])
+    assert torch.equal(values["model"]["embedding.weight"], own.embedding.weight)
 
 
 def test_nan_in_a_block_is_told_by_the_tensors_name() -> None:
