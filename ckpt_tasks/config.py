@@ -116,6 +116,18 @@ class SaveConfig(_Section, frozen=True, kw_only=True):
     incremental: bool = True
     """Tensors that have not changed since the last checkpoint, such as frozen weights, are referred
     to and not written again."""
+    row_blocks: list[_Name] = []
+    """Tensors that are saved in blocks of rows, each of about 1 MiB, as ``model.embedding.weight``
+    or ``optimizer.state.*``: where few rows change, only their blocks are written again. In the
+    files each block is a tensor of its own. For `incremental` saves."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.row_blocks and not self.incremental:
+            raise ConfigError(
+                f"save.row_blocks = {self.row_blocks!r} without save.incremental: every block "
+                "would be written at every save; leave one of the two settings out"
+            )
 
 
 class RetentionConfig(_Section, frozen=True, kw_only=True):

@@ -182,6 +182,7 @@ class Checkpointer:
                 seconds=seconds + waited,
                 rank=self._rank,
                 shared=list(state.shared) if isinstance(state, DividedState) else [],
+                row_blocks=list(state.row_blocks),
                 gather_seconds=self._gather_seconds,
                 whole=request.whole,
             )

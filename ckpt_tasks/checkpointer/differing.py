@@ -61,7 +61,7 @@ class _Comparison:
         position = reference.get("index") if isinstance(reference, dict) else reference
         if type(position) is not int:
             return None
-        return digest_of_chunks(self._checkpoint.entry(rank, position).chunks)
+        return digest_of_chunks(self._checkpoint.chunks(rank, position))
 
 
 def _named(node: Any, tag: str | None, path: str) -> list[tuple[str, Any]]:

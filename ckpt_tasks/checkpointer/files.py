@@ -7,7 +7,6 @@ import msgspec
 from ckpt_tasks.checkpointer.reader import positions_of, read_index
 from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_rank
 from ckpt_tasks.checkpointer.stored import Stored, StoredTensor
-from ckpt_tasks.format.blocks import whole
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, Index, TensorEntry
 from ckpt_tasks.store.base import Store
@@ -44,7 +43,7 @@ class TensorLine(msgspec.Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     name, key
-        What was tracked, and the tensor's name in its file.
+        What was tracked, and the tensor's name in its file, which those of its blocks begin with.
     ranks
         Who has written it: several, where it was saved in parts.
     dtype, shape
@@ -94,17 +93,22 @@ def list_tensors(store: Store, layout: RunLayout, record: CommitRecord) -> list[
     of, stands where the first rank has written it. Raises as `list_files`.
     """
     checkpoint = open_rank(store, layout, record, 0)
-    parts = _sharded_images(checkpoint)
+    split = {
+        stored: tensor for tensor in checkpoint.split_tensors() for stored in tensor.parts.values()
+    }
+    parts = {**_sharded_images(checkpoint), **split}
     lines = []
     listed: set[object] = set()
     for index in checkpoint.indexes:
         for number, entry in enumerate(index.tensors):
-            tensor = parts.get(Stored(index.rank, number))
-            if Stored(index.rank, number) in parts:
+            stored = Stored(index.rank, number)
+            tensor = parts.get(stored)
+            if stored in parts:
                 if tensor is None or tensor.identity in listed:
                     continue
                 listed.add(tensor.identity)
-            lines.append(_line(layout, index, entry, tensor))
+            key = split[stored].name if stored in split else entry.key
+            lines.append(_line(layout, index, entry, key, tensor))
     return lines
 
 
@@ -126,17 +130,17 @@ def _sharded_images(checkpoint: ShardedCheckpoint) -> dict[Stored, StoredTensor 
 
 
 def _line(
-    layout: RunLayout, index: Index, entry: TensorEntry, tensor: StoredTensor | None
+    layout: RunLayout, index: Index, entry: TensorEntry, key: str, tensor: StoredTensor | None
 ) -> TensorLine:
     shape, size, ranks = tuple(entry.shape), entry.size, {index.rank}
     if tensor is not None:
         shape = (*tensor.shape, *tensor.pairs)
-        size = tensor.size_of(whole(tensor.shape))
+        size = tensor.nbytes
         ranks = {stored.rank for stored in tensor.parts.values()}
     return TensorLine(
         name=layout.tracked_name(index.files[entry.file].path, index.rank),
         ranks=sorted(ranks),
-        key=entry.key,
+        key=key,
         dtype=entry.dtype,
         shape=list(shape),
         size=size,

@@ -19,7 +19,14 @@ from ckpt_tasks.errors import CorruptCheckpointError, StoreError
 from ckpt_tasks.events import CheckpointCommitted
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord, IndexRef, SharedTensor, now
+from ckpt_tasks.format.records import (
+    ROW_BLOCKS,
+    CommitRecord,
+    IndexRef,
+    RowBlocks,
+    SharedTensor,
+    now,
+)
 from ckpt_tasks.garbage import without_collection
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
@@ -50,6 +57,8 @@ class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
         with their part durable.
     shared
         What another rank writes, as in `Index`.
+    row_blocks
+        Tensors that were split, as in `Index`.
     gather_seconds
         How long rank 0 waits for the others' parts, when its own is written.
     whole
@@ -63,6 +72,7 @@ class SaveJob(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     rank: int = 0
     shared: list[SharedTensor] = []
+    row_blocks: list[RowBlocks] = []
     gather_seconds: float = 600.0
     whole: bool = False
 
@@ -149,6 +159,7 @@ class JobRunner:
             earlier=known,
             shared=job.shared,
             nonfinite=job.draft.nonfinite,
+            row_blocks=job.row_blocks,
         )
         record = msgspec.structs.replace(
             job.draft,
@@ -185,6 +196,8 @@ class JobRunner:
                 indexes=gathered.refs,
                 nonfinite=gathered.nonfinite[:NAMED_PARAMETERS],
             )
+        if any(index.row_blocks for index in indexes):
+            record = msgspec.structs.replace(record, required_features=[ROW_BLOCKS])
         commit(self._store, self._layout, self._fence, record, indexes, base=self._latest)
         self._latest = Base.of(record, indexes)
         return record

@@ -72,7 +72,7 @@ class LazyTensor:
     def __init__(self, files: _Files, tensor: StoredTensor, details: Mapping[str, Any]) -> None:
         self.dtype = tensor.dtype
         self.shape = (*tensor.shape, *tensor.pairs)
-        self.size = tensor.size_of(whole(tensor.shape))
+        self.size = tensor.nbytes
         self.details = details
         self._files = files
         self._tensor = tensor

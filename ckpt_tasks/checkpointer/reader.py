@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from ckpt_tasks.checkpointer.memory import memory_for
+from ckpt_tasks.checkpointer.memory import fresh_memory, memory_for
+from ckpt_tasks.checkpointer.stored import Image, Stored, joined_rows
 from ckpt_tasks.checkpointer.windows import (
     PARALLEL_WINDOWS,
     Window,
@@ -37,6 +38,7 @@ from ckpt_tasks.format.records import (
     FileEntry,
     Index,
     IndexRef,
+    RowBlocks,
     TensorEntry,
 )
 from ckpt_tasks.store.base import Store
@@ -63,8 +65,8 @@ class LoadedCheckpoint(msgspec.Struct, frozen=True):
     index
         This rank's index.
     tensors
-        Bytes of the tensors of `index.tensors` that were asked for, by position; writable, and
-        theirs alone.
+        Bytes of the tensors that were asked for, by position; writable, and theirs alone. Those of
+        one that was saved in blocks of rows are together, at the position of the first.
     """
 
     record: CommitRecord
@@ -74,6 +76,23 @@ class LoadedCheckpoint(msgspec.Struct, frozen=True):
     @property
     def trees(self) -> dict[str, Any]:
         return self.index.items
+
+    def image(self, position: int) -> Image:
+        """What the trees refer to by `position`.
+
+        Raises `CorruptCheckpointError` where there is none.
+        """
+        if position not in self.tensors:
+            raise CorruptCheckpointError(
+                f"{self.record.id} refers to tensor {position}, and has none"
+            )
+        entry = self.index.tensors[position]
+        shape = tuple(entry.shape)
+        for tensor in self.index.row_blocks or []:
+            if tensor.position == position:
+                blocks = [(Stored(0, each), self.index.tensors[each]) for each in tensor.positions]
+                shape = joined_rows(tensor.key, blocks).shape
+        return Image(self.tensors[position], entry.dtype, shape)
 
 
 def read_commit(
@@ -165,9 +184,10 @@ def load_checkpoint(
 def load_tensors(
     store: Store, layout: RunLayout, index: Index, wanted: Collection[int] | None
 ) -> dict[int, memoryview]:
-    """Bytes of one rank's tensors, verified, by their number in `index.tensors`.
+    """Bytes of one rank's tensors, verified, by the position by which trees refer to them.
 
-    Beside their own, memory is taken for a few windows of chunks.
+    Blocks of rows come together, as one tensor, at the position of the first. Beside the tensors'
+    own, memory is taken for a few windows of chunks.
 
     Parameters
     ----------
@@ -176,6 +196,9 @@ def load_tensors(
 
     Raises as `load_checkpoint`.
     """
+    split = [each for each in index.row_blocks or [] if wanted is None or each.position in wanted]
+    blocks = {position for tensor in split for position in tensor.positions}
+    wanted = None if wanted is None else blocks.union(wanted)
     files = [
         (layout.in_run(file.path), file, chosen)
         for file, members in _by_file(index)
@@ -198,10 +221,24 @@ def load_tensors(
         # All headers first: memory is taken for sizes that are true.
         _exhaust(pool.map(check, files))
         for _, _, members in files:
-            tensors.update(memory_for({p: tensor.size for p, tensor in members.items()}))
+            sizes = {p: tensor.size for p, tensor in members.items() if p not in blocks}
+            tensors.update(memory_for(sizes))
+        joined = {each.position: _memory_for_rows(each, index, tensors) for each in split}
         tasks = [(path, window) for path, _, members in files for window in _windows(members)]
         _exhaust(pool.map(load, tasks))
-    return tensors
+    alone = {position: data for position, data in tensors.items() if position not in blocks}
+    return {**alone, **joined}
+
+
+def _memory_for_rows(tensor: RowBlocks, index: Index, places: dict[int, memoryview]) -> memoryview:
+    """Memory for a tensor of which each block's `places` lies behind the one before."""
+    memory = fresh_memory(sum(index.tensors[position].size for position in tensor.positions))
+    start = 0
+    for position in tensor.positions:
+        stop = start + index.tensors[position].size
+        places[position] = memory[start:stop]
+        start = stop
+    return memory
 
 
 def positions_of(trees: Iterable[Any], *, skip: str | None = None) -> set[int]:

@@ -21,6 +21,7 @@ from ckpt_tasks.checkpointer.stored import (
     Stored,
     StoredReader,
     StoredTensor,
+    joined_rows,
 )
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
 from ckpt_tasks.format.blocks import (
@@ -114,6 +115,9 @@ class ShardedCheckpoint:
     ) -> None:
         self._keys = IndexKeys({index.rank: index for index in indexes})
         self._positions = [self._resolved(index) for index in indexes]
+        self._row_blocks = [
+            {tensor.position: tensor for tensor in index.row_blocks or []} for index in indexes
+        ]
         self._leaves: dict[frozenset[str] | None, ShardedLeaves] = {}
         self._kept: dict[object, tuple[Part, Image]] = {}
         self.reader = StoredReader(store, layout, indexes)
@@ -166,10 +170,26 @@ class ShardedCheckpoint:
             )
         return self._leaves[key]
 
+    def chunks(self, rank: int, position: int) -> list[str]:
+        """Digests of what the trees of `rank` refer to by `position`, chunk by chunk."""
+        split = self._row_blocks[rank].get(position)
+        positions = [position] if split is None else split.positions
+        return [digest for each in positions for digest in self.entry(rank, each).chunks]
+
+    def split_tensors(self) -> Iterator[StoredTensor]:
+        """Those of all ranks that were saved in blocks of rows."""
+        for rank, tensors in enumerate(self._row_blocks):
+            for position in tensors:
+                yield self.image_at(rank, position)
+
     def image_at(self, rank: int, position: int) -> StoredTensor:
-        """What the trees of `rank` refer to by `position`, as a tensor of one part."""
+        """What the trees of `rank` refer to by `position`: a tensor of one part, or of its rows."""
         stored = self.stored(rank, position)
         entry = self.reader.entry(stored)
+        split = self._row_blocks[rank].get(position)
+        if split is not None:
+            blocks = [self.stored(rank, each) for each in split.positions]
+            return joined_rows(split.key, [(each, self.reader.entry(each)) for each in blocks])
         return StoredTensor(entry.key, entry.shape, {whole(entry.shape): (stored, entry)})
 
     def tensor_of(self, sharded: ShardedTensor) -> StoredTensor:
@@ -205,7 +225,9 @@ class ShardedCheckpoint:
         """Whether a tensor waits, for all but this rank's share of it, until it is known what of it
         is needed: a smaller one is a chunk that is read anyway.
         """
-        return self.is_resharded and self.entry(rank, position).size > CHUNK_BYTES
+        if not self.is_resharded:
+            return False
+        return self.image_at(rank, position).nbytes > CHUNK_BYTES
 
     def unread(self, tensor: StoredTensor) -> Image:
         """Memory for all of a tensor, for `fill`; where that was preloaded, its values too."""

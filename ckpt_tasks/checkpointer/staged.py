@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from ckpt_tasks.format.records import SharedTensor
+from ckpt_tasks.format.records import RowBlocks, SharedTensor
 
 __all__ = ["DividedState", "StagedState", "StagedTensor"]
 
@@ -40,6 +40,10 @@ class StagedState(Protocol):
     @property
     def tensors(self) -> Sequence[StagedTensor]:
         """In the order of their positions."""
+
+    @property
+    def row_blocks(self) -> Sequence[RowBlocks]:
+        """Tensors that were split, whose blocks are among the tensors."""
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`.

@@ -24,14 +24,14 @@ from ckpt_tasks.checkpointer.windows import (
     windows,
 )
 from ckpt_tasks.errors import CorruptCheckpointError
-from ckpt_tasks.format.blocks import Part, Runs, overlap, runs_between, volume
+from ckpt_tasks.format.blocks import Part, Runs, overlap, runs_between, volume, whole
 from ckpt_tasks.format.digest import CHUNK_BYTES
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import FileEntry, Index, TensorEntry
 from ckpt_tasks.format.safetensors import DTYPE_BYTES
 from ckpt_tasks.store.base import Store
 
-__all__ = ["Image", "Stored", "StoredReader", "StoredTensor", "Wanted"]
+__all__ = ["Image", "Stored", "StoredReader", "StoredTensor", "Wanted", "joined_rows"]
 
 
 class Stored(NamedTuple):
@@ -102,6 +102,11 @@ class StoredTensor:
             size *= extent
         return size
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole."""
+        return self.size_of(whole(self.shape))
+
     def image(self, block: Part, data: memoryview) -> Image:
         """A block, of whose bytes there are these."""
         return Image(data, self.dtype, (*block.sizes, *self.pairs))
@@ -134,6 +139,25 @@ class StoredTensor:
                 common = overlap(part, piece)
                 if common is not None:
                     yield stored, runs_between(common, part, block, self.unit)
+
+
+def joined_rows(name: str, blocks: Sequence[tuple[Stored, TensorEntry]]) -> StoredTensor:
+    """Blocks of rows, the second behind the first and so on, as one tensor.
+
+    Raises `CorruptCheckpointError` where they are no rows of one tensor.
+    """
+    parts: dict[Part, tuple[Stored, TensorEntry]] = {}
+    rows = 0
+    shape = blocks[0][1].shape
+    for stored, entry in blocks:
+        if len(entry.shape) != len(shape) or not entry.size:
+            raise CorruptCheckpointError(
+                f"{entry.key!r} of shape {entry.shape} is no row of {name}"
+            )
+        offsets = (rows, *(0,) * (len(shape) - 1))
+        parts[Part(offsets, (entry.shape[0], *shape[1:]))] = stored, entry
+        rows += entry.shape[0]
+    return StoredTensor(name, (rows, *shape[1:]), parts)
 
 
 class StoredReader:

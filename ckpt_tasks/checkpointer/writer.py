@@ -20,7 +20,14 @@ from ckpt_tasks.errors import StoreError
 from ckpt_tasks.format.codec import encode, index_digest
 from ckpt_tasks.format.digest import chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import FileEntry, Index, IndexRef, SharedTensor, TensorEntry
+from ckpt_tasks.format.records import (
+    FileEntry,
+    Index,
+    IndexRef,
+    RowBlocks,
+    SharedTensor,
+    TensorEntry,
+)
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
@@ -69,6 +76,7 @@ def write_rank(
     earlier: Earlier | None = None,
     shared: Sequence[SharedTensor] = (),
     nonfinite: Sequence[str] = (),
+    row_blocks: Sequence[RowBlocks] = (),
 ) -> WrittenRank:
     """Write one rank's files and index under `write_id`, durably.
 
@@ -84,6 +92,8 @@ def write_rank(
         What need not be written again; ``None`` where everything is to be.
     shared, nonfinite
         As `Index` keeps them, where several ranks save.
+    row_blocks
+        As `Index` keeps them.
 
     Raises
     ------
@@ -102,6 +112,7 @@ def write_rank(
             metrics=list(metrics),
             shared=list(shared) or UNSET,
             nonfinite=(list(nonfinite) or UNSET) if world_size > 1 else UNSET,
+            row_blocks=list(row_blocks) or UNSET,
         )
         data = encode(index)
         path = writing.write_index(layout.index_name(rank), data, is_alone=world_size == 1)

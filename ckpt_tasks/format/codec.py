@@ -178,6 +178,7 @@ def _validate_index(index: Index) -> None:
         if len(tensor.chunks) != -(-tensor.size // CHUNK_BYTES):
             raise ValueError(f"tensor {tensor.key!r} has {len(tensor.chunks)} chunk digests")
     _validate_shared(index)
+    _validate_row_blocks(index)
 
 
 def _validate_shared(index: Index) -> None:
@@ -190,6 +191,18 @@ def _validate_shared(index: Index) -> None:
             raise ValueError(f"shared tensor {entry.key!r} at position {entry.position} of {total}")
         if entry.rank >= index.world_size or entry.rank == index.rank:
             raise ValueError(f"shared tensor {entry.key!r} names rank {entry.rank}")
+
+
+def _validate_row_blocks(index: Index) -> None:
+    total = len(index.tensors) + len(index.shared or [])
+    stop = 0
+    for tensor in index.row_blocks or []:
+        if not stop <= tensor.position <= total - tensor.count:
+            raise ValueError(
+                f"{tensor.key!r} lies in {tensor.count} of {total} tensors, from the "
+                f"{tensor.position}th on"
+            )
+        stop = tensor.position + tensor.count
 
 
 def index_digest(data: bytes) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "MAX_COMMIT_BYTES",
     "MAX_HEADER_BYTES",
     "MAX_INDEX_BYTES",
+    "ROW_BLOCKS",
     "AttemptClaim",
     "CommitRecord",
     "CompletedRecord",
@@ -37,6 +38,7 @@ __all__ = [
     "Record",
     "RegistryRunIds",
     "ResumedRecord",
+    "RowBlocks",
     "RunRecord",
     "SharedTensor",
     "TensorEntry",
@@ -44,7 +46,10 @@ __all__ = [
 ]
 
 FORMAT = 1
-FEATURES: frozenset[str] = frozenset()
+ROW_BLOCKS = "row-blocks"
+"""Some index has `RowBlocks`."""
+
+FEATURES: frozenset[str] = frozenset((ROW_BLOCKS,))
 """Features of the format that this version reads beyond version 1 itself."""
 
 MAX_COMMIT_BYTES = 64 * 1024
@@ -297,6 +302,28 @@ class SharedTensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     digest: _Digest
 
 
+class RowBlocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tensor that is saved as several, each of which holds some of its rows.
+
+    Parameters
+    ----------
+    key
+        Its name, which those of its blocks begin with: ``weight[0:4096]``.
+    position, count
+        What the trees refer to it by, which is the position of its first block; and how many
+        blocks follow one another from there.
+    """
+
+    key: str
+    position: _Count
+    count: Annotated[int, msgspec.Meta(ge=2, le=2**62)]
+
+    @property
+    def positions(self) -> range:
+        """Of all its blocks."""
+        return range(self.position, self.position + self.count)
+
+
 class Index(Record, frozen=True, kw_only=True):
     """``rankNNNN.index.json``: all that one rank saved.
 
@@ -308,6 +335,8 @@ class Index(Record, frozen=True, kw_only=True):
     Only where several ranks saved: `shared` are the tensors that another rank has written. The
     positions that trees refer to count all tensors of this rank; those that are not shared are
     `tensors`, in order. `nonfinite` names this rank's parameters with NaN or infinity.
+
+    Only where tensors were split on request: `row_blocks` are these, in the order of positions.
     """
 
     rank: _Count
@@ -318,6 +347,7 @@ class Index(Record, frozen=True, kw_only=True):
     metrics: list[tuple[str, Number, _Count, _Count]] = []
     shared: list[SharedTensor] | msgspec.UnsetType = msgspec.UNSET
     nonfinite: list[_Text] | msgspec.UnsetType = msgspec.UNSET
+    row_blocks: list[RowBlocks] | msgspec.UnsetType = msgspec.UNSET
 
 
 class MarkRecord(Record, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ckpt_tasks.errors import CorruptCheckpointError
+from ckpt_tasks.format.records import RowBlocks
 from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
 from ckpt_tasks.garbage import without_collection
 from ckpt_tasks.state import arrays, sharding, sparse
@@ -20,6 +21,7 @@ from ckpt_tasks.state.health import find_nonfinite
 from ckpt_tasks.state.modules import canonical_state_dict, parameter_names
 from ckpt_tasks.state.optimizers import optimizer_state_dict
 from ckpt_tasks.state.restored import ReadImages, RestoredValues
+from ckpt_tasks.state.row_blocks import RowSplitter, split_rows
 from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import (
     TensorImage,
@@ -51,13 +53,21 @@ class CapturedState:
         (see `state.tensors`), by index into `tensors`.
     tensors
         The tensors to write, each memory once, those of modules first.
+    row_blocks
+        Tensors that are written as several of these, which the trees refer to by the first.
     """
 
-    __slots__ = ("tensors", "trees")
+    __slots__ = ("row_blocks", "tensors", "trees")
 
-    def __init__(self, trees: dict[str, Any], tensors: list[TensorImage]) -> None:
+    def __init__(
+        self,
+        trees: dict[str, Any],
+        tensors: list[TensorImage],
+        row_blocks: Sequence[RowBlocks] = (),
+    ) -> None:
         self.trees = trees
         self.tensors = tensors
+        self.row_blocks = row_blocks
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
@@ -81,13 +91,15 @@ def is_stateful(value: object) -> bool:
     )
 
 
-def capture(items: Mapping[str, Any]) -> CapturedState:
+def capture(items: Mapping[str, Any], splitter: RowSplitter | None = None) -> CapturedState:
     """Capture objects that have a state dict, and plain values.
 
     Parameters
     ----------
     items
         Tracked name to object.
+    splitter
+        Knows which tensors are to be written in blocks of rows; default: none.
 
     Returns
     -------
@@ -98,13 +110,17 @@ def capture(items: Mapping[str, Any]) -> CapturedState:
     ------
     StateError
         What cannot be represented, naming path and type.
+    ConfigError
+        A tensor is to be split that cannot be.
     """
-    collector = _Collector()
+    collector = _Collector(splitter or RowSplitter())
     # Tensors that several items share are stored with the first; weights belong to the module.
     by_module = sorted(items, key=lambda name: not isinstance(items[name], torch.nn.Module))
     with without_collection():
         trees = {name: collector.tree(name, items[name]) for name in by_module}
-    return CapturedState({name: trees[name] for name in items}, collector.images)
+    return CapturedState(
+        {name: trees[name] for name in items}, collector.images, collector.row_blocks
+    )
 
 
 def restore_values(
@@ -146,8 +162,11 @@ def restore_values(
 
 
 class _Collector:
-    def __init__(self) -> None:
+    def __init__(self, splitter: RowSplitter) -> None:
         self.images: list[TensorImage] = []
+        self.row_blocks: list[RowBlocks] = []
+        self._splitter = splitter
+        self._asked_for: set[int] = set()
         self._index_of: dict[object, int] = {}
         self._alive: list[torch.Tensor] = []
         self._item = ""
@@ -191,6 +210,9 @@ class _Collector:
         return "tensor", {"index": index, **details} if details else index
 
     def _sharded(self, tensor: DTensor, path: Path) -> tuple[str, object]:
+        self._splitter.refuse_if_asked(
+            path, "a DTensor, whose parts are saved as the ranks hold them; leave it out"
+        )
         part, local, leaf = sharding.decompose(tensor, path)
         if part is not None and local is not None:
             check_supported(local, path)
@@ -201,22 +223,40 @@ class _Collector:
     def _index(self, tensor: torch.Tensor, path: Path, plain: str | None = None) -> int:
         identity = _identity(tensor, is_plain=plain is not None)
         index = self._index_of.get(identity)
+        asked_for = self._splitter.asks_for(path)
         if index is None:
             index = self._index_of[identity] = len(self.images)
             # An address names a tensor only as long as the tensor lives.
             self._alive.append(tensor)
             dtype, data = (plain, tensor) if plain else image_of(tensor, path)
-            key = self._unique_key(path)
-            self.images.append(
-                TensorImage(
-                    *(self._item, key, dtype, tuple(data.shape), data),
-                    is_parameter=path[-1] in self._parameters,
-                )
+            key = self._unique_key(".".join(map(str, path[1:])) or self._item)
+            image = TensorImage(
+                *(self._item, key, dtype, tuple(data.shape), data),
+                is_parameter=path[-1] in self._parameters,
             )
+            self.images += self._split(image) if asked_for else [image]
+            if asked_for:
+                self._asked_for.add(index)
+        elif asked_for and index not in self._asked_for:
+            first = self.images[index].name
+            self._splitter.refuse_if_asked(path, f"whose memory is that of {first}; name that")
         return index
 
-    def _unique_key(self, path: Path) -> str:
-        text = ".".join(map(str, path[1:])) or self._item
+    def _split(self, image: TensorImage) -> list[TensorImage]:
+        """An image's blocks of rows, which are to follow those that there are."""
+        places = list(split_rows(image))
+        if len(places) < 2:
+            return [image]
+        blocks = [
+            image.rows(start, stop, self._unique_key(f"{image.key}[{start}:{stop}]"))
+            for start, stop in places
+        ]
+        self.row_blocks.append(
+            RowBlocks(key=image.key, position=len(self.images), count=len(blocks))
+        )
+        return blocks
+
+    def _unique_key(self, text: str) -> str:
         if not text.isascii():
             text = text.encode("utf-8", "backslashreplace").decode()
         key = text

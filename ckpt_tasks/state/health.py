@@ -52,7 +52,7 @@ def find_nonfinite(
     }
     if not bad:
         return []
-    return [f"{image.item}.{image.key}" for image in images if id(image) in bad]
+    return list(dict.fromkeys(image.name for image in images if id(image) in bad))
 
 
 def _runs(places: Sequence[_Place]) -> Iterator[list[_Place]]:

@@ -46,12 +46,15 @@ class StepFence:
     def overlap(self, captured: CapturedState) -> OverlappedState:
         """The same state, of which only a part is copied at the boundary."""
         changed = set(self._addresses())
-        fenced = [
+        fenced = {
             position
             for position, image in enumerate(captured.tensors)
             if image.nbytes and image.data.data_ptr() in changed
-        ]
-        return OverlappedState(captured, fenced, self)
+        }
+        for tensor in captured.row_blocks:
+            if tensor.position in fenced:
+                fenced.update(tensor.positions)
+        return OverlappedState(captured, sorted(fenced), self)
 
     def close(self) -> None:
         """From now on steps wait, until `open`."""
@@ -94,6 +97,7 @@ class OverlappedState:
         self._fence = fence
         self.trees = captured.trees
         self.tensors = captured.tensors
+        self.row_blocks = captured.row_blocks
         self._versions = [self._version(position) for position in fenced]
         self._moment = moment_of(captured.tensors)
 
@@ -111,16 +115,16 @@ class OverlappedState:
         """
         try:
             self._copy(self._fenced, buffer, offsets)
-            torn = [
-                f"{self.tensors[position].item}.{self.tensors[position].key}"
+            torn = {
+                self.tensors[position].name: None
                 for position, version in zip(self._fenced, self._versions, strict=True)
                 if self._version(position) != version
-            ]
+            }
         finally:
             waited = self._fence.open()
         if torn:
             raise TornStateError(
-                f"{', '.join(torn[:5])} changed outside of an optimizer's step while the state "
+                f"{', '.join([*torn][:5])} changed outside of an optimizer's step while the state "
                 "was being copied; this training cannot use save.overlap"
             )
         return waited

@@ -22,7 +22,7 @@ import torch
 
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest, digest_of_chunks
-from ckpt_tasks.format.records import SharedTensor
+from ckpt_tasks.format.records import RowBlocks, SharedTensor
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.tensors import TensorImage
 
@@ -49,14 +49,20 @@ class RankState(CapturedState):
         Those of the captured tensors that this rank writes, in order.
     shared
         The others.
+    row_blocks
+        Of all tensors, as captured.
     """
 
     __slots__ = ("shared",)
 
     def __init__(
-        self, trees: dict[str, Any], tensors: list[TensorImage], shared: list[SharedTensor]
+        self,
+        trees: dict[str, Any],
+        tensors: list[TensorImage],
+        shared: list[SharedTensor],
+        row_blocks: Sequence[RowBlocks] = (),
     ) -> None:
-        super().__init__(trees, tensors)
+        super().__init__(trees, tensors, row_blocks)
         self.shared = shared
 
 
@@ -117,7 +123,7 @@ class SharingPlanner:
             for position, tensor in enumerate(captured.tensors)
             if position not in self._owners
         ]
-        return RankState(captured.trees, kept, shared)
+        return RankState(captured.trees, kept, shared, captured.row_blocks)
 
     def _plan(self, captured: CapturedState, fingerprint: object) -> list[SharedTensor]:
         self._fingerprint, self._owners = None, {}

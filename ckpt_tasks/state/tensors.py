@@ -102,9 +102,21 @@ class TensorImage:
         Bytes of the image.
     part
         Of a DTensor, whose local part this is; ``None`` for a tensor that is whole.
+    name
+        Of its tensor, for people: ``model.fc.weight``.
     """
 
-    __slots__ = ("data", "dtype", "is_parameter", "item", "key", "nbytes", "part", "shape")
+    __slots__ = (
+        "_tensor_key",
+        "data",
+        "dtype",
+        "is_parameter",
+        "item",
+        "key",
+        "nbytes",
+        "part",
+        "shape",
+    )
 
     def __init__(
         self,
@@ -124,6 +136,20 @@ class TensorImage:
         self.nbytes: int = data.nbytes
         self.is_parameter = is_parameter
         self.part: Part | None = None
+        self._tensor_key = key
+
+    @property
+    def name(self) -> str:
+        return f"{self.item}.{self._tensor_key}"
+
+    def rows(self, start: int, stop: int, key: str) -> TensorImage:
+        """Its rows from `start` to `stop`, on the same memory, as an image of their own."""
+        data = self.data[start:stop]
+        block = TensorImage(
+            *(self.item, key, self.dtype, tuple(data.shape), data), is_parameter=self.is_parameter
+        )
+        block._tensor_key = self.key
+        return block
 
     def __repr__(self) -> str:
         return f"TensorImage({self.item!r}, {self.key!r}, {self.dtype}, {list(self.shape)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ckpt_tasks.state.modules import load_module
 from ckpt_tasks.state.optimizers import load_optimizer
 from ckpt_tasks.state.placing import place_all
 from ckpt_tasks.state.restored import RestoredValues
+from ckpt_tasks.state.row_blocks import RowSplitter
 
 __all__ = ["RESERVED_PREFIX", "TrackedItems"]
 
@@ -33,10 +34,17 @@ _LOAD_ERRORS = (
 
 
 class TrackedItems:
-    """Tracked names and their objects, in the order in which they were added."""
+    """Tracked names and their objects, in the order in which they were added.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    row_blocks
+        Tensors that are captured in blocks of rows; see `state.row_blocks`.
+    """
+
+    def __init__(self, row_blocks: Sequence[str] = ()) -> None:
         self._items: dict[str, Any] = {}
+        self._splitter = RowSplitter(row_blocks)
 
     @property
     def names(self) -> list[str]:
@@ -72,8 +80,18 @@ class TrackedItems:
         ------
         StateError
             State made since it was added that cannot be represented.
+        ConfigError
+            Of the `row_blocks`, one is no tensor, or one that cannot be split.
         """
-        return capture({**self._items, **(own or {})})
+        captured = capture({**self._items, **(own or {})}, self._splitter)
+        self._splitter.check_matched(
+            [
+                name
+                for name, item in self._items.items()
+                if isinstance(item, torch.optim.Optimizer) and not item.state
+            ]
+        )
+        return captured
 
     def optimizers(self, rename: Mapping[str, str | None]) -> set[str]:
         """Saved names that optimizers take, with `rename` as of `restore`."""

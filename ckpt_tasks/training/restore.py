@@ -96,8 +96,7 @@ class _Loaded:
         return ShardedLeaves([trees], lambda rank, position: self._entry(position).shape)
 
     def image(self, rank: int, position: int) -> Image:
-        entry = self._entry(position)
-        return Image(self._start.tensors[position], entry.dtype, tuple(entry.shape))
+        return self._start.image(position)
 
     def blocks(self, wanted: Sequence[tuple[ShardedTensor, Part]]) -> list[Image]:
         return [self._block(sharded, part) for sharded, part in wanted]

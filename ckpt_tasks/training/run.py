@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -92,6 +92,8 @@ class TrainingRun:
         This process is one rank of several, whose saves are made together; `schedule` is theirs.
     overlap
         What only steps change is copied until the next one; see `state.overlap`.
+    row_blocks
+        Tensors that are saved in blocks of rows; see `state.row_blocks`.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class TrainingRun:
         max_unprotected: float = 1800.0,
         grace: float = 30.0,
         overlap: bool = False,
+        row_blocks: Sequence[str] = (),
         ranks: Ranks | None = None,
         on_event: EventSink = discard_event,
     ) -> None:
@@ -116,7 +119,7 @@ class TrainingRun:
         self._state: dict[str, Any] = {}
         self._resumed_from = start.record.id if start else None
         self._start = start
-        self._items = TrackedItems()
+        self._items = TrackedItems(row_blocks)
         self._step_fence = StepFence() if overlap else None
         self._loaders = TrackedLoaders(lambda message: self._saver.warn_once(message))
         self._tracked = False

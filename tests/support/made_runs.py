@@ -30,6 +30,7 @@ from ckpt_tasks.format.records import (
     Failure,
     Heartbeat,
     Process,
+    RowBlocks,
     now,
 )
 from ckpt_tasks.recovery.recover import Recovered, recover
@@ -70,6 +71,7 @@ class State:
     trees: Mapping[str, Any] = field(default_factory=dict)
     tensors: Sequence[Tensor] = ()
     nonfinite: Sequence[str] = ()
+    row_blocks: Sequence[RowBlocks] = ()
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         for tensor, offset in zip(self.tensors, offsets, strict=True):
@@ -95,7 +97,16 @@ def write_state(
     image = plan_image(state.tensors)
     memory = Arena().reserve(image.size)
     image.fill(memory, state)
-    return write_rank(store, layout, image, memory, state.trees, write_id=write_id, **how)
+    return write_rank(
+        store,
+        layout,
+        image,
+        memory,
+        state.trees,
+        write_id=write_id,
+        row_blocks=state.row_blocks,
+        **how,
+    )
 
 
 def save_request(step: int, **changes: Any) -> SaveRequest:

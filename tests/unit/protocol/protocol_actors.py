@@ -51,6 +51,7 @@ class History:
         return {"loop": {"history": self.attempts}}
 
     tensors: Sequence[Any] = ()
+    row_blocks: Sequence[Any] = ()
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         assert not self.tensors
