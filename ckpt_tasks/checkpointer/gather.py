@@ -82,6 +82,8 @@ def gather_indexes(
     data: dict[int, bytes] = {}
     pause = _FIRST_PAUSE
     while True:
+        # Known before the look: a part that came until then counts.
+        why = failure()
         for rank in range(world_size):
             if rank not in data:
                 found = _read_if_there(store, _path(layout, write_id, rank))
@@ -91,7 +93,6 @@ def gather_indexes(
                 pause = _FIRST_PAUSE
         if len(data) == world_size:
             return _checked(layout, write_id, data, own)
-        why = failure()
         if why is not None or clock() >= give_up_at:
             missing = [
                 rank

@@ -253,7 +253,12 @@ class AttemptFolder:
 
     def has_live_writer(self) -> bool:
         """Whether any rank's still runs, here."""
-        return any(process_is_alive(writer) is True for writer in self._writers())
+        return any(process_is_alive(writer) is True for writer in self._writers().values())
+
+    def has_lone_writer(self) -> bool:
+        """Whether this rank's still runs, here, and no other rank's."""
+        alive = [name for name, p in self._writers().items() if process_is_alive(p) is True]
+        return alive == [self._writer_name]
 
     def has_live_trainer(self) -> bool:
         """Whether any process but the writer still runs, here."""
@@ -263,12 +268,13 @@ class AttemptFolder:
 
     def end_writers(self) -> None:
         """Kill those that still run."""
-        for writer in self._writers():
+        for writer in self._writers().values():
             end_process(writer)
 
-    def _writers(self) -> list[Process]:
+    def _writers(self) -> dict[str, Process]:
+        """Those of all ranks, by name."""
         processes = self.read_processes()
-        return [process for name, process in processes.items() if name.startswith(_WRITER)]
+        return {name: process for name, process in processes.items() if name.startswith(_WRITER)}
 
     def write_version(self, version: str) -> None:
         """The package's version in the environment that trains."""

@@ -21,6 +21,7 @@ from typing import Protocol
 import msgspec
 
 import ckpt_tasks
+from ckpt_tasks.checkpointer.failures import tell_end
 from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptResumed,
@@ -158,7 +159,11 @@ class Supervisor:
         Whoever asked for a stop waits no longer than the grace: the writer then goes on alone.
         """
         deadline: float | None = None
+        awaited = self._spec.nproc > 1
         while self._folder.has_live_writer():
+            if awaited and self._folder.has_lone_writer():
+                awaited = False
+                tell_end(self._folder.failures, "the other ranks' processes have ended")
             if self._at_once.is_set():
                 self._folder.end_writers()
             if self._stop.is_set() and deadline is None:

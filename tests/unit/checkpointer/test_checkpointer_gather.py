@@ -92,6 +92,17 @@ def test_a_rank_known_to_have_failed_is_not_waited_for(store: Store) -> None:
     assert clock() == 0
 
 
+def test_a_part_that_came_before_its_end_was_known_counts(store: Store) -> None:
+    """A rank's processes write their part, then end: whoever is told of the end looks again."""
+    own = write(store, 0)
+
+    def failure() -> str:
+        write(store, 1)
+        return "the other ranks' processes have ended"
+
+    assert [ref.rank for ref in gather(store, own, failure=failure).refs] == [0, 1]
+
+
 @pytest.mark.parametrize("world_size", [3, 1000])
 def test_an_index_of_another_world_is_refused(store: Store, world_size: int) -> None:
     """One that was written by a rank of a larger world makes no checkpoint here."""
