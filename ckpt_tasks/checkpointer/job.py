@@ -10,11 +10,11 @@ import msgspec
 
 from ckpt_tasks.checkpointer.commit import commit
 from ckpt_tasks.checkpointer.earlier import Earlier
-from ckpt_tasks.checkpointer.gather import gather_indexes
+from ckpt_tasks.checkpointer.gather import GatheredRanks, gather_indexes
 from ckpt_tasks.checkpointer.image import Image
 from ckpt_tasks.checkpointer.reader import read_index
 from ckpt_tasks.checkpointer.references import Base
-from ckpt_tasks.checkpointer.writer import WrittenRank, write_rank
+from ckpt_tasks.checkpointer.writer import WrittenRank, remove_rank, write_rank
 from ckpt_tasks.errors import CorruptCheckpointError, StoreError
 from ckpt_tasks.events import CheckpointCommitted
 from ckpt_tasks.fencing.fence import Fence
@@ -179,15 +179,7 @@ class JobRunner:
         """Commit, when all ranks' parts are there; the record that was committed."""
         indexes = [written.index]
         if record.world_size > 1:
-            gathered = gather_indexes(
-                self._store,
-                self._layout,
-                record.write_id,
-                record.world_size,
-                written.ref,
-                seconds=job.gather_seconds,
-                failure=lambda: self._failure(record.id),
-            )
+            gathered = self._gather(job, record, written)
             indexes = gathered.indexes
             record = msgspec.structs.replace(
                 record,
@@ -201,6 +193,22 @@ class JobRunner:
         commit(self._store, self._layout, self._fence, record, indexes, base=self._latest)
         self._latest = Base.of(record, indexes)
         return record
+
+    def _gather(self, job: SaveJob, record: CommitRecord, written: WrittenRank) -> GatheredRanks:
+        """All ranks' parts; where one does not come, this one's is removed: nobody can want it."""
+        try:
+            return gather_indexes(
+                self._store,
+                self._layout,
+                record.write_id,
+                record.world_size,
+                written.ref,
+                seconds=job.gather_seconds,
+                failure=lambda: self._failure(record.id),
+            )
+        except StoreError:
+            remove_rank(self._store, self._layout, record.write_id, written)
+            raise
 
     def _known(self, *, whole: bool) -> Earlier | None:
         """What is held already; first, what the checkpoint holds that the attempt started from."""

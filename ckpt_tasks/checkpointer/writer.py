@@ -32,7 +32,7 @@ from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Number
 
-__all__ = ["WrittenRank", "write_rank"]
+__all__ = ["WrittenRank", "remove_rank", "write_rank"]
 
 _ALONE_BYTES = 256 * 1024  # below it a thread costs more than it saves
 _DIGESTING = 2  # threads
@@ -129,6 +129,22 @@ def write_rank(
     )
 
 
+def remove_rank(store: Store, layout: RunLayout, write_id: str, written: WrittenRank) -> None:
+    """Delete what `write_rank` wrote under `write_id`, as far as the store still answers.
+
+    Only of a write that nobody may have committed.
+    """
+    folder = f"{layout.write_folder_in_run(write_id)}/"
+    files = [file.path for file in written.index.files if file.path.startswith(folder)]
+    _remove(store, [layout.in_run(path) for path in (written.ref.path, *files)])
+
+
+def _remove(store: Store, paths: Iterable[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(StoreError):
+            store.delete(path)
+
+
 class _Writing:
     """One write under way.
 
@@ -191,9 +207,7 @@ class _Writing:
 
     def remove(self) -> None:
         """Delete what was begun, as far as the store still answers."""
-        for path in self._begun:
-            with contextlib.suppress(StoreError):
-                self._store.delete(path)
+        _remove(self._store, self._begun)
 
     def _find_held(
         self, earlier: Earlier, chunks: dict[int, list[str]], pool: ThreadPoolExecutor, rank: int

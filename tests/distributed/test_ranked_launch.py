@@ -8,16 +8,8 @@ import msgspec
 import psutil
 import pytest
 from support import toy_ranks
-from support.launches import (
-    Launch,
-    is_running,
-    kill_all,
-    launched,
-    wait_gone,
-    wait_until,
-    writer_of,
-)
-from support.run_checks import check_run
+from support.launches import Launch, is_running, launched, wait_gone, wait_until, writer_of
+from support.run_checks import check_run, leftovers
 from support.toy_runs import toy_spec
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
@@ -32,7 +24,7 @@ from ckpt_tasks.events import (
 from ckpt_tasks.store import open_store
 from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.spec import TrainSpec
-from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, CheckpointId
 
 
 @pytest.fixture
@@ -128,20 +120,50 @@ def test_all_ranks_are_killed_after_the_hand_over(
     assert digest.read_text("ascii") == undisturbed["ddp"]
 
 
-def test_a_part_that_cannot_come_is_not_waited_for(tmp_path: Path, digest: Path) -> None:
-    """Nothing of its rank runs any more: rank 0's writer gives up, and the attempt ends."""
+def test_rank_0_is_killed_after_the_hand_over(
+    tmp_path: Path, digest: Path, undisturbed: dict[str, str]
+) -> None:
+    """With each rank's part written it is a checkpoint; with one that never will be, it is none.
+
+    Nobody waits for the latter, which a live rank may take half an hour for.
+    """
     spec = _spec(tmp_path / "store")
     with launched(spec) as attempt:
-        trainers = [_rank(attempt, rank) for rank in (0, 1)]
-        writer = writer_of(trainers[1])
-        writer.suspend()
-        attempt.wait_for(SaveStarted)
-        _let_steps_pass(attempt)
-        kill_all([*trainers, writer])
-        outcome = attempt.outcome()
-    assert outcome.code == EXIT_FAILED
-    assert outcome.checkpoint is None
+        trainers, writers = _kill_rank_0_after_the_hand_over(attempt)
+        writers[1].kill()
+        writers[0].resume()
+        assert attempt.outcome().checkpoint is None
+        wait_gone(writers)
     assert _view(spec).checkpoints == []
+    assert leftovers(spec) == set()
+    with launched(spec) as attempt:
+        trainers, writers = _kill_rank_0_after_the_hand_over(attempt)
+        writers[1].resume()
+        wait_gone(trainers)
+        assert _view(spec).checkpoints == []
+        writers[0].resume()
+        (started,) = attempt.of(SaveStarted)
+        outcome = attempt.outcome()
+        wait_gone(writers)
+    assert (outcome.code, outcome.checkpoint) == (EXIT_FAILED, started.checkpoint)
+    assert check_run(spec) == [CheckpointId.parse(started.checkpoint)]
+    assert launch(spec).code == EXIT_DONE
+    assert digest.read_text("ascii") == undisturbed["ddp"]
+    check_run(spec)
+
+
+def _kill_rank_0_after_the_hand_over(
+    attempt: Launch,
+) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """The trainers, and the writers, which are stopped before they have written anything."""
+    trainers = [_rank(attempt, rank) for rank in (0, 1)]
+    writers = [writer_of(trainer) for trainer in trainers]
+    for writer in writers:
+        writer.suspend()
+    attempt.wait_for(SaveStarted)
+    _let_steps_pass(attempt)
+    trainers[0].kill()
+    return trainers, writers
 
 
 def _let_steps_pass(attempt: Launch) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from support import toy_ranks
 from support.attempt_forks import AttemptForks
+from support.launches import launched
 from support.run_checks import check_run, leftovers, temporary_files
 from support.shell import ckpt_tasks, contents
 from support.small_disk import SmallDisk
@@ -101,6 +103,34 @@ def test_a_run_whose_disk_filled_goes_on_once_there_is_room(
     assert resumed.checkpoint == str(committed[-1])
     check_run(large_spec, steps=STEPS)
     assert digest.read() == expected
+
+
+def test_a_disk_without_room_for_one_rank_of_two(
+    disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0's part fits, rank 1's does not: no checkpoint, no bytes of it, and training goes on.
+
+    It ends once there is room: the last save is repeated by both until then.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(Path(toy_ranks.__file__).parents[1]))
+    spec = toy_spec(disk.path / "store", entrypoint="support.toy_ranks:uneven", params={}, nproc=2)
+    disk.fill(leaving=7 * CHECKPOINT // 2)  # one checkpoint takes a good 2
+    with launched(spec) as attempt:
+        failed = attempt.wait_for(SaveFailed)
+        before = check_run(spec)
+        assert [str(checkpoint) for checkpoint in before] == ["step-00000005-a1-s1"]
+        disk.make_room()
+        assert attempt.outcome().code == EXIT_DONE
+    failures = attempt.of(SaveFailed)
+    assert len({event.checkpoint for event in failures}) == len(failures)
+    for event in failures:
+        assert event.why.count("no space left for") == 1
+        assert "the part of rank 1 is missing (rank 1: " in event.why
+    after = check_run(spec)
+    assert after[0] == before[0]
+    assert failed.checkpoint not in map(str, after)
+    assert after[-1].step == 24
+    _assert_clean(spec)
 
 
 def test_a_disk_that_is_full_before_the_claim_stops_the_attempt(

@@ -55,7 +55,13 @@ def fsdp(run: TrainingRun, epochs: int = 2) -> None:
     _train(run, epochs, fully_shard)
 
 
-def _train(run: TrainingRun, epochs: int, wrap: Any) -> None:
+def uneven(run: TrainingRun, epochs: int = 2) -> None:
+    """Data parallel, where rank 1 keeps a hundred times as much of its own as rank 0."""
+    kept = _Kept(100_000 if os.environ["RANK"] == "1" else 1_000)
+    _train(run, epochs, nn.parallel.DistributedDataParallel, kept=kept)
+
+
+def _train(run: TrainingRun, epochs: int, wrap: Any, **tracked: _Kept) -> None:
     random.seed(3)
     np.random.seed(3)
     torch.manual_seed(3)
@@ -66,7 +72,7 @@ def _train(run: TrainingRun, epochs: int, wrap: Any) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     data = _data()
     loader = DataLoader(data, BATCH, sampler=ResumableDistributedSampler(data, seed=1))
-    run.track(model=model, optimizer=optimizer, loader=loader)
+    run.track(model=model, optimizer=optimizer, loader=loader, **tracked)
     for _epoch in run.epochs(epochs):
         for inputs, targets in run.steps(loader):
             loss = nn.functional.mse_loss(model(inputs), targets)
@@ -76,6 +82,8 @@ def _train(run: TrainingRun, epochs: int, wrap: Any) -> None:
             run.log(loss=loss.item())
             if wrap is not None and dist.get_rank() == 1:
                 _perhaps_die(run.step + 1)
+            for kept in tracked.values():
+                kept.values += loss.detach()
             time.sleep(float(os.environ.get("TOY_STEP_SECONDS", "0")))
         if wrap is not None and dist.get_rank() == 1:
             run.log(loss=0.0)  # a second value for the step, of which people are warned
@@ -94,6 +102,19 @@ def _perhaps_die(step: int) -> None:
     if order.is_file() and int(order.read_text("ascii")) == step:
         order.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Kept:
+    """Values that change with every step."""
+
+    def __init__(self, size: int) -> None:
+        self.values = torch.zeros(size)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values = state["values"]
 
 
 class _Made:
