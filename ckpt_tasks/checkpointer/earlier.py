@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from ckpt_tasks.checkpointer.image import Image
+from ckpt_tasks.checkpointer.image import FileImage, Image
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.records import FileEntry, Index, TensorEntry
 from ckpt_tasks.format.safetensors import TensorSpec
@@ -67,20 +67,22 @@ class Earlier:
         ]
 
     def find(
-        self, image: Image, chunks: Mapping[int, list[str]], file_name: Callable[[str], str]
+        self, image: Image, chunks: Mapping[int, list[str]], file_name: Callable[[FileImage], str]
     ) -> dict[int, Held]:
         """Those of the digested tensors that are held, by position.
 
         Parameters
         ----------
         file_name
-            Of the file for a tracked name. A tensor is held under its own name only, by which
-            other ranks may know it too.
+            Of a file of the image. A tensor is held under its own name only, by which other ranks
+            may know it too.
         """
         found = {}
+        files = {file_name(file): file for file in image.files}
+        names = {position: name for name, file in files.items() for position in file.positions}
         for position, digests in chunks.items():
-            spec, name = image.specs[position], file_name(image.items[position])
-            held = self._held.get(_content(name, spec.key, digests))
+            spec = image.specs[position]
+            held = self._held.get(_content(names[position], spec.key, digests))
             if held is not None and _is_like(held.tensor, spec):
                 found[position] = held
         return _worthwhile(found)

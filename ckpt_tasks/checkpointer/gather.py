@@ -25,7 +25,7 @@ from ckpt_tasks.store.base import Store
 __all__ = ["GatheredRanks", "IndexKeys", "gather_indexes"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5  # seconds between two looks for one index
-_FILE_RANK = re.compile(r"\.rank([0-9]+)\.safetensors$", re.ASCII)
+_FILE_RANK = re.compile(r"\.rank([0-9]+)(?:\.rows)?\.safetensors$", re.ASCII)
 _NAMED = 8  # ranks or tensors that a message names
 
 

@@ -24,6 +24,8 @@ class FileImage(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     item
         The tracked name whose tensors it holds.
+    rows
+        These are blocks of rows.
     header
         Its first bytes.
     start, size
@@ -33,6 +35,7 @@ class FileImage(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     item: str
+    rows: bool
     header: bytes
     start: int
     size: int
@@ -92,12 +95,16 @@ class Planner:
 
 
 def plan_image(tensors: Sequence[StagedTensor]) -> Image:
-    """Lay out one file for each tracked name, its tensors behind its header."""
+    """Lay out one file for each tracked name, its tensors behind its header.
+
+    Blocks of rows have another one: those that do not change are referred to only as long as they
+    are a good part of the file, however much is beside them that changes always.
+    """
     specs = [TensorSpec(t.key, t.dtype, tuple(t.shape)) for t in tensors]
     offsets = [0] * len(specs)
     files: list[FileImage] = []
     start = 0
-    for item, positions in _by_item(tensors).items():
+    for (item, rows), positions in _by_file(tensors).items():
         # Those of odd sizes last: before them each tensor begins where torch would put it, and a
         # load can use the bytes where they lie.
         positions.sort(key=lambda position: specs[position].size % TENSOR_ALIGNMENT != 0)
@@ -107,7 +114,14 @@ def plan_image(tensors: Sequence[StagedTensor]) -> Image:
             offsets[position] = stop
             stop += specs[position].size
         files.append(
-            FileImage(item=item, header=header, start=start, size=stop - start, positions=positions)
+            FileImage(
+                item=item,
+                rows=rows,
+                header=header,
+                start=start,
+                size=stop - start,
+                positions=positions,
+            )
         )
         start = -(-stop // HEADER_ALIGNMENT) * HEADER_ALIGNMENT
     items = [t.item for t in tensors]
@@ -119,8 +133,8 @@ def file_header(item: str, specs: Sequence[TensorSpec]) -> bytes:
     return build_header(specs, {"format": "pt", "ckpt_tasks": item})
 
 
-def _by_item(tensors: Sequence[StagedTensor]) -> dict[str, list[int]]:
-    positions: dict[str, list[int]] = {}
+def _by_file(tensors: Sequence[StagedTensor]) -> dict[tuple[str, bool], list[int]]:
+    positions: dict[tuple[str, bool], list[int]] = {}
     for position, tensor in enumerate(tensors):
-        positions.setdefault(tensor.item, []).append(position)
+        positions.setdefault((tensor.item, tensor.is_block), []).append(position)
     return positions

@@ -29,6 +29,10 @@ class StagedTensor(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Its extents."""
 
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a block of rows of another."""
+
 
 class StagedState(Protocol):
     """One rank's state: trees, and the tensors they refer to by position."""

@@ -179,7 +179,7 @@ class _Writing:
             for file in self._image.files:
                 positions = [p for p in file.positions if p not in held]
                 if positions:
-                    name = self._layout.tensors_name(file.item, rank)
+                    name = self._name_of(file, rank)
                     self._write_file(name, file, positions, entries, chunks, pool)
             for position, earlier_one in held.items():
                 entries.refer(position, earlier_one)
@@ -217,7 +217,10 @@ class _Writing:
         self.probes = {self._image.name_of(p): probe for p, probe in probes.items()}
         candidates = earlier.candidates(self._image, probes)
         chunks.update(zip(candidates, pool.map(self._digests, candidates), strict=True))
-        return earlier.find(self._image, chunks, lambda item: self._layout.tensors_name(item, rank))
+        return earlier.find(self._image, chunks, lambda file: self._name_of(file, rank))
+
+    def _name_of(self, file: FileImage, rank: int) -> str:
+        return self._layout.tensors_name(file.item, rank, rows=file.rows)
 
     def _write_file(
         self,

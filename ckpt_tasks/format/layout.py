@@ -36,7 +36,7 @@ MARK_KINDS: tuple[MarkKind, ...] = get_args(MarkKind)
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
 _ENCODED = re.compile(r"(?:[A-Za-z0-9_\-.]|%[0-9A-F]{2})+", re.ASCII)
-_MAX_ENCODED = 180  # below the 255 bytes of a file name, with room for ".rank0000.safetensors"
+_MAX_ENCODED = 180  # below the 255 bytes of a file name, with room for ".rank0000.rows.safetensors"
 _WRITE = re.compile(r"/data/a([0-9]{4,9})-s([0-9]{4,9})-[0-9a-z]+/", re.ASCII)
 _ATTEMPT = re.compile(r"([0-9]{4,9})\.json", re.ASCII)
 
@@ -155,15 +155,17 @@ class RunLayout:
         return f"rank{rank:04d}.index.json"
 
     @staticmethod
-    def tensors_name(name: str, rank: int) -> str:
-        return f"{encode_name(name, what='tracked name')}.rank{rank:04d}.safetensors"
+    def tensors_name(name: str, rank: int, *, rows: bool = False) -> str:
+        """File name for the tensors of a tracked name, or for its blocks of rows."""
+        kind = ".rows" if rows else ""
+        return f"{encode_name(name, what='tracked name')}.rank{rank:04d}{kind}.safetensors"
 
     @staticmethod
     def tracked_name(path: str, rank: int) -> str:
         """Inverse of `tensors_name`; a file name that it never makes is returned as it is."""
         name = path.rpartition("/")[2]
         try:
-            return decode_name(name.removesuffix(f".rank{rank:04d}.safetensors"))
+            return decode_name(re.sub(rf"\.rank{rank:04d}(\.rows)?\.safetensors\Z", "", name))
         except ValueError:
             return name
 

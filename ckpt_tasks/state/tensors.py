@@ -142,6 +142,11 @@ class TensorImage:
     def name(self) -> str:
         return f"{self.item}.{self._tensor_key}"
 
+    @property
+    def is_block(self) -> bool:
+        """Whether it has only some rows of its tensor."""
+        return self.key != self._tensor_key
+
     def rows(self, start: int, stop: int, key: str) -> TensorImage:
         """Its rows from `start` to `stop`, on the same memory, as an image of their own."""
         data = self.data[start:stop]

@@ -58,6 +58,7 @@ class Tensor:
     data: bytes
     dtype: str = "U8"
     extents: tuple[int, ...] | None = None
+    is_block: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
