@@ -283,7 +283,6 @@ class _Reconciliation:
             self._config.registry,
             describe(store, view, trained(view)[-1]),
             self._note,
-            follows=False,
         )
         _publish_all(publisher)
         for checkpoint in before.doubles:

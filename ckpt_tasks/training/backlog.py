@@ -53,7 +53,6 @@ def find_backlog(
     uid: str,
     registered: Collection[str],
     high_water: Mapping[str, int],
-    without_rows_of: int | None = None,
 ) -> Backlog:
     """Compare the lineage's checkpoints with what a registry has.
 
@@ -66,8 +65,6 @@ def find_backlog(
         Checkpoints that the registry has.
     high_water
         Highest step of each metric that it has.
-    without_rows_of
-        An attempt whose rows come on another way.
 
     Raises
     ------
@@ -87,7 +84,7 @@ def find_backlog(
             backlog.registered.append(record)
         elif not is_tombstoned(checkpoint, marks):
             backlog.missing.append(record)
-        if checkpoint.attempt != without_rows_of and record.position.step >= newest_sent:
+        if record.position.step >= newest_sent:
             kept = _journal(store, layout, record)
             backlog.rows.extend(row for row in kept if row.step > high_water.get(row.key, -1))
     return backlog

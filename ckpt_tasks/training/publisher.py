@@ -55,12 +55,6 @@ Row = tuple[str, Number, int, int]
 class Publisher:
     """Publishes one attempt.
 
-    Parameters
-    ----------
-    follows
-        Whether the attempt is under way and its rows come by `add_rows`. One that has ended is
-        published from its checkpoints alone.
-
     Made once the attempt has recorded what it resumed from, as that settles the lineage. Each
     method may raise `RegistryError`, after which it can be called again; and
     `StaleAttemptError` or `StoreError` from the fence, which is asked before anything is
@@ -77,10 +71,8 @@ class Publisher:
         description: RunDescription,
         on_event: EventSink,
         *,
-        follows: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._follows = follows
         self._clock = clock
         self._store = store
         self._layout = layout
@@ -176,7 +168,11 @@ class Publisher:
         self._open = True
 
     def _catch_up(self) -> None:
-        """Find in the store what earlier registrars left undone, oldest first."""
+        """Find in the store what is not published, oldest first.
+
+        Of this attempt as well: what it committed while the registry was away is registered now,
+        and shows the rows that are sent before.
+        """
         assert self._ids is not None
         backlog = find_backlog(
             self._store,
@@ -184,7 +180,6 @@ class Publisher:
             uid=self._description.uid,
             registered=self._registered,
             high_water=self._high_water,
-            without_rows_of=self._fence.attempt if self._follows else None,
         )
         self._rows.extendleft(reversed(backlog.rows))
         self._commits = deque(record.checkpoint for record in backlog.missing)
