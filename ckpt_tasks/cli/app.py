@@ -28,6 +28,7 @@ _COMMANDS = {
     "expire": "ckpt_tasks.cli.retention:expire",
     "ls": "ckpt_tasks.cli.browse:ls",
     "pin": "ckpt_tasks.cli.retention:pin",
+    "reconcile": "ckpt_tasks.cli.reconcile:reconcile",
     "runs": "ckpt_tasks.cli.browse:runs",
     "show": "ckpt_tasks.cli.browse:show",
     "train": "ckpt_tasks.cli.train:train",

@@ -123,7 +123,7 @@ def train(
     outcome_file: Path | None,
     **flags: Any,
 ) -> None:
-    """Train, from the run's last registered checkpoint if there is one.
+    """Train, from the run's last checkpoint if there is one.
 
     Run it again after any failure: it goes on. Exit codes: 0 done; 1 failed, worth retrying;
     2 usage or configuration; 3 a later attempt owns the run; 4 no restorable checkpoint; 5 busy;

@@ -6,6 +6,7 @@ from ckpt_tasks.registry.base import (
     Registry,
     RegistryRunIds,
     RunDescription,
+    RunState,
     RunStatus,
 )
 from ckpt_tasks.registry.loading import load_registry
@@ -16,6 +17,7 @@ __all__ = [
     "Registry",
     "RegistryRunIds",
     "RunDescription",
+    "RunState",
     "RunStatus",
     "load_registry",
 ]

@@ -22,10 +22,13 @@ __all__ = [
     "Registry",
     "RegistryRunIds",
     "RunDescription",
+    "RunState",
     "RunStatus",
 ]
 
 RunStatus = Literal["running", "finished", "failed", "stopped"]
+RunState = RunStatus | Literal["deleted"]
+"""``deleted``: hidden from people, and `Registry.restore_run` brings it back."""
 
 
 class RunDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +117,18 @@ class Registry(ABC):
         """
 
     @abstractmethod
+    def unused_twins(self, ids: RegistryRunIds) -> list[RegistryRunIds]:
+        """Other runs of the uid of run `ids` that hold nothing, as a lost race leaves them."""
+
+    @abstractmethod
+    def run_state(self, ids: RegistryRunIds) -> RunState | None:
+        """How the run stands; ``None`` where there is none of these ids, or no longer."""
+
+    @abstractmethod
+    def restore_run(self, ids: RegistryRunIds) -> None:
+        """Bring back a run that was deleted."""
+
+    @abstractmethod
     def open_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
         """Bind to the run, mark it running, and bring its params and tags up to date.
 
@@ -139,6 +154,12 @@ class Registry(ABC):
     @abstractmethod
     def registered(self) -> dict[str, Registration]:
         """Every checkpoint of this run that is completely registered, by checkpoint id."""
+
+    @abstractmethod
+    def traces(self) -> dict[str, int]:
+        """Every checkpoint of this run that the registry holds anything of, be it half registered
+        or left of a run that is gone; with the number of doubles that `register` would remove.
+        """
 
     @abstractmethod
     def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
@@ -177,10 +198,11 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    def forget(self, checkpoint: str) -> None:
+    def forget(self, checkpoint: str, *, aliases: bool = False) -> None:
         """Delete what `register` made of a checkpoint, the version first, as far as it is there.
 
-        Raises `RegistryRefusedError`, and deletes nothing, where the checkpoint is `held`.
+        Raises `RegistryRefusedError`, and deletes nothing, where the checkpoint is `held`. With
+        `aliases`, those of the run's own registered model that point at it go before.
         """
 
     @abstractmethod

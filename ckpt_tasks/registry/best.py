@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.format.records import CommitRecord
-from ckpt_tasks.registry.base import AliasHolder, Registry
+from ckpt_tasks.registry.base import AliasHolder, Registration, Registry
 from ckpt_tasks.types import CheckpointId
 
 __all__ = ["BEST", "BestAlias", "best_metric"]
@@ -77,16 +77,21 @@ class BestAlias:
 
         Raises `RegistryError` as the registry does; it can be called again.
         """
+        due = self.due()
+        if due is not None:
+            self._registry.set_alias(BEST, due)
+
+    def due(self) -> Registration | None:
+        """What the alias is to point at; ``None`` where it is to stay as it is."""
         if self._metric is None or not self._scores:
-            return
+            return None
         held = self._registry.alias_holder(BEST, self._metric)
         if not self._beats(held):
-            return
+            return None
         registered = self._registry.registered()
         # Whoever deletes a version does not want it back.
         self._scores = {name: self._scores[name] for name in self._scores if name in registered}
-        if self._scores and self._beats(held):
-            self._registry.set_alias(BEST, registered[self._best()])
+        return registered[self._best()] if self._scores and self._beats(held) else None
 
     def unmet(self, logged: Iterable[str]) -> str | None:
         """Why the alias could not follow its metric in this attempt, which has ended.

@@ -4,6 +4,7 @@ from ckpt_tasks.tasks.find import FoundCheckpoint, WantedCheckpoint, find, parse
 from ckpt_tasks.tasks.locate import LocatedCheckpoint, locate
 from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.promote import Promotion, promote
+from ckpt_tasks.tasks.reconcile import ReconcileReport, reconcile, reconcile_all
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
 from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, report
 from ckpt_tasks.tasks.resolve import resolve, signature_of_entrypoint
@@ -25,6 +26,7 @@ __all__ = [
     "LocatedCheckpoint",
     "Promotion",
     "Ranking",
+    "ReconcileReport",
     "RecoveryReport",
     "RetentionReport",
     "Row",
@@ -44,6 +46,8 @@ __all__ = [
     "pin",
     "promote",
     "rank",
+    "reconcile",
+    "reconcile_all",
     "recover",
     "report",
     "resolve",

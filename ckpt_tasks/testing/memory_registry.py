@@ -17,6 +17,7 @@ from ckpt_tasks.registry import (
     Registry,
     RegistryRunIds,
     RunDescription,
+    RunState,
     RunStatus,
 )
 from ckpt_tasks.types import MetricRow, Number
@@ -98,6 +99,19 @@ class MemoryRegistry(Registry):
         if run is not None and len(memory.runs_of(run.description.uid)) > 1:
             run.deleted = True
 
+    def unused_twins(self, ids: RegistryRunIds) -> list[RegistryRunIds]:
+        memory = self._reach()
+        used = {one.run_id for one in memory.versions} | {ids.run_id}
+        same = memory.runs_of(memory.runs[ids.run_id].description.uid)
+        return [self._ids(one) for one in same if one not in used and not memory.runs[one].rows]
+
+    def run_state(self, ids: RegistryRunIds) -> RunState | None:
+        run = self._reach().runs.get(ids.run_id)
+        return None if run is None else "deleted" if run.deleted else run.status
+
+    def restore_run(self, ids: RegistryRunIds) -> None:
+        self._reach().runs[ids.run_id].deleted = False
+
     def open_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
         self.attach_run(ids, description)
         run = self._run()
@@ -126,6 +140,9 @@ class MemoryRegistry(Registry):
         self._run()
         versions = self._memory.versions
         return {one.checkpoint: one for one in versions if one.run_id == self._run_id}
+
+    def traces(self) -> dict[str, int]:
+        return dict.fromkeys(self.registered(), 0)
 
     def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
         found = self.registered().get(record.id)
@@ -167,11 +184,14 @@ class MemoryRegistry(Registry):
                     held.setdefault(checkpoint, []).append(f"alias {alias!r}")
         return held
 
-    def forget(self, checkpoint: str) -> None:
+    def forget(self, checkpoint: str, *, aliases: bool = False) -> None:
+        found = self.registered().get(checkpoint)
+        if aliases and found is not None:
+            held = self._memory.aliases
+            self._memory.aliases = {a: v for a, v in held.items() if v != found.version}
         reasons = self.held().get(checkpoint)
         if reasons:
             raise RegistryRefusedError(f"{checkpoint} is in use: {', '.join(reasons)}")
-        found = self.registered().get(checkpoint)
         if found is not None:
             self._memory.versions.remove(found)
 

@@ -20,6 +20,7 @@ import math
 import uuid
 from abc import ABC, abstractmethod
 
+import msgspec
 import pytest
 
 from ckpt_tasks.config import RegistryConfig
@@ -133,6 +134,34 @@ class RegistryTests(ABC):
         ids = registry.create_run(description)
         registry.discard_run(ids)
         assert self.run_ids(description.uid) == [ids.run_id]
+
+    def test_deleted_run_is_restored(self) -> None:
+        """A run's state is told to any process; a deleted one comes back as it was."""
+        description = example_description()
+        registry, run_id = self.opened(description)
+        twin = self.make_twin(description)
+        assert registry.run_state(twin) == "running"
+        assert registry.run_state(msgspec.structs.replace(twin, run_id="0" * 32)) is None
+        registry.discard_run(twin)
+        other = self.open_registry()
+        assert other.run_state(twin) == "deleted"
+        other.restore_run(twin)
+        other.restore_run(twin)
+        assert other.run_state(twin) == "running"
+        assert sorted(self.run_ids(description.uid)) == sorted([run_id, twin.run_id])
+
+    def test_unused_twins_are_told(self) -> None:
+        """Other runs of the uid that nobody has used; never the run itself."""
+        description = example_description()
+        registry, _ = self.opened(description)
+        ids = registry.find_run(description)
+        assert ids is not None
+        assert registry.unused_twins(ids) == []
+        twin, used = self.make_twin(description), self.make_twin(description)
+        other = self.open_registry()
+        other.open_run(used, description)
+        other.log_metrics(rows_of("loss", [1.0]))
+        assert [one.run_id for one in registry.unused_twins(ids)] == [twin.run_id]
 
     def test_nothing_works_before_a_run_is_open(self) -> None:
         """Calls that need a run raise `RegistryError` until `open_run` has returned."""
@@ -370,6 +399,22 @@ class RegistryTests(ABC):
         assert self.rows(run_id, "loss") == [(100, 3.0)]
         again = self.register(registry, records[0])
         assert registry.registered()[records[0].id] == again
+
+    def test_what_is_gone_is_forgotten_with_its_aliases(self) -> None:
+        """Aliases first; what other checkpoints have stays, and there is no trace of it left."""
+        description = example_description()
+        registry, run_id = self.opened(description)
+        records = [example_record(description, step) for step in (100, 200)]
+        registrations = [self.register(registry, record) for record in records]
+        aliases = [f"{name}-{description.uid}" for name in ("resume", "mine", "kept")]
+        for alias, number in zip(aliases, (0, 0, 1), strict=True):
+            registry.set_alias(alias, registrations[number])
+        assert registry.traces() == {record.id: 0 for record in records}
+        for _ in range(2):
+            registry.forget(records[0].id, aliases=True)
+        assert registry.traces() == {records[1].id: 0}
+        assert self.checkpoints(run_id) == [records[1].id]
+        assert [self.alias(alias) for alias in aliases] == [None, None, registrations[1].version]
 
     @pytest.mark.parametrize("alias", ["resume-a b/ü@1", "latest", "v12", "x" * 400])
     def test_any_alias(self, alias: str) -> None:

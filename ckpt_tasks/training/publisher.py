@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from ckpt_tasks.checkpointer.catalog import list_checkpoints, read_checkpoints
-from ckpt_tasks.checkpointer.marks import is_tombstoned, marked
-from ckpt_tasks.checkpointer.reader import read_commit, read_index
+from ckpt_tasks.checkpointer.reader import read_commit
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import (
     CheckpointNotFoundError,
-    CkptTasksError,
     CorruptCheckpointError,
-    ObjectNotFoundError,
     RegistryRefusedError,
 )
 from ckpt_tasks.events import (
@@ -28,10 +24,8 @@ from ckpt_tasks.events import (
     RegistryLinked,
     Warned,
 )
-from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES, read_attempts
+from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
 from ckpt_tasks.fencing.fence import Fence
-from ckpt_tasks.fencing.lineage import trace_lineage
-from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, RegistryRunIds
 from ckpt_tasks.masking import mask_url
@@ -42,16 +36,17 @@ from ckpt_tasks.registry.base import (
     RunStatus,
 )
 from ckpt_tasks.registry.best import BestAlias
-from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
+from ckpt_tasks.training.backlog import find_backlog
+from ckpt_tasks.training.registry_ids import choose_ids
 from ckpt_tasks.training.story import tell_story
 from ckpt_tasks.types import CheckpointId, MetricRow, Number
 
-__all__ = ["Publisher"]
+__all__ = ["REFUSALS", "Publisher", "register_checkpoint", "resume_alias"]
 
 _BATCH_ROWS = 1000
 _STORY_SECONDS = 60.0
-_REFUSALS = 3
+REFUSALS = 3
 """How often a checkpoint is refused before it is set aside for those behind it."""
 
 Row = tuple[str, Number, int, int]
@@ -59,12 +54,6 @@ Row = tuple[str, Number, int, int]
 
 class Publisher:
     """Publishes one attempt.
-
-    Parameters
-    ----------
-    follows
-        Whether the attempt is under way and its rows come by `add_rows`. One that has ended is
-        published from its checkpoints alone.
 
     Made once the attempt has recorded what it resumed from, as that settles the lineage. Each
     method may raise `RegistryError`, after which it can be called again; and
@@ -82,10 +71,8 @@ class Publisher:
         description: RunDescription,
         on_event: EventSink,
         *,
-        follows: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._follows = follows
         self._clock = clock
         self._store = store
         self._layout = layout
@@ -158,7 +145,13 @@ class Publisher:
 
     def _open_run(self) -> None:
         self._fence.check()
-        ids = self._find_ids()
+        ids = choose_ids(
+            self._store,
+            self._layout,
+            self._registry,
+            self._description,
+            lambda message: self._on_event(Warned(message=message)),
+        )
         self._registry.open_run(ids, self._description)
         self._on_event(
             RegistryLinked(
@@ -174,86 +167,37 @@ class Publisher:
         self._catch_up()
         self._open = True
 
-    def _find_ids(self) -> RegistryRunIds:
-        """The run's ids: from the store, or by search, or newly made; the store decides."""
-        path = self._layout.registry_ids(self._registry.name)
-        known = self._read_ids(path)
-        if known is not None:
-            return known
-        found = self._registry.find_run(self._description)
-        ids = found or self._registry.create_run(self._description)
-        if create_once(self._store, path, encode(ids)):
-            return ids
-        chosen = self._read_ids(path)
-        if chosen is None:
-            self._store.put(path, encode(ids))  # damaged: what the search found replaces it
-            return ids
-        if found is None and chosen.run_id != ids.run_id:
-            self._registry.discard_run(ids)
-        return chosen
-
-    def _read_ids(self, path: str) -> RegistryRunIds | None:
-        try:
-            data = self._store.read(path, limit=MAX_RECORD_BYTES)
-            return decode(data, RegistryRunIds, path=path)
-        except ObjectNotFoundError:
-            return None
-        except CorruptCheckpointError as error:
-            self._on_event(Warned(message=f"{path}: {error}; searching the run in the registry"))
-            return None
-
     def _catch_up(self) -> None:
-        """Find in the store what earlier registrars left undone, oldest first."""
-        attempts = read_attempts(self._store, self._layout)
-        valid = trace_lineage(attempts).valid(list_checkpoints(self._store, self._layout))
-        records = read_checkpoints(self._store, self._layout, valid, uid=self._description.uid)
-        marks = marked(self._store, self._layout)
-        damaged = marks["quarantined"]
-        newest_sent = max(self._high_water.values(), default=-1)
-        rows: list[MetricRow] = []
-        missing: list[CheckpointId] = []
-        newest: CommitRecord | None = None
-        best = self._best_alias(damaged)
-        for checkpoint in reversed(valid):
-            record = records[checkpoint]
-            if isinstance(record, CkptTasksError) or checkpoint in damaged:
-                continue  # recovery has reported it
-            if is_tombstoned(checkpoint, marks):
-                pass  # nobody is pointed at it any more; its metrics are published all the same
-            elif record.id not in self._registered:
-                missing.append(checkpoint)
-            else:
-                best.consider(record)
-                newest = newest if record.nonfinite else record
-            own = self._follows and checkpoint.attempt == self._fence.attempt
-            if not own and record.position.step >= newest_sent:
-                rows += self._journal(record)
-        self._rows.extendleft(reversed([row for row in rows if self._is_new(row)]))
-        self._commits = deque(missing)
-        # Their registrar may have died before it moved the aliases.
-        if newest is not None:
-            self._move_resume_alias(newest, self._registered[newest.id])
-        best.move()
-        self._best = best
+        """Find in the store what is not published, oldest first.
 
-    def _best_alias(self, damaged: Iterable[CheckpointId]) -> BestAlias:
+        Of this attempt as well: what it committed while the registry was away is registered now,
+        and shows the rows that are sent before.
+        """
         assert self._ids is not None
+        backlog = find_backlog(
+            self._store,
+            self._layout,
+            uid=self._description.uid,
+            registered=self._registered,
+            high_water=self._high_water,
+        )
+        self._rows.extendleft(reversed(backlog.rows))
+        self._commits = deque(record.checkpoint for record in backlog.missing)
         best = BestAlias(
             self._registry,
             self._config,
             run_id=self._ids.run_id,
             attempt=self._fence.attempt,
         )
-        best.exclude(damaged)
-        return best
-
-    def _journal(self, record: CommitRecord) -> list[MetricRow]:
-        """The metrics that a checkpoint kept, with the time stamps they had."""
-        try:
-            index = read_index(self._store, self._layout, record.indexes[0])
-        except CorruptCheckpointError:
-            return []
-        return [MetricRow(key, float(value), step, at) for key, value, step, at in index.metrics]
+        best.exclude(backlog.damaged)
+        for record in backlog.registered:
+            best.consider(record)
+        # Their registrar may have died before it moved the aliases.
+        newest = backlog.newest_registered
+        if newest is not None:
+            self._move_resume_alias(newest, self._registered[newest.id])
+        best.move()
+        self._best = best
 
     def _is_new(self, row: MetricRow) -> bool:
         return row.step > self._high_water.get(row.key, -1)
@@ -321,12 +265,12 @@ class Publisher:
             self._on_event(Warned(message=f"{checkpoint} is not registered: {error}"))
         except RegistryRefusedError as error:
             self._refusals[checkpoint] += 1
-            if self._refusals[checkpoint] < _REFUSALS:
+            if self._refusals[checkpoint] < REFUSALS:
                 raise
             self._check_run()
             self._on_event(
                 Warned(
-                    message=f"{checkpoint} is set aside, for the registry refused it {_REFUSALS} "
+                    message=f"{checkpoint} is set aside, for the registry refused it {REFUSALS} "
                     f"times; the next attempt tries it again: {error}"
                 )
             )
@@ -339,11 +283,9 @@ class Publisher:
         self._registry.open_run(self._ids, self._description)
 
     def _register(self, checkpoint: CheckpointId) -> None:
-        path = self._layout.commit(checkpoint)
-        record = read_commit(self._store, self._layout, checkpoint, uid=self._description.uid)
-        manifest = self._store.read(path, limit=MAX_RECORD_BYTES)
-        uri = f"{self._store.url.rstrip('/')}/{path}"
-        registration = self._registry.register(record, uri=uri, manifest=manifest)
+        record, registration = register_checkpoint(
+            self._store, self._layout, self._registry, checkpoint, uid=self._description.uid
+        )
         self._move_resume_alias(record, registration)
         assert self._best is not None
         if self._best.consider(record):
@@ -364,5 +306,27 @@ class Publisher:
         age = (record.checkpoint.attempt, record.checkpoint.sequence)
         if record.nonfinite or age < self._resume_age:
             return
-        self._registry.set_alias(f"resume-{self._layout.run}", registration)
+        self._registry.set_alias(resume_alias(self._layout.run), registration)
         self._resume_age = age
+
+
+def resume_alias(run: str) -> str:
+    """The alias of the checkpoint that a run goes on from."""
+    return f"resume-{run}"
+
+
+def register_checkpoint(
+    store: Store, layout: RunLayout, registry: Registry, checkpoint: CheckpointId, *, uid: str
+) -> tuple[CommitRecord, Registration]:
+    """Register a committed checkpoint, or complete what was left half done.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CorruptCheckpointError
+        Its commit record is gone, or cannot be read.
+    """
+    path = layout.commit(checkpoint)
+    record = read_commit(store, layout, checkpoint, uid=uid)
+    manifest = store.read(path, limit=MAX_RECORD_BYTES)
+    uri = f"{store.url.rstrip('/')}/{path}"
+    return record, registry.register(record, uri=uri, manifest=manifest)

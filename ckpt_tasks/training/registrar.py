@@ -254,7 +254,6 @@ class Registrar:
             config,
             self._describe(claimed, store),
             self._emit,
-            follows=isinstance(claimed, AttemptClaimed),
         )
 
     def _describe(self, claimed: AttemptClaimed | RunFoundComplete, store: Store) -> RunDescription:

@@ -11,7 +11,7 @@ looked for right before they are made, and again afterwards; of twins the older 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 from mlflow import MlflowClient
@@ -97,6 +97,28 @@ class Checkpoints:
                 found.setdefault(checkpoint, self._registration(checkpoint, version))
         return found
 
+    def traces(self) -> dict[str, int]:
+        """What there is anything of, with how many doubles `register` would remove."""
+        models = self._models_by_checkpoint()
+        versions: dict[str, list[ModelVersion]] = {}
+        for version in self._versions(f"run_id = '{self._ids.run_id}'"):
+            if version.name == self._ids.registered_model:
+                versions.setdefault(_model_id(version), []).append(version)
+        aliases = self._aliases()
+        return {
+            checkpoint: _count_doubles(
+                ids, [v for model in ids for v in versions.get(model, ())], aliases
+            )
+            for checkpoint, ids in models.items()
+        }
+
+    def _models_by_checkpoint(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for model in self._logged_models(f"tags.`{UID_TAG}` = '{self._uid}'"):
+            if CHECKPOINT_TAG in model.tags:
+                found.setdefault(model.tags[CHECKPOINT_TAG], []).append(model.model_id)
+        return found
+
     def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
         """Do what is not yet done of a checkpoint's registration."""
         model, version = self._find(record)
@@ -118,9 +140,9 @@ class Checkpoints:
     def held(self) -> dict[str, list[str]]:
         """What is in use, by checkpoint id: see `Registry.held`."""
         checkpoints = {
-            model.model_id: model.tags[CHECKPOINT_TAG]
-            for model in self._logged_models(f"tags.`{UID_TAG}` = '{self._uid}'")
-            if CHECKPOINT_TAG in model.tags
+            model: checkpoint
+            for checkpoint, models in self._models_by_checkpoint().items()
+            for model in models
         }
         aliases = self._aliases()
         held: dict[str, list[str]] = {}
@@ -130,19 +152,23 @@ class Checkpoints:
                 held.setdefault(checkpoint, []).extend(self._uses(version, aliases))
         return {checkpoint: reasons for checkpoint, reasons in held.items() if reasons}
 
-    def forget(self, checkpoint: str) -> None:
-        """Delete version, then logged model: see `Registry.forget`."""
+    def forget(self, checkpoint: str, *, aliases: bool) -> None:
+        """Delete alias, then version, then logged model: see `Registry.forget`."""
         models = self._models_of(checkpoint)
         versions = [
             version
             for model in models
             for version in self._versions(f"source_path = '{_source(model.model_id)}'")
         ]
-        aliases = self._aliases() if versions else {}
-        reasons = [use for version in versions for use in self._uses(version, aliases)]
+        pointing = self._aliases() if versions else {}
+        reasons = [
+            use for version in versions for use in self._uses(version, {} if aliases else pointing)
+        ]
         if reasons:
             raise RegistryRefusedError(f"{checkpoint} is in use: {', '.join(reasons)}")
         for version in versions:
+            for alias in pointing.get(str(version.version), ()) if aliases else ():
+                self._client.delete_registered_model_alias(version.name, alias)
             self._remove_version(version)
         for model in models:
             self._remove_model(model)
@@ -404,6 +430,19 @@ class Checkpoints:
             version=str(version.version),
             run_id=self._ids.run_id,
         )
+
+
+def _count_doubles(
+    models: Sequence[str], versions: Sequence[ModelVersion], aliases: Mapping[str, list[str]]
+) -> int:
+    """How many logged models of a checkpoint would go if it were registered again: those with a
+    version go but for the first one's, and what an alias points at.
+    """
+    if not versions:
+        return 0
+    ordered = sorted(versions, key=lambda version: int(version.version))
+    stay = [ordered[0], *(v for v in ordered[1:] if aliases.get(str(v.version)))]
+    return len(versions) - len(stay) + len(set(models) - {_model_id(v) for v in versions})
 
 
 def _source(model_id: str) -> str:

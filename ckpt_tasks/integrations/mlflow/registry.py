@@ -24,6 +24,7 @@ from ckpt_tasks.registry import (
     Registry,
     RegistryRunIds,
     RunDescription,
+    RunState,
     RunStatus,
 )
 from ckpt_tasks.registry.best import best_metric
@@ -83,6 +84,18 @@ class MlflowRegistry(Registry):
         with self._connection.doing(f"delete the unused run {ids.run_id}"):
             self._runs.discard(ids)
 
+    def unused_twins(self, ids: RegistryRunIds) -> list[RegistryRunIds]:
+        with self._connection.doing(f"search unused twins of the run {ids.run_id}"):
+            return self._runs.unused_twins(ids)
+
+    def run_state(self, ids: RegistryRunIds) -> RunState | None:
+        with self._connection.doing(f"tell how the run {ids.run_id} stands"):
+            return self._runs.state(ids)
+
+    def restore_run(self, ids: RegistryRunIds) -> None:
+        with self._connection.doing(f"restore the run {ids.run_id}"):
+            self._runs.restore(ids)
+
     def open_run(self, ids: RegistryRunIds, description: RunDescription) -> None:
         with self._connection.doing(f"open the run {description.run!r}"):
             run = self._runs.open(ids, description)
@@ -123,6 +136,10 @@ class MlflowRegistry(Registry):
         with self._connection.doing("list the run's checkpoints"):
             return _opened(self._checkpoints).registered()
 
+    def traces(self) -> dict[str, int]:
+        with self._connection.doing("list what it holds of the run's checkpoints"):
+            return _opened(self._checkpoints).traces()
+
     def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
         with self._connection.doing(f"register {record.id}"):
             return _opened(self._checkpoints).register(record, uri=uri, manifest=manifest)
@@ -139,9 +156,9 @@ class MlflowRegistry(Registry):
         with self._connection.doing("tell which checkpoints are in use"):
             return _opened(self._checkpoints).held()
 
-    def forget(self, checkpoint: str) -> None:
+    def forget(self, checkpoint: str, *, aliases: bool = False) -> None:
         with self._connection.doing(f"forget {checkpoint}"):
-            _opened(self._checkpoints).forget(checkpoint)
+            _opened(self._checkpoints).forget(checkpoint, aliases=aliases)
 
     def write_note(self, text: str) -> None:
         with self._connection.doing("take the run's description"):

@@ -23,7 +23,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 from ckpt_tasks.errors import RegistryError
 from ckpt_tasks.integrations.mlflow import names
 from ckpt_tasks.integrations.mlflow.connection import Connection, error_code
-from ckpt_tasks.registry import RegistryRunIds, RunDescription, RunStatus
+from ckpt_tasks.registry import RegistryRunIds, RunDescription, RunState, RunStatus
 from ckpt_tasks.types import Scalar
 
 __all__ = ["UID_TAG", "Runs", "user_tags"]
@@ -36,6 +36,7 @@ _STATUS: dict[RunStatus, str] = {
     "failed": "FAILED",
     "stopped": "KILLED",
 }
+_STATE: dict[str, RunStatus] = {text: status for status, text in _STATUS.items()}
 _SQLITE = "sqlite:///"
 
 
@@ -88,6 +89,31 @@ class Runs:
         if any(other.info.run_id != ids.run_id for other in same):
             self._client.delete_run(ids.run_id)
 
+    def unused_twins(self, ids: RegistryRunIds) -> list[RegistryRunIds]:
+        """Runs of the same uid with neither params nor metrics: nobody has opened them."""
+        run = self._client.get_run(ids.run_id)
+        same = self._with_uid(run.info.experiment_id, run.data.tags.get(UID_TAG, ""))
+        return [
+            self._ids(other.info.experiment_id, other)
+            for other in same
+            if other.info.run_id != ids.run_id and not other.data.params and not other.data.metrics
+        ]
+
+    def state(self, ids: RegistryRunIds) -> RunState | None:
+        """How the run stands; raises `RegistryError` where its whole experiment was deleted."""
+        run = self._run_or_none(ids.run_id)
+        if run is None:
+            return None
+        if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+            self._check_experiment(self._client.get_experiment(run.info.experiment_id))
+            return "deleted"
+        return _STATE.get(run.info.status, "running")  # SCHEDULED: it was never ended
+
+    def restore(self, ids: RegistryRunIds) -> None:
+        """Bring back a run that was deleted."""
+        if self.state(ids) == "deleted":
+            self._client.restore_run(ids.run_id)
+
     def open(self, ids: RegistryRunIds, description: RunDescription) -> Run:
         """Mark the run as running, and bring its params and tags up to date. Errors as `read`."""
         run = self.read(ids, description)
@@ -111,13 +137,13 @@ class Runs:
         if run is None:
             raise RegistryError(
                 f"run {ids.run_id} of {description.run!r} does not exist at "
-                f"{self._connection.shown_uri}; {_how_to_go_on(description)}"
+                f"{self._connection.shown_uri}; `ckpt-tasks reconcile` makes it anew from the store"
             )
         if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
             self._check_experiment(self._client.get_experiment(run.info.experiment_id))
             raise RegistryError(
                 f"run {ids.run_id} of {description.run!r} was deleted in MLflow; restore it there "
-                f"(`mlflow runs restore --run-id {ids.run_id}`), or {_how_to_go_on(description)}"
+                f"(`mlflow runs restore --run-id {ids.run_id}`), or by `ckpt-tasks reconcile`"
             )
         return run
 
@@ -195,13 +221,6 @@ class Runs:
             return None
         folder = Path(path).resolve().parent / "mlartifacts" / quote(self._experiment, safe="")
         return folder.as_uri()
-
-
-def _how_to_go_on(description: RunDescription) -> str:
-    return (
-        f"delete mlflow.json of the run {description.run!r} in the store "
-        f"{description.store_url} to register it as a new one"
-    )
 
 
 def _tags(description: RunDescription) -> dict[str, str]:

@@ -327,7 +327,7 @@ def test_run_of_another_server(uri: str) -> None:
     ids = registry.find_run(description)
     assert ids is not None
     unknown = msgspec.structs.replace(ids, run_id="0" * 32)
-    with pytest.raises(RegistryError, match=r"does not exist.*delete mlflow\.json"):
+    with pytest.raises(RegistryError, match=r"does not exist.*reconcile"):
         registry.open_run(unknown, description)
 
 

@@ -38,7 +38,6 @@ def _publisher(
     events: list[Event] | None = None,
     *,
     best: str | None = None,
-    follows: bool = True,
     registry: Registry | None = None,
     clock: FakeClock | None = None,
 ) -> Publisher:
@@ -52,7 +51,6 @@ def _publisher(
             run=run.name, uid=run.identity.uid, store_url=run.store.url, hyperparameters={}
         ),
         [].append if events is None else events.append,
-        follows=follows,
         clock=clock or FakeClock(),
     )
 
@@ -419,9 +417,31 @@ def test_journals_fill_the_gap_of_an_ended_attempt(run: MadeRun, memory: Registr
     attempt.save(1, rows=[("loss", 0.5, 1, 1)])
     attempt.save(2, rows=[("loss", 0.4, 2, 2)])
     for _ in range(2):
-        publisher = _publisher(run, memory, attempt.number, follows=False)
+        publisher = _publisher(run, memory, attempt.number)
         publisher.publish()
         publisher.end("finished")
     (stored,) = memory.runs.values()
     assert [(row.step, row.value) for row in stored.rows] == [(1, 0.5), (2, 0.4)]
     assert len(memory.versions) == 2
+
+
+def test_rows_come_before_what_is_found_at_first(run: MadeRun, memory: RegistryMemory) -> None:
+    """A registry that took long to answer: by then the attempt has committed what it has not told
+    yet, and a checkpoint is registered only behind the rows that it shows.
+    """
+    sent: list[int] = []
+
+    class Watched(MemoryRegistry):
+        def register(self, record: CommitRecord, *, uri: str, manifest: bytes) -> Registration:
+            sent.append(len(self.history("loss", 0)))
+            return super().register(record, uri=uri, manifest=manifest)
+
+    attempt = run.begin()
+    saved = attempt.save(2, rows=[("loss", 0.5, 1, 1), ("loss", 0.4, 2, 2)])
+    publisher = _publisher(run, memory, attempt.number, registry=Watched(memory))
+    publisher.publish()
+    publisher.add_rows([("loss", 0.5, 1, 1), ("loss", 0.4, 2, 2)])
+    publisher.add_commit(str(saved))
+    publisher.publish()
+    (stored,) = memory.runs.values()
+    assert (sent, len(stored.rows)) == ([2], 2)

@@ -74,7 +74,6 @@ def best_checkpoint(run: str) -> str:
             RegistryConfig(best="val_loss:min"),
             RunDescription(run=run, uid=view(run).run.uid, store_url=store.url, hyperparameters={}),
             [].append,
-            follows=False,
         ).publish()
     (held,) = [v for v in memory.versions if v.version == memory.aliases["best"]]
     return held.checkpoint
