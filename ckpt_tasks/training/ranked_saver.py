@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ckpt_tasks.config import ScheduleConfig
-from ckpt_tasks.errors import StoreError
+from ckpt_tasks.errors import StoreError, TornStateError
 from ckpt_tasks.schedule.policy import Boundary
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.sharing import RankState, SharingPlanner
 from ckpt_tasks.training.agreed import AgreedPolicy, agreed_policy
 from ckpt_tasks.training.ranks import AgreedSave, RankAgreement
 from ckpt_tasks.training.saver import Saver
-from ckpt_tasks.types import Position, SaveDecision
+from ckpt_tasks.types import CheckpointId, Position, SaveDecision
 
 __all__ = ["RankedSaver", "Ranks"]
 
@@ -116,6 +116,15 @@ class RankedSaver(Saver):
     def _failed(self, checkpoint: str, error: StoreError) -> None:
         if self._agreement.rank == 0:
             self._agreement.plan_anew()
-        elif (number := self._number()) is not None:
-            self._agreement.tell_failure(number, str(error))
+        else:
+            self._tell_failure(checkpoint, error)
         super()._failed(checkpoint, error)
+
+    def _torn(self, checkpoint: str, error: TornStateError) -> None:
+        if self._agreement.rank != 0:
+            self._tell_failure(checkpoint, error)
+        super()._torn(checkpoint, error)
+
+    def _tell_failure(self, checkpoint: str, error: Exception) -> None:
+        """Of the save that failed, which may have begun many steps before the one now due."""
+        self._agreement.tell_failure(CheckpointId.parse(checkpoint).sequence, str(error))

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
+import msgspec
 import pytest
 from mlflow import MlflowClient
 from support import toy_training
 from support.mlflow_server import MlflowServer
+from support.s3_link import Link, s3_link
 from support.s3_servers import S3Server
 
 from ckpt_tasks.checkpointer.catalog import view_run
 from ckpt_tasks.checkpointer.verify import state_digest, verify_checkpoint
 from ckpt_tasks.config import CheckpointConfig, RegistryConfig, ScheduleConfig, StoreConfig
-from ckpt_tasks.events import AttemptClaimed, AttemptResumed, CheckpointCommitted, Event
+from ckpt_tasks.events import (
+    AttemptClaimed,
+    AttemptResumed,
+    CheckpointCommitted,
+    Event,
+    SaveStarted,
+)
 from ckpt_tasks.store import open_store
 from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
 
 STEPS = 16
+FLAKY = Link(delay=0.01, busy=0.05, cut=0.05, drop_answer=0.05, seed=7)
 
 
 def spec(store: StoreConfig, run: str, tracking_uri: str | None) -> TrainSpec:
@@ -37,14 +45,24 @@ def spec(store: StoreConfig, run: str, tracking_uri: str | None) -> TrainSpec:
     )
 
 
-def killed_after(commits: int, what: TrainSpec) -> tuple[TrainOutcome, list[Event]]:
-    """Launch once, and kill the trainer with SIGKILL once it has committed that often."""
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The state with which a training on disk ends, to which nothing ever happened."""
+    whole = spec(StoreConfig(url=str(tmp_path_factory.mktemp("whole"))), "whole", None)
+    outcome = launch(whole)
+    with open_store(whole.config.store) as disk:
+        return state_digest(disk, "whole", str(outcome.checkpoint))
+
+
+def killed_after(
+    times: int, what: TrainSpec, kind: type[Event]
+) -> tuple[TrainOutcome, list[Event]]:
+    """Launch once, and kill the trainer with SIGKILL at that many events of a class."""
     events: list[Event] = []
 
     def on_event(event: Event) -> None:
         events.append(event)
-        done = sum(isinstance(e, CheckpointCommitted) for e in events)
-        if isinstance(event, CheckpointCommitted) and done == commits:
+        if isinstance(event, kind) and sum(isinstance(e, kind) for e in events) == times:
             (pid,) = [e.pid for e in events if isinstance(e, AttemptClaimed)]
             os.kill(pid, signal.SIGKILL)
 
@@ -56,7 +74,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint_on_s3(
     seaweedfs: S3Server,
     mlflow_server: MlflowServer,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    undisturbed: str,
 ) -> None:
     """Same end as an uninterrupted one on disk; every checkpoint is verified and registered."""
     monkeypatch.setenv("TOY_STEP_SECONDS", "0.2")
@@ -64,7 +82,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint_on_s3(
     store = StoreConfig(url=f"s3://{bucket}/{prefix}", options={"endpoint_url": seaweedfs.endpoint})
     on_s3 = spec(store, "killed", mlflow_server.uri)
 
-    first, events = killed_after(1, on_s3)
+    first, events = killed_after(1, on_s3, CheckpointCommitted)
     assert first.code == 1
     assert "SIGKILL" in first.message
     second = launch(on_s3, events.append)
@@ -74,16 +92,50 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint_on_s3(
     committed = [event.checkpoint for event in events if isinstance(event, CheckpointCommitted)]
     assert resumed[0].checkpoint is None
     assert resumed[1].checkpoint in committed
-    monkeypatch.setenv("TOY_STEP_SECONDS", "0")
-    whole = spec(StoreConfig(url=str(tmp_path / "store")), "whole", None)
-    assert launch(whole).done
-    with open_store(store) as s3, open_store(whole.config.store) as disk:
-        view = view_run(s3, "killed")
-        valid = [c.id for c in view.checkpoints if c.standing == "valid"]
-        assert all(verify_checkpoint(s3, "killed", checkpoint).ok for checkpoint in valid)
-        expected = state_digest(disk, "whole", str(launch(whole).checkpoint))
-        assert state_digest(s3, "killed", valid[0]) == expected
+    valid = _check_checkpoints(on_s3, undisturbed)
     _check_registered(mlflow_server.uri, valid)
+
+
+@pytest.mark.usefixtures("s3_credentials")
+def test_a_flaky_link_to_s3_costs_a_killed_training_nothing(
+    seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch, undisturbed: str
+) -> None:
+    """Saves go on beside training while requests are refused, cut, or done and not answered.
+
+    The trainer is killed as a save begins: it is a checkpoint that verifies, or there is none.
+    """
+    monkeypatch.setenv("TOY_STEP_SECONDS", "0.2")
+    bucket, prefix = seaweedfs.new_place()
+    with s3_link(seaweedfs.endpoint, FLAKY) as link:
+        options = {"endpoint_url": link.endpoint}
+        on_s3 = spec(StoreConfig(url=f"s3://{bucket}/{prefix}", options=options), "flaky", None)
+        first, events = killed_after(2, on_s3, SaveStarted)
+        assert (first.code, "SIGKILL" in first.message) == (1, True)
+        second = launch(on_s3, events.append)
+        assert second.done, second.message
+        fates = link.fates()
+    committed = [event.checkpoint for event in events if isinstance(event, CheckpointCommitted)]
+    resumed = [event.checkpoint for event in events if isinstance(event, AttemptResumed)]
+    assert resumed[0] is None
+    assert resumed[1] in committed
+    assert fates.keys() >= {"busy", "cut", "drop_answer"}
+    behind = msgspec.structs.replace(
+        on_s3.config.store, options={"endpoint_url": seaweedfs.endpoint}
+    )
+    config = msgspec.structs.replace(on_s3.config, store=behind)
+    assert sorted(
+        _check_checkpoints(msgspec.structs.replace(on_s3, config=config), undisturbed)
+    ) == (sorted(committed))
+
+
+def _check_checkpoints(what: TrainSpec, end: str) -> list[str]:
+    """Assert that all are whole and that the newest is the `end`; the valid ones, newest first."""
+    with open_store(what.config.store) as store:
+        view = view_run(store, what.run)
+        assert all(verify_checkpoint(store, what.run, c.id).ok for c in view.checkpoints)
+        valid = [c.id for c in view.checkpoints if c.standing == "valid"]
+        assert state_digest(store, what.run, valid[0]) == end
+    return valid
 
 
 def _check_registered(uri: str, valid: list[str]) -> None:
