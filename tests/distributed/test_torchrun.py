@@ -41,6 +41,7 @@ def digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "digest"
     monkeypatch.setenv("TOY_DIGEST", str(path))
     monkeypatch.setenv("TOY_STEP_SECONDS", "0.1")
+    monkeypatch.setenv("CKPT_TASKS_ATTEMPT_NPROC", "3")  # not asked: the workers are the ranks
     return path
 
 
