@@ -9,13 +9,19 @@ import msgspec
 import pytest
 from support import toy_ranks
 from support.attempt_forks import AttemptForks
-from support.launches import launched
+from support.launches import Launch, is_running, launched, writer_of
 from support.run_checks import check_run, leftovers, temporary_files
 from support.shell import ckpt_tasks, contents
 from support.small_disk import SmallDisk
 from support.toy_runs import Digest, toy_spec
 
-from ckpt_tasks.events import AttemptResumed, SaveFailed
+from ckpt_tasks.events import (
+    AttemptResumed,
+    CheckpointCommitted,
+    SaveDelayed,
+    SaveFailed,
+    SaveStarted,
+)
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED
 
@@ -112,10 +118,13 @@ def test_a_disk_without_room_for_one_rank_of_two(
 
     It ends once there is room: the last save is repeated by both until then.
     """
+    monkeypatch.setenv("TOY_STEP_SECONDS", "0.1")
     monkeypatch.setenv("PYTHONPATH", str(Path(toy_ranks.__file__).parents[1]))
     spec = toy_spec(disk.path / "store", entrypoint="support.toy_ranks:uneven", params={}, nproc=2)
     disk.fill(leaving=7 * CHECKPOINT // 2)  # one checkpoint takes a good 2
     with launched(spec) as attempt:
+        attempt.wait_for(CheckpointCommitted)
+        _fail_late(attempt)
         failed = attempt.wait_for(SaveFailed)
         before = check_run(spec)
         assert [str(checkpoint) for checkpoint in before] == ["step-00000005-a1-s1"]
@@ -131,6 +140,17 @@ def test_a_disk_without_room_for_one_rank_of_two(
     assert failed.checkpoint not in map(str, after)
     assert after[-1].step == 24
     _assert_clean(spec)
+
+
+def _fail_late(attempt: Launch) -> None:
+    """Rank 1's part of the second save fails only when training is some steps farther."""
+    trainers = [child for child in attempt.supervisor.children() if is_running(child, "trainer")]
+    (trainer,) = [trainer for trainer in trainers if trainer.environ()["RANK"] == "1"]
+    writer = writer_of(trainer)
+    writer.suspend()
+    attempt.wait_for(SaveStarted, lambda event: event.checkpoint.endswith("-s2"))
+    attempt.wait_for(SaveDelayed)
+    writer.resume()
 
 
 def test_a_disk_that_is_full_before_the_claim_stops_the_attempt(
