@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import quote
 
 import msgspec
@@ -120,6 +120,10 @@ class SaveConfig(_Section, frozen=True, kw_only=True):
     """Tensors that are saved in blocks of rows, each of about 1 MiB, as ``model.embedding.weight``
     or ``optimizer.state.*``: where few rows change, only their blocks are written again. In the
     files each block is a tensor of its own. For `incremental` saves."""
+    on_error: Literal["continue", "stop"] = "continue"
+    """When a save fails: training goes on, until it has been without a new checkpoint for
+    ``attempt.max_unprotected``; or the attempt fails at once, worth retrying. The saves of a signal
+    and of the end are tried again either way."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -399,6 +403,8 @@ def _read_text(text: str, kind: Any) -> Any:
         return parse_size(text)
     if any(get_origin(alternative) in (dict, list) for alternative in alternatives):
         return msgspec.json.decode(text)
+    if get_origin(kind) is Literal and text not in get_args(kind):
+        raise ValueError(did_you_mean(text, get_args(kind), what="valid values"))
     return text
 
 

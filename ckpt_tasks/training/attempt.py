@@ -260,6 +260,7 @@ class AttemptRunner:
             max_unprotected=config.attempt.max_unprotected,
             grace=config.attempt.grace,
             overlap=config.save.overlap,
+            stop_on_error=config.save.on_error == "stop",
             row_blocks=config.save.row_blocks,
             on_event=self._on_event,
         )

@@ -94,6 +94,8 @@ class TrainingRun:
         What only steps change is copied until the next one; see `state.overlap`.
     row_blocks
         Tensors that are saved in blocks of rows; see `state.row_blocks`.
+    stop_on_error
+        See `Saver`.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class TrainingRun:
         grace: float = 30.0,
         overlap: bool = False,
         row_blocks: Sequence[str] = (),
+        stop_on_error: bool = False,
         ranks: Ranks | None = None,
         on_event: EventSink = discard_event,
     ) -> None:
@@ -140,6 +143,7 @@ class TrainingRun:
             start=start.record if start else None,
             max_unprotected=max_unprotected,
             grace=grace,
+            stop_on_error=stop_on_error,
         )
         self._rewind = Rewind(self._saver)
         self._loops = Loops(self._counters, self._loaders, self._saver, self._rewind)

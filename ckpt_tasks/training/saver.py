@@ -67,6 +67,8 @@ class Saver:
         Seconds that may pass between a request to stop and the end.
     start
         The record of the checkpoint that this attempt started from.
+    stop_on_error
+        Training fails with the first save that does, if that need not be tried again.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Saver:
         start: CommitRecord | None = None,
         max_unprotected: float,
         grace: float,
+        stop_on_error: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -92,6 +95,7 @@ class Saver:
         self._on_event = on_event
         self._max_unprotected = max_unprotected
         self._grace = grace
+        self._stop_on_error = stop_on_error
         self._clock = clock
         self._sleep = sleep
         self._metrics = MetricBuffer()
@@ -383,6 +387,11 @@ class Saver:
         self._failing = _Failing(flight.decision, since=since, retry_at=now + pause)
         unprotected = now - self._saved_at
         self._on_event(SaveFailed(checkpoint=checkpoint, why=str(error), unprotected=unprotected))
+        if self._stop_on_error and flight.decision.trigger not in _MUST_SUCCEED:
+            raise StoreError(
+                f"{checkpoint} of run {self._run!r} could not be saved, at which save.on_error = "
+                f"'stop' ends the attempt: {error}"
+            ) from error
         if now >= self._give_up_at():
             raise StoreError(
                 f"{checkpoint} of run {self._run!r} could not be saved, and there has been no "

@@ -46,6 +46,7 @@ class Scene:
         *,
         max_unprotected: float = 60.0,
         grace: float = 20.0,
+        stop_on_error: bool = False,
         during_pause: Callable[[Saver], None] = lambda saver: None,
     ) -> None:
         self.run = MadeRun()
@@ -67,6 +68,7 @@ class Scene:
             on_event=self.events.append,
             max_unprotected=max_unprotected,
             grace=grace,
+            stop_on_error=stop_on_error,
             clock=self.clock,
             sleep=sleep,
         )
@@ -135,6 +137,22 @@ def test_other_saves_do_not_wait() -> None:
     scene.clock.advance(3.0)
     scene.saver.at_boundary("step", scene.counters)
     assert scene.saver.checkpoint == "step-00000006-a1-s2"
+
+
+def test_the_first_failure_ends_training_where_that_is_asked_for() -> None:
+    """Told, and not tried again; but the save at the end is."""
+    scene = Scene([Fault(at=1)], stop_on_error=True)
+    with pytest.raises(StoreError, match="step-00000005-a1-s1 .* 'stop' ends the attempt"):
+        scene.saver.at_boundary("step", scene.counters)
+    assert scene.count(SaveFailed) == 1
+    scene.counters.step += 5
+    with pytest.raises(StoreError, match="'stop' ends the attempt"):
+        scene.saver.at_boundary("step", scene.counters)
+    assert scene.count(SaveStarted) == 1
+
+    scene = Scene([Fault(at=1, times=2)], stop_on_error=True)
+    scene.saver.finish(scene.counters, save=True)
+    assert scene.saver.checkpoint == "step-00000005-a1-s3"
 
 
 def test_a_stale_attempt_is_not_tried_again() -> None:
