@@ -142,7 +142,7 @@ def test_other_saves_do_not_wait() -> None:
 def test_the_first_failure_ends_training_where_that_is_asked_for() -> None:
     """Told, and not tried again; but the save at the end is."""
     scene = Scene([Fault(at=1)], stop_on_error=True)
-    with pytest.raises(StoreError, match="step-00000005-a1-s1 .* 'stop' ends the attempt"):
+    with pytest.raises(StoreError, match=r"step-00000005-a1-s1 .* 'stop' ends the attempt"):
         scene.saver.at_boundary("step", scene.counters)
     assert scene.count(SaveFailed) == 1
     scene.counters.step += 5
