@@ -16,7 +16,7 @@ __all__ = ["defer_images"]
 _WRAPPED = frozenset(("index", "grad", "parameter"))
 """Members of a reference that say how a tensor is wrapped: its memory is the image's."""
 
-_WALKED = frozenset((None, "tuple", "dict", "odict", "counter", "deque", "state_dict"))
+_WALKED = frozenset(("tuple", "dict", "odict", "counter", "deque", "state_dict"))
 """Tags of containers that `state.placing` goes through; components of sparse tensors are computed
 with, and no tensor in a set is ever placed."""
 
@@ -63,7 +63,8 @@ def _references(node: Any, *, is_walked: bool = True) -> Iterator[tuple[int, fro
         if type(position) is int:  # what is none is found to be damage when it is decoded
             yield position, frozenset(details) | (frozenset() if is_walked else {"not walked"})
     elif isinstance(node, dict):
-        is_walked = is_walked and node.get("$") in _WALKED
+        tag = node.get("$")
+        is_walked = is_walked and (tag is None or (isinstance(tag, str) and tag in _WALKED))
         for value in node.values():
             yield from _references(value, is_walked=is_walked)
 
@@ -75,6 +76,7 @@ def _without_device(node: Any, positions: Collection[int]) -> Any:
     if not isinstance(node, dict):
         return node
     reference = node.get("v") if node.get("$") == "tensor" else None
-    if isinstance(reference, dict) and reference.get("index") in positions:
+    index = reference.get("index") if isinstance(reference, dict) else None
+    if isinstance(reference, dict) and type(index) is int and index in positions:
         return {**node, "v": {key: v for key, v in reference.items() if key != "device"}}
     return {key: _without_device(value, positions) for key, value in node.items()}
