@@ -21,11 +21,11 @@ FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-airflow test test-all lint format ui wheel extras constraints clean
+.PHONY: help install demo demo-airflow test test-all fuzz lint format ui wheel extras constraints clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "make install|lint|format|ui|wheel|extras|constraints|clean"
+	@echo "make install|fuzz|lint|format|ui|wheel|extras|constraints|clean"
 
 install: $(STAMP)
 
@@ -49,6 +49,11 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --durations 40 -m 'exhaustive or not exhaustive'
+
+# Checkpoints and records as an attacker would make them, for some minutes.
+fuzz: $(STAMP)
+	CKPT_TASKS_FUZZ_EXAMPLES=20000 $(VENV)/bin/python -m pytest -o timeout=3600 \
+	  tests/faults/test_hostile_checkpoints.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

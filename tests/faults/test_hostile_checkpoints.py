@@ -114,7 +114,7 @@ def test_hostile_checkpoints(forged: Forged, data: st.DataObject) -> None:
         container, key = places[data.draw(st.integers(0, len(places) - 1))]
         change = data.draw(st.sampled_from(["replace", "replace", "remove", "swap"]))
         if change == "replace":
-            container[key] = data.draw(HOSTILE)
+            container[key] = _copy(data.draw(HOSTILE))
         elif change == "remove":
             del container[key]
         else:
