@@ -54,7 +54,9 @@ def test_ends_bit_identical_when_killed_at_random_steps(
     check_run(spec, steps=STEPS)
 
 
-@pytest.mark.parametrize("seed", range(20, 24))
+@pytest.mark.parametrize(
+    "seed", [20, 21, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(22, 40))]
+)
 def test_each_start_is_registered_when_killed_at_random_moments(
     seed: int,
     spec: TrainSpec,

@@ -49,7 +49,12 @@ def assert_everything_once(uri: str, uid: str, *, rows: int = 3) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "step"),
-    [("database", 1), ("server", 4), pytest.param("server", 1, marks=pytest.mark.exhaustive)],
+    [
+        ("database", 2),
+        ("server", 4),
+        pytest.param("database", 1, marks=pytest.mark.exhaustive),
+        pytest.param("server", 1, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_killed_before_any_request(
     kind: str, step: int, sqlite_uri: str, request: pytest.FixtureRequest

@@ -25,7 +25,7 @@ WITH_WORKERS: dict[str, Training] = {
         for name in ("stateful, 2 persistent workers", "plain, 2 persistent workers")
     },
 }
-SAMPLED = {"over plain, resumable, 2 persistent workers", "leaving stateful, 2 persistent workers"}
+SAMPLED = {"leaving stateful, 2 persistent workers"}
 """Each start of workers takes seconds."""
 
 KILLS: dict[str, Callable[[], Kill]] = {
