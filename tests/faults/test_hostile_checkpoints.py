@@ -103,7 +103,11 @@ def _places(node: Any) -> Iterator[tuple[Any, Any]]:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.data_too_large,
+        HealthCheck.too_slow,
+    ],
 )
 @given(data=st.data())
 def test_hostile_checkpoints(forged: Forged, data: st.DataObject) -> None:
