@@ -142,7 +142,9 @@ SWITCHES = st.lists(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(picks=SWITCHES, kill=st.none() | st.tuples(st.integers(0, 80), st.integers(0, 3)))
 def test_collections_beside_a_save_and_a_restore(
