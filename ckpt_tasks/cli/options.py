@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ __all__ = [
     "configure",
     "json_option",
     "registry_options",
+    "registry_overrides",
     "retention_options",
     "retention_overrides",
     "split_checkpoint",
@@ -59,6 +60,11 @@ def registry_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def registry_overrides(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What `registry_options` gave, as `configure` takes it."""
+    return {f"registry.{key}": value for key, value in flags.items()}
 
 
 _RETENTION = {

@@ -12,6 +12,7 @@ from ckpt_tasks.cli.options import (
     configure,
     json_option,
     registry_options,
+    registry_overrides,
     store_options,
 )
 from ckpt_tasks.cli.tables import table
@@ -52,8 +53,8 @@ def reconcile(
 
     Exits with 1 where something went wrong: what was done stays done, and it is worth repeating.
     """
-    registry = {f"registry.{key}": value for key, value in flags.items()}
-    config = configure(store, config_file, {"retention.grace": grace, **registry})
+    overrides = {"retention.grace": grace, **registry_overrides(flags)}
+    config = configure(store, config_file, overrides)
     if config.registry.tracking_uri is None:
         click.echo("no registry is configured: only unneeded bytes are looked for", err=True)
     if run is not None:

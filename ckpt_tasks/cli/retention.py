@@ -12,6 +12,7 @@ from ckpt_tasks.cli.options import (
     configure,
     json_option,
     registry_options,
+    registry_overrides,
     retention_options,
     retention_overrides,
     split_checkpoint,
@@ -114,7 +115,7 @@ def collect(
 
     Exits with 1 where nothing could be deleted, as it is not known what is needed.
     """
-    config = configure(store, config_file, {"retention.grace": grace, **_registry(flags)})
+    config = configure(store, config_file, {"retention.grace": grace, **registry_overrides(flags)})
     report = collect_run(config, run, dry_run=dry_run)
     if json_output:
         click.echo(as_json(report))
@@ -135,11 +136,7 @@ def _configure(
     store: str | None, config_file: Path | None, flags: dict[str, Any]
 ) -> CheckpointConfig:
     retention = retention_overrides(flags)
-    return configure(store, config_file, {**retention, **_registry(flags)})
-
-
-def _registry(flags: dict[str, Any]) -> dict[str, Any]:
-    return {f"registry.{key}": value for key, value in flags.items()}
+    return configure(store, config_file, {**retention, **registry_overrides(flags)})
 
 
 def _echo_plan(planned: RetentionPlan) -> None:

@@ -7,16 +7,13 @@ from contextlib import contextmanager
 
 from ckpt_tasks.checkpointer.catalog import RunView
 from ckpt_tasks.config import RegistryConfig
-from ckpt_tasks.errors import CorruptCheckpointError, ObjectNotFoundError
-from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord, RegistryRunIds
+from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.registry import Registry, RunDescription, load_registry
 from ckpt_tasks.store import Store
+from ckpt_tasks.training.registry_ids import read_ids
 
 __all__ = ["attach", "attached_registry"]
-
-_MAX_IDS_BYTES = 64 * 1024
 
 
 @contextmanager
@@ -65,17 +62,9 @@ def attach(store: Store, registry: Registry, view: RunView, record: CommitRecord
         store_url=store.url,
         hyperparameters=record.hyperparameters if record is not None else {},
     )
-    ids = _ids(store, registry, description)
+    layout = RunLayout(view.run.run)
+    ids = read_ids(store, layout, registry.name, lambda _: None) or registry.find_run(description)
     if ids is None:
         return False
     registry.attach_run(ids, description)
     return True
-
-
-def _ids(store: Store, registry: Registry, description: RunDescription) -> RegistryRunIds | None:
-    """The ids that the store keeps, or those that a search for the run's uid finds."""
-    path = RunLayout(description.run).registry_ids(registry.name)
-    try:
-        return decode(store.read(path, limit=_MAX_IDS_BYTES), RegistryRunIds, path=path)
-    except (ObjectNotFoundError, CorruptCheckpointError):
-        return registry.find_run(description)

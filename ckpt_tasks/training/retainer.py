@@ -14,19 +14,17 @@ from collections.abc import Callable
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import (
     CkptTasksError,
-    ObjectNotFoundError,
     RegistryError,
     StaleAttemptError,
 )
 from ckpt_tasks.events import EventSink, RetentionApplied, Warned
-from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
 from ckpt_tasks.fencing.fence import Fence
-from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import RegistryRunIds
 from ckpt_tasks.registry import Registry, RunDescription, load_registry
 from ckpt_tasks.retention import collect, expire
 from ckpt_tasks.store.base import Store
+from ckpt_tasks.training.registry_ids import read_ids
 
 __all__ = ["Retainer"]
 
@@ -146,9 +144,8 @@ class Retainer:
         return self._registry
 
     def _ids(self, registry: str) -> RegistryRunIds:
-        path = self._layout.registry_ids(registry)
-        try:
-            data = self._store.read(path, limit=MAX_RECORD_BYTES)
-        except ObjectNotFoundError as error:
-            raise RegistryError("the run is not in the registry yet") from error
-        return decode(data, RegistryRunIds, path=path)
+        # Damaged ones the publisher tells of, and replaces.
+        ids = read_ids(self._store, self._layout, registry, lambda _: None)
+        if ids is None:
+            raise RegistryError("the run is not in the registry yet")
+        return ids
