@@ -114,8 +114,8 @@ class Fault:
     at
         Number of the operation among those that `FaultyStore` counts, from 1.
     when
-        ``before``: it does not take effect. ``during``: a `write` or `replace` stops after half of its bytes;
-        as ``before`` for the others. ``after``: it takes effect, and its answer is lost.
+        ``before``: it does not take effect. ``during``: a `write` or `replace` stops after half of
+        its bytes; as ``before`` for the others. ``after``: it takes effect, and its answer is lost.
         ``late``: it fails now, and takes effect after `delay` more counted operations, or at
         `FaultyStore.land`.
     how

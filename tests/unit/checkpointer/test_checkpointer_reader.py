@@ -76,7 +76,7 @@ def forge(run: MadeRun, checkpoint: CheckpointId, index: Index, **changes: Any) 
 
 
 def load(run: MadeRun, checkpoint: CheckpointId) -> list[bytes]:
-    record = read_commit(run.store, run.layout, checkpoint, uid=run.identity.uid)
+    record = read_commit(run.store, run.layout, checkpoint, run=run.identity)
     tensors = load_checkpoint(run.store, run.layout, record).tensors
     return [bytes(tensor) for _, tensor in sorted(tensors.items())]
 
