@@ -125,7 +125,7 @@ def read_commit(
         ) from error
     record = decode(data, CommitRecord, path=path)
     if record.id != str(checkpoint):
-        raise CorruptCheckpointError(f"{path} holds {record.id}, not {checkpoint}")
+        raise CorruptCheckpointError(f"{path} holds {record.id} and not {checkpoint}")
     if run is not None and not run.owns(record.uid, checkpoint.attempt):
         raise CorruptCheckpointError(
             f"{path} holds {record.id} of run uid {record.uid}, not of {run.uid}"

@@ -109,10 +109,10 @@ def _echo_copied(checkpoint: str, size: int) -> None:
 
 
 def _echo_report(report: CopyReport) -> None:
-    for left in report.gone:
-        click.echo(f"{left.checkpoint}: given up in {report.source} meanwhile, not copied")
-    for left in report.damaged:
-        click.echo(f"{left.checkpoint}: DAMAGED, not copied: {left.why}")
+    for one in report.left:
+        click.echo(f"{one.checkpoint}: not copied: {one.why}")
+    for one in report.damaged:
+        click.echo(f"{one.checkpoint}: DAMAGED, not copied: {one.why}")
     click.echo(f"{report.target}: {report}")
 
 

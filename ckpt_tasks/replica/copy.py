@@ -56,8 +56,8 @@ __all__ = ["copy"]
 _FILES = 3
 """How many are copied at once."""
 
-_COPIED = ("valid", "zombie", "unhealthy")
-"""Standings of checkpoints that a copy of the whole run takes."""
+_WANTED = ("valid", "zombie", "unhealthy", "damaged")
+"""Standings of checkpoints that a copy of the whole run takes; the last, to tell that it cannot."""
 
 _ABANDONED = 24 * 3600.0
 """Seconds after which a file that is not whole yet was left by a killed copy."""
@@ -132,12 +132,12 @@ class _Copy:
         self._on_copied = on_copied
         # Before the attempts are listed: whose commit is seen has claimed and resumed by then.
         self._view = view_run(source, run)
-        self._chosen = self._choose()
         self._sizes: dict[str, int] = {}  # of what is below the target's data, by path in the run
         self._before: _Brought | None = None
         self.report = CopyReport(
             run=run, uid=self._view.run.uid, source=source.url, target=target.url
         )
+        self._chosen = self._choose()
 
     def run(self) -> None:
         self._open_replica()
@@ -165,15 +165,23 @@ class _Copy:
                 f"run {self._layout.run!r} has no checkpoint {self._only} in {self._source.url}; "
                 "`ckpt-tasks ls` lists them"
             )
-        unreadable = [c for c in chosen if c.record is None]
-        if unreadable:
-            raise CorruptCheckpointError(f"{unreadable[0].id} cannot be read: {unreadable[0].why}")
+        for checkpoint in chosen:
+            if checkpoint.record is None and self._only is not None:
+                raise CorruptCheckpointError(f"{self._only} cannot be read: {checkpoint.why}")
+            if checkpoint.record is None:
+                self._tell(self.report.damaged, checkpoint.id, checkpoint.why or "")
         return [c.record for c in chosen if c.record is not None]
 
     def _is_wanted(self, checkpoint: CheckpointView) -> bool:
         if self._only is not None:
             return checkpoint.id == str(self._only)
-        return checkpoint.standing in _COPIED
+        if checkpoint.standing == "quarantined":
+            self._tell(self.report.left, checkpoint.id, f"quarantined: {checkpoint.why}")
+        return checkpoint.standing in _WANTED
+
+    @staticmethod
+    def _tell(told: list[NotCopied], checkpoint: str, why: str) -> None:
+        told.append(NotCopied(checkpoint=checkpoint, why=why))
 
     # -- the run and its attempts ----------------------------------------------------------------
 
@@ -259,8 +267,10 @@ class _Copy:
                 raise CheckpointNotFoundError(
                     f"{record.id} of run {self._layout.run!r} was given up while it was copied"
                 ) from error
-            told = self.report.gone if gone else self.report.damaged
-            told.append(NotCopied(checkpoint=record.id, why=str(error)))
+            if gone:
+                self._tell(self.report.left, record.id, "given up while it was copied")
+            else:
+                self._tell(self.report.damaged, record.id, str(error))
         else:
             self.report.copied.append(record.id)
             self._on_copied(record.id, self.report.size - before)

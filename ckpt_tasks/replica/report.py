@@ -27,8 +27,8 @@ class CopyReport(msgspec.Struct, kw_only=True):
         URLs of the two stores, userinfo masked.
     copied, there
         Checkpoints that were copied now, and those that an earlier copy had brought; oldest first.
-    gone
-        Those that the source has given up meanwhile, by a quarantine or a collection.
+    left
+        Those that the source has given up: quarantined, or collected meanwhile.
     damaged
         Those of which the source has other bytes than were committed.
     files, size
@@ -43,7 +43,7 @@ class CopyReport(msgspec.Struct, kw_only=True):
     target: str
     copied: list[str] = []
     there: list[str] = []
-    gone: list[NotCopied] = []
+    left: list[NotCopied] = []
     damaged: list[NotCopied] = []
     files: int = 0
     size: int = 0
