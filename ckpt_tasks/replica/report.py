@@ -50,9 +50,10 @@ class CopyReport(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        told = f"{len(self.copied)} checkpoints copied ({readable_size(self.size)})"
+        many = "" if len(self.copied) == 1 else "s"
+        told = f"{len(self.copied)} checkpoint{many} copied ({readable_size(self.size)})"
         if self.there:
-            told += f", {len(self.there)} were there"
+            told += f", {len(self.there)} there already"
         if self.damaged:
-            told += f", {len(self.damaged)} are damaged and were not copied"
+            told += f", {len(self.damaged)} damaged"
         return told
