@@ -6,22 +6,27 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from mlflow import MlflowClient
 from support.attempt_forks import AttemptForks, Kill
 from support.replicas import check_whole
 from support.run_checks import temporary_files
 from support.toy_runs import toy_spec
 
 from ckpt_tasks.checkpointer.catalog import view_run
+from ckpt_tasks.config import AttemptConfig, RegistryConfig
 from ckpt_tasks.errors import CheckpointNotFoundError
 from ckpt_tasks.store import open_store
-from ckpt_tasks.tasks import adopt, copy
+from ckpt_tasks.tasks import adopt, copy, reconcile
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_DONE, EXIT_USAGE
 
+QUICK = AttemptConfig(heartbeat=0.1, takeover_after=0.5)
 TESTS = Path(__file__).parents[1]
 
 
@@ -48,9 +53,10 @@ def test_the_moved_run_ends_bit_identical(
     moved: TrainSpec,
     forks: AttemptForks,
     finish: Callable[[TrainSpec], None],
+    mlflow_database: str,
 ) -> None:
-    """Killed in the midst of training, of the copy and of the adoption; a replica is not trained,
-    not even where it is complete. The original, left behind, ends bit-identical as well.
+    """Killed in the midst of training, of the copy and of the adoption; a replica is not trained.
+    The original, left behind, ends bit-identical as well, and each is a run of its own in MLflow.
     """
     here, there = spec.config.store, moved.config.store
     assert forks.run(spec, kill=Kill(step=13)).killed
@@ -82,6 +88,18 @@ def test_the_moved_run_ends_bit_identical(
     assert adoption is None
     assert last is not None
     assert last.checkpoint is not None
+
+    client = MlflowClient(mlflow_database)
+    registry = RegistryConfig(tracking_uri=mlflow_database)
+    for each in (moved, spec, moved):
+        config = msgspec.structs.replace(each.config, registry=registry, attempt=QUICK)
+        assert reconcile(config, each.run).problem is None
+    [experiment] = [e for e in client.search_experiments() if e.name != "Default"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.tags["ckpt.uid"] for run in runs} == {identity.uid, identity.ancestors[0].uid}
+    versions = Counter(v.run_id for v in client.search_model_versions())
+    assert len(versions) == len(runs) == 2
+    assert versions[runs[0].info.run_id] == len(view.checkpoints)
 
 
 def test_a_complete_run_stays_complete(
