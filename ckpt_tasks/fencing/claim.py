@@ -81,8 +81,8 @@ def read_run(store: Store, layout: RunLayout) -> RunRecord:
     CheckpointNotFoundError
         There is no such run.
     ConfigError
-        ``run.json`` is damaged. It is written once and never changed, so somebody changed it:
-        no retry mends that.
+        ``run.json`` is damaged. Only an adoption ever replaces it, and whole, so somebody changed
+        it: no retry mends that.
     """
     try:
         data = store.read(layout.run_record, limit=MAX_RECORD_BYTES)

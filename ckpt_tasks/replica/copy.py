@@ -14,12 +14,16 @@ stays.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ckpt_tasks.checkpointer.catalog import CheckpointView, list_checkpoints, view_run
+from ckpt_tasks.checkpointer.catalog import (
+    CheckpointView,
+    list_checkpoints,
+    read_checkpoints,
+    view_run,
+)
 from ckpt_tasks.checkpointer.marks import list_marks, read_completed, write_completed
 from ckpt_tasks.errors import (
     CheckpointNotFoundError,
@@ -28,7 +32,6 @@ from ckpt_tasks.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     StaleAttemptError,
-    StoreError,
 )
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES, list_attempts
 from ckpt_tasks.fencing.claim import read_run
@@ -44,17 +47,14 @@ from ckpt_tasks.format.records import (
     RunRecord,
     now,
 )
-from ckpt_tasks.replica.closure import Closure, read_closure
+from ckpt_tasks.replica.closure import read_closure
+from ckpt_tasks.replica.data import ReplicaData
 from ckpt_tasks.replica.report import CopyReport, NotCopied
-from ckpt_tasks.replica.transfer import WantedFile, copy_file, is_whole
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
 __all__ = ["copy"]
-
-_FILES = 3
-"""How many are copied at once."""
 
 _WANTED = ("valid", "zombie", "unhealthy", "damaged")
 """Standings of checkpoints that a copy of the whole run takes; the last, to tell that it cannot."""
@@ -132,8 +132,7 @@ class _Copy:
         self._on_copied = on_copied
         # Before the attempts are listed: whose commit is seen has claimed and resumed by then.
         self._view = view_run(source, run)
-        self._sizes: dict[str, int] = {}  # of what is below the target's data, by path in the run
-        self._before: _Brought | None = None
+        self._data = ReplicaData(source, target, self._layout)
         self.report = CopyReport(
             run=run, uid=self._view.run.uid, source=source.url, target=target.url
         )
@@ -143,13 +142,13 @@ class _Copy:
         self._open_replica()
         self._copy_attempts()
         there = set(list_checkpoints(self._target, self._layout))
-        listed = self._target.list_objects(self._layout.data)
-        self._sizes = {info.path.removeprefix(self._layout.folder): info.size for info in listed}
+        self._data.look()
+        if self._only is None:
+            self._check_same([record for record in self._chosen if record.checkpoint in there])
         for record in self._chosen:
             if record.checkpoint in there and self._only is None:
-                self._check_same(record)
                 self.report.there.append(record.id)
-                self._before = _Brought(self._target, self._layout, record)
+                self._data.remember(record)
             else:
                 self._copy_or_tell(record)
         self._copy_marks({*there, *map(CheckpointId.parse, self.report.copied)})
@@ -279,20 +278,14 @@ class _Copy:
         layout, path = self._layout, self._layout.commit(record.checkpoint)
         data = self._read_commit(record)
         closure = read_closure(self._source, layout, record)
-        with ThreadPoolExecutor(_FILES, thread_name_prefix="copy") as pool:
-            for size in pool.map(self._bring_file, closure.files.values()):
-                self._count(size)
-        for index, content in closure.indexes.items():
-            if not self._holds(index, content):
-                self._target.replace(layout.in_run(index), [content], len(content))
-                self._sizes[index] = len(content)
-                self._count(len(content))
-        self._check_all_there(closure)
+        for size in self._data.bring(closure):
+            self._count(size)
+        self._data.check(closure)
         self._check_still_replica()
         if not create_once(self._target, path, data):
             raise self._differs(record)
         self._count(len(data))
-        self._before = _Brought(self._target, layout, record, closure)
+        self._data.remember(record, closure)
 
     def _read_commit(self, record: CommitRecord) -> bytes:
         path = self._layout.commit(record.checkpoint)
@@ -304,57 +297,6 @@ class _Copy:
             raise CorruptCheckpointError(f"{path} in {self._source.url} has changed")
         return data
 
-    def _bring_file(self, file: WantedFile) -> int:
-        """Have the target hold a file; returns the bytes that were copied."""
-        path = self._layout.in_run(file.entry.path)
-        if self._sizes.get(file.entry.path) == file.entry.size and (
-            (self._before is not None and self._before.covers(file))
-            or is_whole(self._target, path, file)
-        ):
-            return 0
-        wanted = self._with_what_others_need(file)
-        try:
-            copy_file(self._source, self._target, path, wanted)
-        except CorruptCheckpointError:
-            # Once more, before damage is believed: a transfer can fail too.
-            copy_file(self._source, self._target, path, wanted)
-        self._sizes[file.entry.path] = file.entry.size
-        return file.entry.size
-
-    def _with_what_others_need(self, file: WantedFile) -> WantedFile:
-        """With the tensors of the checkpoints in the target that name the file already, which is
-        damaged there: what takes its place must be right for them too.
-        """
-        if file.entry.path not in self._sizes:
-            return file
-        tensors = list(file.tensors)
-        for checkpoint in list_checkpoints(self._target, self._layout):
-            data = self._target.read(self._layout.commit(checkpoint), limit=MAX_COMMIT_BYTES)
-            record = decode(data, CommitRecord, path=str(checkpoint))
-            named = read_closure(self._target, self._layout, record).files.get(file.entry.path)
-            tensors += named.tensors if named is not None else []
-        return WantedFile(file.entry, tensors)
-
-    def _holds(self, path: str, content: bytes) -> bool:
-        """Whether the target has these very bytes."""
-        if self._sizes.get(path) != len(content):
-            return False
-        return self._target.read(self._layout.in_run(path), limit=len(content)) == content
-
-    def _check_all_there(self, closure: Closure) -> None:
-        """Right before the record: it must not name what somebody has removed meanwhile."""
-        wanted = {path: len(content) for path, content in closure.indexes.items()}
-        wanted |= {path: file.entry.size for path, file in closure.files.items()}
-        folders = {f"{self._layout.in_run(path).rpartition('/')[0]}/" for path in wanted}
-        listed = [info for folder in folders for info in self._target.list_objects(folder)]
-        sizes = {info.path.removeprefix(self._layout.folder): info.size for info in listed}
-        for path, size in wanted.items():
-            if sizes.get(path) != size:
-                raise StoreError(
-                    f"{path} has been removed from the replica in {self._target.url} while it was "
-                    "copied to; nothing was committed"
-                )
-
     def _check_still_replica(self) -> None:
         if not read_run(self._target, self._layout).replica:
             raise self._adopted()
@@ -365,12 +307,13 @@ class _Copy:
             "takes no copies any more"
         )
 
-    def _check_same(self, record: CommitRecord) -> None:
-        """What is there under the id is the same checkpoint."""
-        path = self._layout.commit(record.checkpoint)
-        data = self._target.read(path, limit=MAX_COMMIT_BYTES)
-        if decode(data, CommitRecord, path=f"{self._target.url}/{path}") != record:
-            raise self._differs(record)
+    def _check_same(self, records: Sequence[CommitRecord]) -> None:
+        """What is there under their ids are the same checkpoints."""
+        ids = [record.checkpoint for record in records]
+        found = read_checkpoints(self._target, self._layout, ids, run=self._view.run)
+        for record in records:
+            if found[record.checkpoint] != record:
+                raise self._differs(record)
 
     def _differs(self, record: CommitRecord) -> CorruptCheckpointError:
         return CorruptCheckpointError(
@@ -419,30 +362,3 @@ class _Copy:
     def _count(self, size: int) -> None:
         self.report.files += 1 if size else 0
         self.report.size += size
-
-
-class _Brought:
-    """What the checkpoint before has brought: those bytes are right, and not read again.
-
-    Parameters
-    ----------
-    closure
-        Of the checkpoint, where it is known; else it is read from the target when asked for.
-    """
-
-    def __init__(
-        self, target: Store, layout: RunLayout, record: CommitRecord, closure: Closure | None = None
-    ) -> None:
-        self._target = target
-        self._layout = layout
-        self._record = record
-        self._closure = closure
-
-    def covers(self, file: WantedFile) -> bool:
-        """Whether all by which a file is verified has been verified."""
-        if self._closure is None:
-            try:
-                self._closure = read_closure(self._target, self._layout, self._record)
-            except CorruptCheckpointError:
-                return False
-        return self._closure.covers(file)

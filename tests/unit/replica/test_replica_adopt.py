@@ -164,7 +164,11 @@ def test_adopted_while_it_is_copied_to(run: RetainedRun, target: Store) -> None:
 
 
 def test_a_copy_of_what_was_adopted(run: RetainedRun, target: Store) -> None:
-    """It has the ancestors too, and is adopted in its turn."""
+    """It has the ancestors too, and is adopted in its turn. So has a copy of a copy the uid."""
+    chained = memory_store()
+    copy(target, chained, run.name)
+    assert read_run(chained, run.layout).uid == run.identity.uid
+    assert contents(chained).keys() == contents(target).keys()
     first = adopt(target, run.name)
     adopted = MadeRun(target)
     own = adopted.begin("elsewhere").save(70)

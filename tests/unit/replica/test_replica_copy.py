@@ -225,7 +225,7 @@ def test_killed_at_every_change_and_repeated() -> None:
 def test_the_source_is_collected_at_any_moment() -> None:
     """Whatever the copy was reading: what it has committed is whole, and the rest is told."""
     outcomes = set()
-    for number in range(1, 200, 4):
+    for number in range(1, 200, 5):
         run, target = run_to_copy(), memory_store()
         calls = 0
 
