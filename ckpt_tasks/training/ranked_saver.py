@@ -121,7 +121,9 @@ class RankedSaver(Saver):
         super()._failed(checkpoint, error)
 
     def _torn(self, checkpoint: str, error: TornStateError) -> None:
-        if self._agreement.rank != 0:
+        if self._agreement.rank == 0:
+            self._agreement.plan_anew()  # the others have written parts that nothing will name
+        else:
             self._tell_failure(checkpoint, error)
         super()._torn(checkpoint, error)
 

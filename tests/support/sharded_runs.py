@@ -93,11 +93,7 @@ class RankSaver:
         self.row_blocks = row_blocks
         self.planner = SharingPlanner(rank, world_size, exchange)
         self.failure: Any = lambda: None
-        self._runner = JobRunner(
-            *(self.store, LAYOUT, Fence(self.store, LAYOUT, 1)),
-            incremental=bool(row_blocks),
-            failure=lambda checkpoint: self.failure(),
-        )
+        self._runner: JobRunner | None = None
         self._sequence = itertools.count(1)
 
     def save(self, items: Mapping[str, Any], *, seconds: float = 60) -> CheckpointId:
@@ -115,6 +111,12 @@ class RankSaver:
         return self._checkpointer(seconds).save(state, request).checkpoint
 
     def _checkpointer(self, seconds: float) -> Checkpointer:
+        if self._runner is None or not self.row_blocks:
+            self._runner = JobRunner(
+                *(self.store, LAYOUT, Fence(self.store, LAYOUT, 1)),
+                incremental=bool(self.row_blocks),
+                failure=lambda checkpoint: self.failure(),
+            )
         return Checkpointer(
             InlineDrain(self._runner),
             open_run(self.store, LAYOUT, created_by="a test"),
