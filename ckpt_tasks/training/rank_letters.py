@@ -52,8 +52,16 @@ class Proposal(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """To a proposal. `step`: how far the rank is; `waits`: it will not pass the proposed step; `ended`: it has
-    no more steps to do.
+    """To a proposal.
+
+    Parameters
+    ----------
+    step
+        How far the rank is.
+    waits
+        It will not pass the proposed step.
+    ended
+        It has no more steps to do.
     """
 
     step: int
@@ -62,7 +70,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, tag=True):
-    """From rank 0 to all: the save at the proposed step, or at the place where all meet; or none."""
+    """From rank 0 to all: the save at the proposed step, or where all meet; or that there is none."""
 
     save: AgreedSave | None
 
