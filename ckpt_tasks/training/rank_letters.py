@@ -70,7 +70,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, tag=True):
-    """From rank 0 to all: the save at the proposed step, or where all meet; or that there is none."""
+    """From rank 0 to all: the save at the proposed step or the meeting, or that there is none."""
 
     save: AgreedSave | None
 
