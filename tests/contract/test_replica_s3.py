@@ -10,6 +10,7 @@ from support.replicas import check_replica, check_whole, committed, contents, ke
 from support.retained_runs import RetainedRun, state_of
 from support.s3_servers import S3Server
 
+from ckpt_tasks import tasks
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.replica import adopt, copy
@@ -43,8 +44,9 @@ def test_there_and_back(seaweedfs: S3Server, tmp_path: Path) -> None:
     adopt(there, run.name)
     adopted = RetainedRun(open_store(remote, for_writing=True))
     adopted.begin("elsewhere").save(90, state_of(9))
-    back = open_store(str(tmp_path / "back"), for_writing=True)
-    copy(adopted.store, back, run.name)
+    local = StoreConfig(url=str(tmp_path / "back"))
+    assert len(tasks.copy(remote, local, run.name).copied) == len(kept(adopted))
+    back = open_store(local, for_writing=True)
     assert contents(back).keys() == contents(there).keys() - _alive(adopted)
     check_whole(back, run.name)
     adopt(back, run.name)
