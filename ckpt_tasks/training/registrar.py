@@ -29,6 +29,7 @@ from ckpt_tasks.events import (
     EventLog,
     EventReader,
     MetricsLogged,
+    MetricsReplayed,
     Progress,
     RegistryUnavailable,
     RunFoundComplete,
@@ -42,6 +43,7 @@ from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import AttemptClaim, Failure
 from ckpt_tasks.registry import RunDescription, RunStatus, load_registry
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.publisher import Publisher
@@ -84,6 +86,7 @@ class Registrar:
         self._waiting: deque[MetricsLogged | CheckpointCommitted] = deque()
         self._step: int | None = None
         self._failure: Failure | None = None
+        self._replay = _told_replay(folder)
         self._told_silent = False
         self._retry_at = 0.0
         self._backoff = _FIRST_BACKOFF
@@ -218,7 +221,7 @@ class Registrar:
     def _start_heart(self, store: Store, claimed: AttemptClaimed) -> Heart:
         interval = self._spec.config.attempt.heartbeat
         heart = Heart(store, self._layout, claimed.attempt, interval=interval)
-        heart.step, heart.failure = self._step, self._failure
+        heart.step, heart.failure, heart.replay = self._step, self._failure, self._replay
         heart.start()
         return heart
 
@@ -253,8 +256,19 @@ class Registrar:
             load_registry(config),
             config,
             self._describe(claimed, store),
-            self._emit,
+            self._tell_published,
+            bounds=self._folder.keep_metric_bounds,
         )
+
+    def _tell_published(self, event: Event) -> None:
+        """Pass on what is told of publishing; what a replay has shown, once in the attempt."""
+        if isinstance(event, MetricsReplayed):
+            if self._replay is not None:
+                return
+            self._replay = event.replay
+            if self._heart is not None:
+                self._heart.replay = event.replay
+        self._emit(event)
 
     def _describe(self, claimed: AttemptClaimed | RunFoundComplete, store: Store) -> RunDescription:
         return RunDescription(
@@ -351,6 +365,13 @@ class Registrar:
         if outcome is None:
             return "failed"
         return _STATUS_OF.get(outcome.code, "failed")
+
+
+def _told_replay(folder: AttemptFolder) -> Replay | None:
+    """What the registrar in whose place this one comes has told."""
+    events = EventReader(folder.registrar_events).read()
+    told = [event.replay for event in events if isinstance(event, MetricsReplayed)]
+    return told[-1] if told else None
 
 
 def main() -> int:
