@@ -42,6 +42,7 @@ __all__ = [
     "RowBlocks",
     "RunRecord",
     "SharedTensor",
+    "TailRecord",
     "TensorEntry",
     "now",
 ]
@@ -185,6 +186,18 @@ class Heartbeat(Record, frozen=True, kw_only=True):
     ended: bool = False
     failure: Failure | None = None
     replay: Replay | None = None
+
+
+class TailRecord(Record, frozen=True, kw_only=True):
+    """``attempts/NNNN.tail.json``: what an attempt had logged behind its last checkpoint.
+
+    Kept where metrics are published once they are committed. `kept_at` is in seconds since the
+    epoch; `rows` as `Index.metrics`.
+    """
+
+    attempt: _Number
+    kept_at: float
+    rows: list[tuple[str, Number, int, int]]
 
 
 class IndexRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

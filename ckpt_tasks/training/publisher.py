@@ -42,6 +42,7 @@ from ckpt_tasks.training.backlog import find_backlog
 from ckpt_tasks.training.metric_queue import BATCH_ROWS, MetricQueue
 from ckpt_tasks.training.registry_ids import choose_ids
 from ckpt_tasks.training.story import read_replays, tell_replays, tell_story
+from ckpt_tasks.training.tail import first_values, read_tails, write_tail
 from ckpt_tasks.types import CheckpointId, MetricRow, Number
 
 __all__ = ["REFUSALS", "Publisher", "register_checkpoint", "resume_alias"]
@@ -77,8 +78,10 @@ class Publisher:
         on_event: EventSink,
         *,
         bounds: BoundsKeeper = dict,
+        tails_after: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._tails_after = tails_after
         self._bounds = bounds
         self._clock = clock
         self._store = store
@@ -88,7 +91,10 @@ class Publisher:
         self._config = config
         self._description = description
         self._on_event = on_event
-        self._metrics = MetricQueue(registry, fence, on_event, self._check_run)
+        self._metrics = MetricQueue(
+            registry, fence, on_event, self._check_run, live=config.metrics == "live"
+        )
+        self._kept = 0  # rows of the attempt's tail in the store
         self._commits: deque[CheckpointId] = deque()
         self._ids: RegistryRunIds | None = None
         self._refusals: Counter[CheckpointId] = Counter()
@@ -108,7 +114,11 @@ class Publisher:
             MetricRow(key, float(value), step, time_ms) for key, value, step, time_ms in rows
         )
 
+    def add_save(self, checkpoint: str) -> None:
+        self._metrics.add_save(checkpoint)
+
     def add_commit(self, checkpoint: str) -> None:
+        self._metrics.release(checkpoint)
         self._commits.append(CheckpointId.parse(checkpoint))
 
     @property
@@ -131,6 +141,23 @@ class Publisher:
             self._commits.popleft()
         if self._clock() >= self._story_due:
             self._tell()
+
+    def settle(self, status: RunStatus) -> None:
+        """The attempt has ended: what is to be published only if no other goes on is kept."""
+        if status == "finished":
+            self._metrics.release_all()
+        self._keep(self._metrics.tail)
+
+    def keep_unsent(self) -> None:
+        """The attempt has ended, and the registry is away: what checkpoints do not hold is kept
+        for `reconcile`.
+        """
+        self._keep(self._metrics.unsent)
+
+    def _keep(self, rows: Sequence[MetricRow]) -> None:
+        if len(rows) > self._kept:
+            write_tail(self._store, self._layout, self._fence.attempt, rows)
+            self._kept = len(rows)
 
     def end(self, status: RunStatus) -> None:
         """Give the run its status; everything has been published."""
@@ -195,8 +222,10 @@ class Publisher:
             uid=self._description.uid,
             registered=self._registered,
             high_water=high_water,
+            tails_after=self._tails_after,
         )
-        self._metrics.open(high_water, self._bounds(high_water), backlog.rows)
+        bounds = self._bounds(high_water)
+        self._metrics.open(high_water, bounds, backlog.rows, self._unsent())
         self._commits = deque(record.checkpoint for record in backlog.missing)
         best = BestAlias(
             self._registry,
@@ -213,6 +242,17 @@ class Publisher:
             self._move_resume_alias(newest, self._registered[newest.id])
         best.move()
         self._best = best
+
+    def _unsent(self) -> Mapping[tuple[str, int], MetricRow]:
+        """What earlier attempts have left unsent of the steps that this one does again."""
+        if self._config.metrics == "live":
+            return {}
+        attempts = read_attempts(self._store, self._layout)
+        earlier = [one for one in attempts if one.number < self._fence.attempt]
+        own = [one.resumed for one in attempts if one.number == self._fence.attempt]
+        start = own[0].checkpoint if own and own[0] is not None else None
+        behind = CheckpointId.parse(start) if start is not None else None
+        return first_values(read_tails(self._store, self._layout, earlier, behind=behind))
 
     def _tell_replay(self, *, ended: bool) -> None:
         """Once, when the steps that were done again are behind, or the attempt is."""

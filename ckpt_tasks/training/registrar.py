@@ -33,6 +33,7 @@ from ckpt_tasks.events import (
     Progress,
     RegistryUnavailable,
     RunFoundComplete,
+    SaveStarted,
     Warned,
 )
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
@@ -83,7 +84,7 @@ class Registrar:
         self._publisher: Publisher | None = None
         self._registers = self._spec.config.registry.tracking_uri is not None
         self._settled = False  # what the attempt resumed from is recorded, and so the lineage
-        self._waiting: deque[MetricsLogged | CheckpointCommitted] = deque()
+        self._waiting: deque[MetricsLogged | SaveStarted | CheckpointCommitted] = deque()
         self._step: int | None = None
         self._failure: Failure | None = None
         self._replay = _told_replay(folder)
@@ -154,7 +155,7 @@ class Registrar:
             self._settled = True
         elif isinstance(event, Progress):
             self._note_step(event.position)
-        elif isinstance(event, MetricsLogged | CheckpointCommitted):
+        elif isinstance(event, MetricsLogged | SaveStarted | CheckpointCommitted):
             self._has_committed |= isinstance(event, CheckpointCommitted)
             if self._registers:
                 self._waiting.append(event)
@@ -301,6 +302,8 @@ class Registrar:
             self._open()
             if self._publisher is not None:
                 self._hand_over(self._publisher)
+                if last:
+                    self._publisher.settle(self._status())
                 self._publisher.publish()
                 if last:
                     self._publisher.end(self._status())
@@ -308,6 +311,8 @@ class Registrar:
             self._give_up(error)
         except (RegistryError, StoreError) as error:
             self._tell(error)
+            if last:
+                self._keep_unsent()
             self._retry_at = time.monotonic() + self._backoff
             self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
             return False
@@ -316,11 +321,21 @@ class Registrar:
         self._speak_again()
         return True
 
+    def _keep_unsent(self) -> None:
+        """Metrics behind the last checkpoint would be lost, should the registry stay away."""
+        try:
+            if self._publisher is not None:
+                self._publisher.keep_unsent()
+        except StoreError as error:
+            self._tell(error)  # tried again with the next request
+
     def _hand_over(self, publisher: Publisher) -> None:
         while self._waiting:
             event = self._waiting.popleft()
             if isinstance(event, MetricsLogged):
                 publisher.add_rows(event.rows)
+            elif isinstance(event, SaveStarted):
+                publisher.add_save(event.checkpoint)
             else:
                 publisher.add_commit(event.checkpoint)
 
