@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.made_runs import MadeRun
 
@@ -125,6 +125,7 @@ def _expected(published: list[MetricRow], logged: list[MetricRow]) -> Replay:
     )
 
 
+@settings(deadline=None)
 @given(
     attempts(),
     st.lists(st.integers(0, 40), max_size=6),
