@@ -437,34 +437,6 @@ def test_what_was_saved_counts_for_a_checkpoint(run: MadeRun, memory: RegistryMe
     assert memory.metrics[memory.aliases["best"]] == {"loss": 0.25}
 
 
-def test_an_emptied_registry_shows_no_divergence(run: MadeRun, memory: RegistryMemory) -> None:
-    """Told again from the store it has no step behind the last checkpoint: there is nothing to
-    compare with, and nothing is claimed.
-    """
-    first = run.begin()
-    first.save(2, rows=[("loss", 0.5, 1, 1), ("loss", 0.4, 2, 2)])
-    publisher = _publisher(run, memory, first.number)
-    publisher.add_rows([("loss", 0.5, 1, 1), ("loss", 0.4, 2, 2), ("loss", 0.3, 3, 3)])
-    publisher.publish()
-    emptied = RegistryMemory()
-    _publisher(run, emptied, first.number).publish()
-    second = run.begin()
-    events: list[Event] = []
-    publisher = _publisher(run, emptied, second.number, events)
-    publisher.add_rows([("loss", 0.7, 3, 9), ("loss", 0.6, 4, 9)])
-    publisher.publish()
-    publisher.end("finished")
-    assert not [event for event in events if isinstance(event, MetricsReplayed)]
-    (stored,) = emptied.runs.values()
-    assert [(row.step, row.value) for row in stored.rows] == [
-        (1, 0.5),
-        (2, 0.4),
-        (3, 0.7),
-        (4, 0.6),
-    ]
-    assert "replay" not in stored.tags
-
-
 def test_journals_fill_the_gap_of_an_ended_attempt(run: MadeRun, memory: RegistryMemory) -> None:
     """An attempt that has ended is published from its checkpoints: rows, too, each once."""
     attempt = run.begin()
