@@ -188,6 +188,10 @@ class RegistryConfig(_Section, frozen=True, kw_only=True):
     """Default: the experiment's name."""
     best: str | None = None
     """``METRIC:min`` or ``METRIC:max``: the alias ``best`` follows it."""
+    metrics: Literal["live", "committed"] = "live"
+    """When metrics are sent: as they are logged, or once a checkpoint holds their step. Steps that
+    an attempt does again keep their first value in a registry that was told live; of a training
+    that is not deterministic, ``committed`` shows what the checkpoints come from."""
     hyperparameter_tags: list[str] | None = None
     """Hyperparameters shown as tags of each version. Default: the first few."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.types import Number, Position, Trigger
 
 __all__ = [
@@ -177,11 +178,14 @@ class RegistryUnavailable(Event, frozen=True, kw_only=True, tag=True):
 
 
 class MetricsReplayed(Event, frozen=True, kw_only=True, tag=True):
-    """Steps done again after a resume were compared with what the registry held."""
+    """Steps done again after a resume were compared with what had been logged first.
 
-    compared: int
-    diverged: int
-    keys: list[str] = []
+    Told once, when training has come further than any earlier attempt, or the attempt has ended.
+    """
+
+    run: str
+    attempt: int
+    replay: Replay
 
 
 class RetentionApplied(Event, frozen=True, kw_only=True, tag=True):

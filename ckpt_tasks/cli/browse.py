@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -30,9 +30,11 @@ from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, CorruptCheck
 from ckpt_tasks.fencing.replica import replica_text
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, RunRecord
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import Store, open_existing_store
 from ckpt_tasks.suggest import did_you_mean
+from ckpt_tasks.training.story import read_replays
 
 __all__ = ["find_checkpoint", "find_run", "ls", "runs", "show"]
 
@@ -142,7 +144,11 @@ def show(
     with closing(open_existing_store(configure(store, config_file).store)) as opened:
         view = find_run(opened, name)
         if checkpoint_id is None:
-            click.echo(as_json(view)) if json_output else _echo_run(view)
+            replays = read_replays(opened, RunLayout(name), view.attempts)
+            if json_output:
+                click.echo(as_json({**msgspec.to_builtins(view), "replays": replays}))
+            else:
+                _echo_run(view, replays)
             return
         checkpoint = find_checkpoint(view, checkpoint_id)
         files = _told(list_files, opened, name, checkpoint)
@@ -191,7 +197,7 @@ def find_checkpoint(view: RunView, checkpoint_id: str) -> CheckpointView:
     raise CheckpointNotFoundError(f"no checkpoint {checkpoint_id} in {view.run.run}; {hint}")
 
 
-def _echo_run(view: RunView) -> None:
+def _echo_run(view: RunView, replays: Mapping[int, Replay]) -> None:
     newest = view.newest
     state = f"complete since {view.completed.completed_at}" if view.completed else "incomplete"
     _echo_fields(
@@ -223,6 +229,8 @@ def _echo_run(view: RunView) -> None:
         )
     headers = ["attempt", "started from", "invocation", "process", "age"]
     _echo_lines(table(headers, rows, right="attempt"))
+    for number, replay in replays.items():
+        click.echo(f"attempt {number} {replay}")
 
 
 def _origin(run: RunRecord) -> dict[str, str]:

@@ -15,6 +15,7 @@ from ckpt_tasks.errors import (
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import Failure, Heartbeat, now
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
 
 __all__ = ["Heart", "HeartbeatObserver", "read_heartbeat"]
@@ -50,6 +51,8 @@ class Heart:
         """How far training is known to have come."""
         self.failure: Failure | None = None
         """What it ended with, once that is known."""
+        self.replay: Replay | None = None
+        """What the steps that it did again have shown, once that is known."""
         self.last_error: StoreError | None = None
         """Why the latest beat failed; a missed beat costs nothing until others take over."""
         self.missed = 0
@@ -79,6 +82,7 @@ class Heart:
             step=self.step,
             ended=ended,
             failure=self.failure,
+            replay=self.replay,
         )
         try:
             self._store.put(self._path, encode(beat))

@@ -7,6 +7,7 @@ All paths are relative to the store's root, with ``/`` as separator::
     <run>/attempts/0002.json           the claim of an attempt
     <run>/attempts/0002.resumed.json   what it resumed from
     <run>/attempts/0002.heartbeat      overwritten while it is alive
+    <run>/attempts/0002.tail.json      metrics behind its last checkpoint, unsent
     <run>/commits/<id>.json            the commit record
     <run>/data/<write-id>/rank0000.index.json
     <run>/data/<write-id>/<name>.rank0000.safetensors
@@ -122,6 +123,9 @@ class RunLayout:
 
     def heartbeat(self, number: int) -> str:
         return f"{self.attempts}{number:04d}.heartbeat"
+
+    def tail(self, number: int) -> str:
+        return f"{self.attempts}{number:04d}.tail.json"
 
     @staticmethod
     def write_of(path: str) -> tuple[int, int] | None:

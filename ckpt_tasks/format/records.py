@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from ckpt_tasks.format.digest import DIGEST_HEX
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.types import CheckpointId, Number, Position, Scalar, Trigger
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "RowBlocks",
     "RunRecord",
     "SharedTensor",
+    "TailRecord",
     "TensorEntry",
     "now",
 ]
@@ -215,7 +217,8 @@ class Heartbeat(Record, frozen=True, kw_only=True):
     Observers compare `beat` with their own earlier reading, never `at` with their own clock.
     `step` is how far the attempt is known to have come. `failure` stands in the last beats of an
     attempt whose training failed, where that is known: not where the machine was lost, nor where
-    storage or a signal to stop was the cause.
+    storage or a signal to stop was the cause. `replay` is what the steps that it did again have
+    shown, once they are behind.
     """
 
     attempt: _Number
@@ -224,6 +227,19 @@ class Heartbeat(Record, frozen=True, kw_only=True):
     step: _Count | None = None
     ended: bool = False
     failure: Failure | None = None
+    replay: Replay | None = None
+
+
+class TailRecord(Record, frozen=True, kw_only=True):
+    """``attempts/NNNN.tail.json``: what an attempt had logged behind its last checkpoint.
+
+    Kept where metrics are published once they are committed. `kept_at` is in seconds since the
+    epoch; `rows` as `Index.metrics`.
+    """
+
+    attempt: _Number
+    kept_at: float
+    rows: list[tuple[str, Number, int, int]]
 
 
 class IndexRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

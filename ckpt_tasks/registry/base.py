@@ -144,8 +144,11 @@ class Registry(ABC):
         """The highest step of each metric key that the run holds."""
 
     @abstractmethod
-    def history(self, key: str, after_step: int) -> list[MetricRow]:
-        """Rows of `key` with a step greater than `after_step`, in any order."""
+    def history(self, key: str, after_step: int, last_step: int | None = None) -> list[MetricRow]:
+        """Rows of `key` with a step greater than `after_step`, in any order.
+
+        With `last_step`, up to that step; a registry reads no others then, where it can.
+        """
 
     @abstractmethod
     def log_metrics(self, rows: Sequence[MetricRow]) -> None:
@@ -208,6 +211,10 @@ class Registry(ABC):
     @abstractmethod
     def write_note(self, text: str) -> None:
         """Replace this package's part of the run's description (Markdown)."""
+
+    @abstractmethod
+    def write_tag(self, name: str, text: str) -> None:
+        """Set a tag of this package's on the run, which people search by; `name` is a word."""
 
     @abstractmethod
     def end_run(self, status: RunStatus) -> None:

@@ -89,12 +89,16 @@ class Differences(msgspec.Struct, kw_only=True):
 
 
 def find_differences(
-    store: Store, view: RunView, registry: Registry, config: RegistryConfig
+    store: Store,
+    view: RunView,
+    registry: Registry,
+    config: RegistryConfig,
+    tails_after: float | None = None,
 ) -> Differences:
     """Compare a run that has trained with what the registry has of it.
 
     The registry is asked first: what it had registered by then was committed before, so that a
-    checkpoint which the store does not list afterwards is gone.
+    checkpoint which the store does not list afterwards is gone. `tails_after` as `find_backlog`.
 
     Raises
     ------
@@ -115,13 +119,13 @@ def find_differences(
         differences.found.append(_run_difference(registry, kept, ids, state))
     if ids is None or state in (None, "deleted"):
         # Of what was deleted nothing can be asked; it is compared once it is back.
-        backlog = _backlog(store, layout, view, {}, {})
+        backlog = _backlog(store, layout, view, {}, {}, tails_after)
         _compare_backlog(differences, backlog if state is None else None)
         return differences
     registry.attach_run(ids, description)
     _compare_entries(differences, store, layout, registry)
     registered = registry.registered()
-    backlog = _backlog(store, layout, view, registered, registry.high_water())
+    backlog = _backlog(store, layout, view, registered, registry.high_water(), tails_after)
     _compare_backlog(differences, backlog)
     _compare_aliases(differences, layout, registry, config, backlog, registered)
     _compare_status(differences, store, view)
@@ -162,8 +166,16 @@ def _backlog(
     view: RunView,
     registered: dict[str, Registration],
     high_water: dict[str, int],
+    tails_after: float | None,
 ) -> Backlog:
-    return find_backlog(store, layout, run=view.run, registered=registered, high_water=high_water)
+    return find_backlog(
+        store,
+        layout,
+        run=view.run,
+        registered=registered,
+        high_water=high_water,
+        tails_after=tails_after,
+    )
 
 
 def _run_difference(
@@ -214,7 +226,7 @@ def _compare_backlog(differences: Differences, backlog: Backlog | None) -> None:
         _add(differences, "register", record.id, "committed, and not registered", "register it")
     rows = Counter(row.key for row in backlog.rows)
     for key, count in rows.items():
-        why = f"checkpoints keep {count} rows that the registry lacks"
+        why = f"the store keeps {count} rows that the registry lacks"
         _add(differences, "metrics", key, why, "send them")
 
 

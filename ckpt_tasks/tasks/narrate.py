@@ -98,11 +98,8 @@ def _trouble(event: Event) -> tuple[int, str] | None:
             return _delayed(event)
         case RegistryUnavailable():
             return logging.WARNING, _unavailable(event)
-        case MetricsReplayed(diverged=diverged) if diverged:
-            return logging.WARNING, (
-                f"{diverged} of {event.compared} replayed metric values differ from the first "
-                f"time: {', '.join(event.keys[:5])}; the training is not deterministic"
-            )
+        case MetricsReplayed():
+            return _replayed(event)
         case Warned():
             return logging.WARNING, event.message
         case AttemptEnded():
@@ -110,6 +107,16 @@ def _trouble(event: Event) -> tuple[int, str] | None:
             return (logging.INFO if fine else logging.ERROR), event.message
         case _:
             return None
+
+
+def _replayed(event: MetricsReplayed) -> tuple[int, str]:
+    told = f"attempt {event.attempt} of run {event.run!r} {event.replay}"
+    if not event.replay.has_diverged:
+        return logging.INFO, told
+    return logging.WARNING, (
+        f"{told}. The training is not deterministic: its state and the order of its data were "
+        "restored exactly, and what it computed from them is not the same"
+    )
 
 
 def _delayed(event: SaveDelayed) -> tuple[int, str]:

@@ -208,7 +208,14 @@ class _Reconciliation:
             self.report.problem = str(error)
 
     def _compare(self, registry: Registry) -> Differences:
-        return find_differences(self._store, self._view, registry, self._config.registry)
+        return find_differences(
+            self._store, self._view, registry, self._config.registry, self._tails_after
+        )
+
+    @property
+    def _tails_after(self) -> float:
+        """A run that is complete does no step again; another may go on until its grace is over."""
+        return 0.0 if self._view.completed is not None else self._config.retention.grace
 
     def _tell_stale_attempts(self) -> None:
         for attempt in self._view.attempts[:-1]:
@@ -290,6 +297,7 @@ class _Reconciliation:
             self._config.registry,
             describe(store, view, trained(view)[-1]),
             self._note,
+            tails_after=self._tails_after,
         )
         _publish_all(publisher)
         for checkpoint in before.doubles:

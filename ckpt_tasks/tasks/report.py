@@ -9,8 +9,11 @@ import msgspec
 from ckpt_tasks.checkpointer.catalog import CheckpointView, RunView, view_run
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.fencing.attempts import AttemptView
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import open_store
+from ckpt_tasks.training.story import read_replays
 from ckpt_tasks.types import CheckpointId, Number
 
 __all__ = ["Row", "RunReport", "checkpoint_row", "markdown_table", "report"]
@@ -57,10 +60,14 @@ def report(store: StoreConfig, run: str) -> RunReport:
     opened = open_store(store)
     try:
         view, url = view_run(opened, run), opened.url
+        replays = read_replays(opened, RunLayout(run), view.attempts)
     finally:
         opened.close()
     checkpoints = [_checkpoint(checkpoint) for checkpoint in view.checkpoints[:_SHOWN_ROWS]]
-    attempts = [_attempt(attempt, view.checkpoints) for attempt in view.attempts[-_SHOWN_ROWS:]]
+    attempts = [
+        _attempt(attempt, view.checkpoints, replays.get(attempt.number))
+        for attempt in view.attempts[-_SHOWN_ROWS:]
+    ]
     return RunReport(
         run=run,
         uid=view.run.uid,
@@ -130,7 +137,9 @@ def _metrics(metrics: Mapping[str, Number]) -> str:
     return ", ".join(f"{key} {float(value):.4g}" for key, value in shown) + more
 
 
-def _attempt(attempt: AttemptView, checkpoints: Sequence[CheckpointView]) -> Row:
+def _attempt(
+    attempt: AttemptView, checkpoints: Sequence[CheckpointView], replay: Replay | None
+) -> Row:
     claim, resumed = attempt.claim, attempt.resumed
     own = [c for c in map(_parsed, checkpoints) if c.attempt == attempt.number]
     why = resumed.why if resumed else "it never came to training"
@@ -147,6 +156,7 @@ def _attempt(attempt: AttemptView, checkpoints: Sequence[CheckpointView]) -> Row
         "claimed at": claim.claimed_at if claim else None,
         "host": f"{claim.process.host} (pid {claim.process.pid})" if claim else None,
         "why": f"{why}{passed}",
+        "replay": str(replay) if replay is not None else None,
     }
 
 

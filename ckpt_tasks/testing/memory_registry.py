@@ -32,6 +32,7 @@ class MemoryRun(msgspec.Struct, kw_only=True):
     status: RunStatus = "running"
     rows: dict[MetricRow, None] = {}
     note: str = ""
+    tags: dict[str, str] = {}
     deleted: bool = False
 
 
@@ -130,8 +131,14 @@ class MemoryRegistry(Registry):
             steps[row.key] = max(row.step, steps.get(row.key, row.step))
         return steps
 
-    def history(self, key: str, after_step: int) -> list[MetricRow]:
-        return [row for row in self._run().rows if row.key == key and row.step > after_step]
+    def history(self, key: str, after_step: int, last_step: int | None = None) -> list[MetricRow]:
+        return [
+            row
+            for row in self._run().rows
+            if row.key == key
+            and row.step > after_step
+            and (last_step is None or row.step <= last_step)
+        ]
 
     def log_metrics(self, rows: Sequence[MetricRow]) -> None:
         self._run().rows.update(dict.fromkeys(rows))
@@ -197,6 +204,9 @@ class MemoryRegistry(Registry):
 
     def write_note(self, text: str) -> None:
         self._run().note = text
+
+    def write_tag(self, name: str, text: str) -> None:
+        self._run().tags[name] = text
 
     def end_run(self, status: RunStatus) -> None:
         self._run().status = status

@@ -78,6 +78,10 @@ class RegistryTests(ABC):
         """The version that an alias, as the backend spells it, points at."""
 
     @abstractmethod
+    def tag(self, run_id: str, name: str) -> str | None:
+        """The run's tag of this package's."""
+
+    @abstractmethod
     def note(self, run_id: str) -> str:
         """The run's description."""
 
@@ -243,6 +247,24 @@ class RegistryTests(ABC):
         registry.log_metrics([*rows_of("loss", [1, 2, 3, 4]), *rows_of("acc", [9, 9, 9, 9])])
         assert sorted(row.step for row in registry.history("loss", 2)) == [3, 4]
         assert registry.history("never logged", 0) == []
+
+    def test_history_of_a_range(self) -> None:
+        """`history` up to a step returns every row of the range and no other, of a long history
+        and under a name that the backend refuses, too; values come back exactly.
+        """
+        registry, _ = self.opened(example_description())
+        values = [1 / step for step in range(1, 4001)]
+        registry.log_metrics([*rows_of("loss", values), *rows_of(_ODD_KEY, [math.inf, math.nan])])
+        found = sorted(registry.history("loss", 100, 3700), key=lambda row: row.step)
+        assert [(row.step, row.value) for row in found] == [
+            (step, 1 / step) for step in range(101, 3701)
+        ]
+        assert [row.step for row in registry.history("loss", 3998, 9000)] == [3999, 4000]
+        infinite, nan = sorted(registry.history(_ODD_KEY, 0, 2), key=lambda row: row.step)
+        assert infinite.value == math.inf
+        assert math.isnan(nan.value)
+        assert registry.history("loss", 4000, 5000) == []
+        assert registry.history("never logged", 0, 10) == []
 
     def test_any_metric_name(self) -> None:
         """A name that the backend refuses comes back as it was given, and never meets another."""
@@ -433,6 +455,13 @@ class RegistryTests(ABC):
         assert "the second story" in self.note(run_id)
         registry.write_note("a long story\n" * 3000)
         assert "a long story" in self.note(run_id)
+
+    def test_tag_is_replaced(self) -> None:
+        """A tag holds the last text, be that too long for the backend."""
+        registry, run_id = self.opened(example_description())
+        registry.write_tag("replay", "identical")
+        registry.write_tag("replay", "diverged: " + "x" * 20_000)
+        assert str(self.tag(run_id, "replay")).startswith("diverged: xxx")
 
     def test_links_are_urls(self) -> None:
         """Links have known names and are URLs; a checkpoint's only with a registration."""

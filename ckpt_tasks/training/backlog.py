@@ -15,6 +15,7 @@ from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, RunRecord
 from ckpt_tasks.store.base import Store
+from ckpt_tasks.training.tail import last_values, read_tails
 from ckpt_tasks.types import CheckpointId, MetricRow
 
 __all__ = ["Backlog", "find_backlog"]
@@ -53,6 +54,7 @@ def find_backlog(
     run: RunRecord,
     registered: Collection[str],
     high_water: Mapping[str, int],
+    tails_after: float | None = None,
 ) -> Backlog:
     """Compare the lineage's checkpoints with what a registry has.
 
@@ -65,13 +67,18 @@ def find_backlog(
         Checkpoints that the registry has.
     high_water
         Highest step of each metric that it has.
+    tails_after
+        Seconds after which what dead attempts logged behind the last checkpoint counts as well;
+        0 of a run that is complete, where it is the last attempt's only; ``None`` of one that
+        goes on, and does those steps again.
 
     Raises
     ------
     StoreError
         Storage did not answer.
     """
-    valid = trace_lineage(read_attempts(store, layout)).valid(list_checkpoints(store, layout))
+    attempts = read_attempts(store, layout)
+    valid = trace_lineage(attempts).valid(list_checkpoints(store, layout))
     records = read_checkpoints(store, layout, valid, run=run)
     marks = marked(store, layout)
     newest_sent = max(high_water.values(), default=-1)
@@ -86,6 +93,16 @@ def find_backlog(
         if record.position.step >= newest_sent:
             kept = _journal(store, layout, record)
             backlog.rows.extend(row for row in kept if row.step > high_water.get(row.key, -1))
+    if tails_after is not None:
+        newest = valid[0] if valid else None
+        over = attempts if tails_after else attempts[-1:]
+        tails = read_tails(store, layout, over, behind=newest, older_than=tails_after)
+        committed = {(row.key, row.step) for row in backlog.rows}
+        backlog.rows.extend(
+            row
+            for row in last_values(tails)
+            if row.step > high_water.get(row.key, -1) and (row.key, row.step) not in committed
+        )
     return backlog
 
 

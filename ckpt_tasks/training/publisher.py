@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ckpt_tasks.checkpointer.reader import read_commit
 from ckpt_tasks.config import RegistryConfig
@@ -24,7 +24,7 @@ from ckpt_tasks.events import (
     RegistryLinked,
     Warned,
 )
-from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
+from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES, read_attempts
 from ckpt_tasks.fencing.claim import read_run
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
@@ -37,20 +37,26 @@ from ckpt_tasks.registry.base import (
     RunStatus,
 )
 from ckpt_tasks.registry.best import BestAlias
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.training.backlog import find_backlog
+from ckpt_tasks.training.metric_queue import BATCH_ROWS, MetricQueue
 from ckpt_tasks.training.registry_ids import choose_ids
-from ckpt_tasks.training.story import tell_story
+from ckpt_tasks.training.story import read_replays, tell_replays, tell_story
+from ckpt_tasks.training.tail import first_values, read_tails, write_tail
 from ckpt_tasks.types import CheckpointId, MetricRow, Number
 
 __all__ = ["REFUSALS", "Publisher", "register_checkpoint", "resume_alias"]
 
-_BATCH_ROWS = 1000
 _STORY_SECONDS = 60.0
+REPLAY_TAG = "replay"
 REFUSALS = 3
 """How often a checkpoint is refused before it is set aside for those behind it."""
 
 Row = tuple[str, Number, int, int]
+
+BoundsKeeper = Callable[[Mapping[str, int]], Mapping[str, int]]
+"""Given the highest step of each metric, returns those that it was given first in this attempt."""
 
 
 class Publisher:
@@ -72,8 +78,12 @@ class Publisher:
         description: RunDescription,
         on_event: EventSink,
         *,
+        bounds: BoundsKeeper = dict,
+        tails_after: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._tails_after = tails_after
+        self._bounds = bounds
         self._clock = clock
         self._store = store
         self._layout = layout
@@ -82,17 +92,16 @@ class Publisher:
         self._config = config
         self._description = description
         self._on_event = on_event
-        self._rows: deque[MetricRow] = deque()
+        self._metrics = MetricQueue(
+            registry, fence, on_event, self._check_run, live=config.metrics == "live"
+        )
+        self._kept = 0  # rows of the attempt's tail in the store
         self._commits: deque[CheckpointId] = deque()
         self._ids: RegistryRunIds | None = None
         self._run: RunRecord | None = None
         self._refusals: Counter[CheckpointId] = Counter()
-        self._refused_keys: set[str] = set()
         self._registered: dict[str, Registration] = {}
-        self._high_water: dict[str, int] = {}
-        self._replayed: dict[str, dict[int, float]] = {}
-        self._compared = self._diverged = 0
-        self._diverged_keys: set[str] = set()
+        self._told_replay = False
         self._best: BestAlias | None = None
         self._logged: set[str] = set()
         self._resume_age = (0, 0)
@@ -103,17 +112,21 @@ class Publisher:
 
     def add_rows(self, rows: Sequence[Row]) -> None:
         self._logged.update(key for key, *_ in rows)
-        self._rows.extend(
+        self._metrics.add(
             MetricRow(key, float(value), step, time_ms) for key, value, step, time_ms in rows
         )
 
+    def add_save(self, checkpoint: str) -> None:
+        self._metrics.add_save(checkpoint)
+
     def add_commit(self, checkpoint: str) -> None:
+        self._metrics.release(checkpoint)
         self._commits.append(CheckpointId.parse(checkpoint))
 
     @property
     def queued(self) -> int:
         """Requests that wait."""
-        return len(self._commits) + -(-len(self._rows) // _BATCH_ROWS) + (not self._open)
+        return len(self._commits) + -(-len(self._metrics) // BATCH_ROWS) + (not self._open)
 
     # -- publishing ------------------------------------------------------------------------------
 
@@ -121,7 +134,8 @@ class Publisher:
         """Do all that waits, in order."""
         if not self._open:
             self._open_run()
-        self._send_rows()
+        self._metrics.send()
+        self._tell_replay(ended=False)
         while self._commits:
             if str(self._commits[0]) not in self._registered:
                 self._fence.check()
@@ -130,9 +144,27 @@ class Publisher:
         if self._clock() >= self._story_due:
             self._tell()
 
+    def settle(self, status: RunStatus) -> None:
+        """The attempt has ended: what is to be published only if no other goes on is kept."""
+        if status == "finished":
+            self._metrics.release_all()
+        self._keep(self._metrics.tail)
+
+    def keep_unsent(self) -> None:
+        """The attempt has ended, and the registry is away: what checkpoints do not hold is kept
+        for `reconcile`.
+        """
+        self._keep(self._metrics.unsent)
+
+    def _keep(self, rows: Sequence[MetricRow]) -> None:
+        if len(rows) > self._kept:
+            write_tail(self._store, self._layout, self._fence.attempt, rows)
+            self._kept = len(rows)
+
     def end(self, status: RunStatus) -> None:
         """Give the run its status; everything has been published."""
         self._fence.check()
+        self._tell_replay(ended=True)
         self._tell()
         self._registry.end_run(status)
         unmet = self._best.unmet(self._logged) if self._best is not None else None
@@ -140,10 +172,20 @@ class Publisher:
             self._on_event(Warned(message=unmet))
 
     def _tell(self) -> None:
-        story = tell_story(self._store, self._layout)
+        replays = self._replays()
+        story = tell_story(self._store, self._layout, replays)
         self._fence.check()
         self._registry.write_note(story)
+        if replays:
+            self._registry.write_tag(REPLAY_TAG, tell_replays(replays))
         self._story_due = self._clock() + _STORY_SECONDS
+
+    def _replays(self) -> dict[int, Replay]:
+        attempts = read_attempts(self._store, self._layout)
+        replays = read_replays(self._store, self._layout, attempts)
+        if self._told_replay:  # the heartbeat has perhaps not told it yet
+            replays[self._fence.attempt] = self._metrics.replay
+        return replays
 
     def _open_run(self) -> None:
         self._fence.check()
@@ -164,7 +206,6 @@ class Publisher:
             )
         )
         self._ids = ids
-        self._high_water = self._registry.high_water()
         self._registered = self._registry.registered()
         self._catch_up()
         self._open = True
@@ -176,14 +217,17 @@ class Publisher:
         and shows the rows that are sent before.
         """
         assert self._ids is not None
+        high_water = self._registry.high_water()
         backlog = find_backlog(
             self._store,
             self._layout,
             run=self._run_record(),
             registered=self._registered,
-            high_water=self._high_water,
+            high_water=high_water,
+            tails_after=self._tails_after,
         )
-        self._rows.extendleft(reversed(backlog.rows))
+        bounds = self._bounds(high_water)
+        self._metrics.open(high_water, bounds, backlog.rows, self._unsent())
         self._commits = deque(record.checkpoint for record in backlog.missing)
         best = BestAlias(
             self._registry,
@@ -201,63 +245,26 @@ class Publisher:
         best.move()
         self._best = best
 
-    def _is_new(self, row: MetricRow) -> bool:
-        return row.step > self._high_water.get(row.key, -1)
+    def _unsent(self) -> Mapping[tuple[str, int], MetricRow]:
+        """What earlier attempts have left unsent of the steps that this one does again."""
+        if self._config.metrics == "live":
+            return {}
+        attempts = read_attempts(self._store, self._layout)
+        earlier = [one for one in attempts if one.number < self._fence.attempt]
+        own = [one.resumed for one in attempts if one.number == self._fence.attempt]
+        start = own[0].checkpoint if own and own[0] is not None else None
+        behind = CheckpointId.parse(start) if start is not None else None
+        return first_values(read_tails(self._store, self._layout, earlier, behind=behind))
 
-    def _send_rows(self) -> None:
-        while self._rows:
-            batch = [self._rows[i] for i in range(min(_BATCH_ROWS, len(self._rows)))]
-            new = [row for row in batch if self._is_new(row)]
-            if new:
-                self._fence.check()
-                self._send(new)
-            self._compare([row for row in batch if not self._is_new(row)])
-            for _ in batch:
-                self._rows.popleft()
-        if self._compared:
-            self._on_event(
-                MetricsReplayed(
-                    compared=self._compared,
-                    diverged=self._diverged,
-                    keys=sorted(self._diverged_keys),
-                )
-            )
-            self._compared = self._diverged = 0
-
-    def _send(self, rows: Sequence[MetricRow]) -> None:
-        """Send rows; those that the registry refuses are searched by halves, told, left out."""
-        try:
-            self._registry.log_metrics(rows)
-        except RegistryRefusedError as error:
-            if len(rows) > 1:
-                half = len(rows) // 2
-                self._send(rows[:half])
-                self._send(rows[half:])
-                return
-            self._check_run()
-            if rows[0].key not in self._refused_keys:
-                self._refused_keys.add(rows[0].key)
-                where = f"step {rows[0].step}"
-                self._on_event(
-                    Warned(
-                        message=f"the registry refuses the metric {rows[0].key!r} of {where}, and "
-                        f"perhaps of others; checkpoints keep it: {error}"
-                    )
-                )
-
-    def _compare(self, replayed: Sequence[MetricRow]) -> None:
-        """Steps done again after a resume: compared with what was published, never sent."""
-        for row in replayed:
-            if row.key not in self._replayed:
-                history = self._registry.history(row.key, row.step - 1)
-                self._replayed[row.key] = {old.step: old.value for old in history}
-            old = self._replayed[row.key].get(row.step)
-            if old is None:
-                continue
-            self._compared += 1
-            if old != row.value and not (old != old and row.value != row.value):
-                self._diverged += 1
-                self._diverged_keys.add(row.key)
+    def _tell_replay(self, *, ended: bool) -> None:
+        """Once, when the steps that were done again are behind, or the attempt is."""
+        replay = self._metrics.replay
+        if self._told_replay or not replay.steps or not (ended or self._metrics.has_passed):
+            return
+        self._told_replay = True
+        attempt = self._fence.attempt
+        self._on_event(MetricsReplayed(run=self._layout.run, attempt=attempt, replay=replay))
+        self._story_due = self._clock()
 
     def _register_or_tell(self, checkpoint: CheckpointId) -> None:
         """Register, unless that can never be: then it is told, and blocks no other."""

@@ -29,9 +29,11 @@ from ckpt_tasks.events import (
     EventLog,
     EventReader,
     MetricsLogged,
+    MetricsReplayed,
     Progress,
     RegistryUnavailable,
     RunFoundComplete,
+    SaveStarted,
     Warned,
 )
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
@@ -42,6 +44,7 @@ from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import AttemptClaim, Failure
 from ckpt_tasks.registry import RunDescription, RunStatus, load_registry
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.publisher import Publisher
@@ -81,9 +84,10 @@ class Registrar:
         self._publisher: Publisher | None = None
         self._registers = self._spec.config.registry.tracking_uri is not None
         self._settled = False  # what the attempt resumed from is recorded, and so the lineage
-        self._waiting: deque[MetricsLogged | CheckpointCommitted] = deque()
+        self._waiting: deque[MetricsLogged | SaveStarted | CheckpointCommitted] = deque()
         self._step: int | None = None
         self._failure: Failure | None = None
+        self._replay = _told_replay(folder)
         self._told_silent = False
         self._retry_at = 0.0
         self._backoff = _FIRST_BACKOFF
@@ -151,7 +155,7 @@ class Registrar:
             self._settled = True
         elif isinstance(event, Progress):
             self._note_step(event.position)
-        elif isinstance(event, MetricsLogged | CheckpointCommitted):
+        elif isinstance(event, MetricsLogged | SaveStarted | CheckpointCommitted):
             self._has_committed |= isinstance(event, CheckpointCommitted)
             if self._registers:
                 self._waiting.append(event)
@@ -218,7 +222,7 @@ class Registrar:
     def _start_heart(self, store: Store, claimed: AttemptClaimed) -> Heart:
         interval = self._spec.config.attempt.heartbeat
         heart = Heart(store, self._layout, claimed.attempt, interval=interval)
-        heart.step, heart.failure = self._step, self._failure
+        heart.step, heart.failure, heart.replay = self._step, self._failure, self._replay
         heart.start()
         return heart
 
@@ -253,8 +257,19 @@ class Registrar:
             load_registry(config),
             config,
             self._describe(claimed, store),
-            self._emit,
+            self._tell_published,
+            bounds=self._folder.keep_metric_bounds,
         )
+
+    def _tell_published(self, event: Event) -> None:
+        """Pass on what is told of publishing; what a replay has shown, once in the attempt."""
+        if isinstance(event, MetricsReplayed):
+            if self._replay is not None:
+                return
+            self._replay = event.replay
+            if self._heart is not None:
+                self._heart.replay = event.replay
+        self._emit(event)
 
     def _describe(self, claimed: AttemptClaimed | RunFoundComplete, store: Store) -> RunDescription:
         return RunDescription(
@@ -287,6 +302,8 @@ class Registrar:
             self._open()
             if self._publisher is not None:
                 self._hand_over(self._publisher)
+                if last:
+                    self._publisher.settle(self._status())
                 self._publisher.publish()
                 if last:
                     self._publisher.end(self._status())
@@ -294,6 +311,8 @@ class Registrar:
             self._give_up(error)
         except (RegistryError, StoreError) as error:
             self._tell(error)
+            if last:
+                self._keep_unsent()
             self._retry_at = time.monotonic() + self._backoff
             self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
             return False
@@ -302,11 +321,21 @@ class Registrar:
         self._speak_again()
         return True
 
+    def _keep_unsent(self) -> None:
+        """Metrics behind the last checkpoint would be lost, should the registry stay away."""
+        try:
+            if self._publisher is not None:
+                self._publisher.keep_unsent()
+        except StoreError as error:
+            self._tell(error)  # tried again with the next request
+
     def _hand_over(self, publisher: Publisher) -> None:
         while self._waiting:
             event = self._waiting.popleft()
             if isinstance(event, MetricsLogged):
                 publisher.add_rows(event.rows)
+            elif isinstance(event, SaveStarted):
+                publisher.add_save(event.checkpoint)
             else:
                 publisher.add_commit(event.checkpoint)
 
@@ -351,6 +380,13 @@ class Registrar:
         if outcome is None:
             return "failed"
         return _STATUS_OF.get(outcome.code, "failed")
+
+
+def _told_replay(folder: AttemptFolder) -> Replay | None:
+    """What the registrar in whose place this one comes has told."""
+    events = EventReader(folder.registrar_events).read()
+    told = [event.replay for event in events if isinstance(event, MetricsReplayed)]
+    return told[-1] if told else None
 
 
 def main() -> int:

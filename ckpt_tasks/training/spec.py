@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +256,7 @@ class AttemptFolder:
         self.trainer_events = self.path / f"{self.trainer_name}.events"
         self.writer_events = self.path / f"{self._writer_name}.events"
         self.registrar_events = self.path / "registrar.events"
+        self._metric_bounds = self.path / "metric-bounds.json"
         self.trainer_outcome = self.path / f"trainer-outcome{of_rank}.json"
         self.failures = self.path / "failures"
         self.outcome = self.path / "outcome.json"
@@ -275,6 +276,17 @@ class AttemptFolder:
 
     def read_spec(self) -> TrainSpec:
         return msgspec.json.decode(self.spec.read_bytes(), type=TrainSpec)
+
+    def keep_metric_bounds(self, high_water: Mapping[str, int]) -> Mapping[str, int]:
+        """Keep the highest step of each metric, as it was before this attempt logged any.
+
+        Returns what was given first: a registrar that takes another's place finds the steps of
+        its own attempt in the registry as well, and those have not been done again.
+        """
+        if not self._metric_bounds.exists():
+            self._replace(self._metric_bounds, msgspec.json.encode(high_water))
+            return high_water
+        return msgspec.json.decode(self._metric_bounds.read_bytes(), type=dict[str, int])
 
     def write_process(self, name: str, process: Process) -> None:
         """Say who uses the folder: it is removed for those who all have died."""

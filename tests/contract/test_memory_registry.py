@@ -44,6 +44,9 @@ class TestMemoryRegistry(RegistryTests):
     def alias(self, alias: str) -> str | None:
         return self.memory.aliases.get(alias)
 
+    def tag(self, run_id: str, name: str) -> str | None:
+        return self.memory.runs[run_id].tags.get(name)
+
     def note(self, run_id: str) -> str:
         return self.memory.runs[run_id].note
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
+from mlflow import MlflowClient
 from support.attempt_forks import AttemptForks, Kill
 from support.launches import TOY, Launch, launched, wait_until
 from support.mlflow_server import MlflowServer
-from support.published import check_published, with_registry
+from support.published import check_published, run_of, with_registry
 from support.run_checks import check_run
 from support.toy_runs import STEPS, Digest, toy_spec
 
@@ -19,6 +21,7 @@ from ckpt_tasks.events import (
     AttemptResumed,
     CheckpointCommitted,
     CheckpointRegistered,
+    MetricsLogged,
     MetricsReplayed,
     Progress,
     RegistryUnavailable,
@@ -146,8 +149,10 @@ def test_one_run_and_every_step_once_after_kills(
         outcome = third.outcome()
         assert outcome.code == EXIT_DONE, third.output
     assert digest.read() == expected_digest
-    assert sum(event.diverged for event in second.of(MetricsReplayed)) == 0
-    assert sum(event.diverged for event in third.of(MetricsReplayed)) == 0
+    told = [*second.of(MetricsReplayed), *third.of(MetricsReplayed)]
+    assert told
+    assert {event.replay.has_diverged for event in told} == {False}
+    assert run_of(mlflow_database).data.tags["ckpt.replay"].startswith("identical: attempt ")
     check_run(spec, steps=STEPS)
     check_published(spec, mlflow_database)
 
@@ -158,17 +163,23 @@ def _kill_beyond(attempt: Launch, step: int) -> None:
     assert attempt.outcome().code == EXIT_FAILED
 
 
+@pytest.mark.parametrize("metrics", ["live", "committed"])
 def test_steps_that_came_out_differently_are_counted(
-    spec: TrainSpec, mlflow_database: str, monkeypatch: pytest.MonkeyPatch
+    spec: TrainSpec,
+    mlflow_database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    metrics: Literal["live", "committed"],
 ) -> None:
-    """Replayed steps of a training that is not deterministic are compared, told, and not sent."""
+    """Steps that a training which is not deterministic does again are compared, and told. Live,
+    their first values stand in MLflow; the replay's where only committed ones are sent.
+    """
     monkeypatch.setenv("TOY_STEP_SECONDS", "0.5")
     schedule = ScheduleConfig(every_epochs=1)
     config = msgspec.structs.replace(spec.config, schedule=schedule)
     drifting = msgspec.structs.replace(
         spec, entrypoint=f"{DRIFTING}:train", config=config, params={"epochs": 2}
     )
-    registering = with_registry(drifting, mlflow_database)
+    registering = with_registry(drifting, mlflow_database, metrics=metrics)
     with launched(registering) as first:
         first.wait_for(Progress, lambda event: event.position.step % 8 >= 2)
         first.trainer.kill()
@@ -181,8 +192,28 @@ def test_steps_that_came_out_differently_are_counted(
         outcome = second.outcome()
         assert outcome.code == EXIT_DONE, second.output
     assert second.wait_for(AttemptResumed).lost_steps == lost
-    replayed = second.of(MetricsReplayed)
-    assert sum(event.diverged for event in replayed) == lost
-    assert sum(event.compared for event in replayed) == 2 * lost
-    assert {key for event in replayed for key in event.keys} == {"loss"}
+    (replayed,) = second.of(MetricsReplayed)
+    found = replayed.replay
+    assert (found.steps, found.diverged_steps, found.diverged_values) == (lost, lost, lost)
+    assert found.values == 2 * lost
+    assert found.keys == {"loss": lost}
+    before, after = _losses(first), _losses(second)
+    diverged = [step for step in after if step in before]
+    assert found.first is not None
+    assert (found.first.step, found.first.first, found.first.replayed) == (
+        *(diverged[0], before[diverged[0]], after[diverged[0]]),
+    )
+    assert found.largest is not None
+    assert found.largest.absolute == max(abs(after[step] - before[step]) for step in diverged)
+    published = run_of(mlflow_database)
+    assert published.data.tags["ckpt.replay"] == f"diverged: attempt 2 {found}"
+    client = MlflowClient(mlflow_database)
+    history = client.get_metric_history(published.info.run_id, "loss")
+    stands = {**after, **before} if metrics == "live" else {**before, **after}
+    assert {row.step: row.value for row in history} == stands
     check_published(drifting, mlflow_database, steps=16)
+
+
+def _losses(attempt: Launch) -> dict[int, float]:
+    rows = [row for event in attempt.of(MetricsLogged) for row in event.rows]
+    return {step: float(value) for key, value, step, _ in rows if key == "loss"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel
+from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from support.run_checks import check_run
 from support.toy_runs import STEPS
@@ -17,20 +19,25 @@ from ckpt_tasks.training.spec import TrainSpec
 EXPERIMENT = "toys"
 
 
-def with_registry(spec: TrainSpec, uri: str) -> TrainSpec:
+def with_registry(spec: TrainSpec, uri: str, **settings: Any) -> TrainSpec:
     """`spec` with a registry."""
-    registry = RegistryConfig(tracking_uri=uri, experiment=EXPERIMENT)
+    registry = RegistryConfig(tracking_uri=uri, experiment=EXPERIMENT, **settings)
     config = msgspec.structs.replace(spec.config, registry=registry)
     return msgspec.structs.replace(spec, config=config)
 
 
 def note_of(backend: str) -> str:
     """The Markdown that a person reads on the page of the only run."""
+    return str(run_of(backend).data.tags["mlflow.note.content"])
+
+
+def run_of(backend: str) -> Run:
+    """The only run."""
     client = MlflowClient(backend)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    return str(run.data.tags["mlflow.note.content"])
+    return run
 
 
 def check_published(spec: TrainSpec, backend: str, *, steps: int = STEPS) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from support.replays import DIVERGED
+
 from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptResumed,
@@ -15,6 +17,7 @@ from ckpt_tasks.events import (
     CheckpointQuarantined,
     CheckpointRegistered,
     Event,
+    MetricsReplayed,
     RegistryLinked,
     SaveFailed,
 )
@@ -27,6 +30,7 @@ TOLD: dict[str, Event] = {
     "attempt.resumed": AttemptResumed(
         attempt=2, checkpoint=CHECKPOINT, position=POSITION, why="newest", lost_steps=4
     ),
+    "attempt.replayed": MetricsReplayed(run="toy", attempt=2, replay=DIVERGED),
     "checkpoint.committed": CheckpointCommitted(
         checkpoint=CHECKPOINT,
         position=POSITION,

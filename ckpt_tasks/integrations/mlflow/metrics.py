@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from ckpt_tasks.integrations.mlflow import names
+from ckpt_tasks.integrations.mlflow.history import HistoryReader, Point
 from ckpt_tasks.types import MetricRow
 
 __all__ = ["OWN_PREFIX", "ROWS_PER_CALL", "RunMetrics"]
@@ -34,14 +35,18 @@ class RunMetrics:
         The run's id.
     tags
         The run's tags; they tell which keys stand for names that MLflow refuses.
+    history
+        Reads rows.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, client: MlflowClient, run_id: str, tags: Mapping[str, str], history: HistoryReader
+    ) -> None:
         self._client = client
         self._run_id = run_id
+        self._history = history
         self._names = _names_of_keys(tags)
         self._recent: dict[str, deque[MetricRow]] = {}
-        self._read: dict[str, list[MetricRow]] = {}
 
     def log(self, rows: Sequence[MetricRow]) -> None:
         """Send rows. The server drops a row that equals one it has in every field."""
@@ -63,29 +68,28 @@ class RunMetrics:
             if not metric.key.startswith(OWN_PREFIX)
         }
 
-    def history(self, key: str, after_step: int) -> list[MetricRow]:
-        """Rows of `key` with a step greater than `after_step`."""
-        rows = [row for row in self._all_rows(key) if row.step > after_step]
+    def history(self, key: str, after_step: int, last_step: int | None) -> list[MetricRow]:
+        """Rows of `key` with a step greater than `after_step`, up to `last_step`."""
+        if last_step is None:
+            found = self._history.all(names.key(key))
+            rows = [_row(key, point) for point in found if point[1] > after_step]
+        else:
+            between = self._history.between(names.key(key), after_step + 1, last_step)
+            rows = [_row(key, point) for point in between]
         self._remember(rows)
         return rows
 
     def at(self, key: str, value: float, step: int) -> MetricRow | None:
         """The newest row of `key` up to `step`, if the run holds it with this value.
 
-        It lets a checkpoint show the metric without a second row in the run.
+        It lets a checkpoint show the metric without a second row in the run. Commit records have
+        values of their own step, which is asked for; rows of earlier ones count where remembered.
         """
-        row = _newest(self._recent.get(key, ()), step)
-        if row is None:
-            if key not in self._read:
-                self._read[key] = self._all_rows(key)
-            row = _newest(self._read[key], step)
+        rows: list[MetricRow] = [r for r in self._recent.get(key, ()) if r.step <= step]
+        if all(row.step < step for row in rows):
+            rows += self.history(key, step - 1, step)
+        row = max(rows, key=lambda row: (row.step, row.time_ms), default=None)
         return row if row is not None and row.value == value else None
-
-    def _all_rows(self, key: str) -> list[MetricRow]:
-        return [
-            MetricRow(key, _value(metric.value), int(metric.step), int(metric.timestamp))
-            for metric in self._client.get_metric_history(self._run_id, names.key(key))
-        ]
 
     def _remember(self, rows: Iterable[MetricRow]) -> None:
         for row in rows:
@@ -118,6 +122,6 @@ def _value(value: float) -> float:
     return float(value)
 
 
-def _newest(rows: Iterable[MetricRow], step: int) -> MetricRow | None:
-    below = [row for row in rows if row.step <= step]
-    return max(below, key=lambda row: (row.step, row.time_ms), default=None)
+def _row(key: str, point: Point) -> MetricRow:
+    value, step, time_ms = point
+    return MetricRow(key, _value(value), int(step), int(time_ms))

@@ -14,6 +14,7 @@ from ckpt_tasks.integrations.mlflow import names
 from ckpt_tasks.integrations.mlflow.aliases import Aliases
 from ckpt_tasks.integrations.mlflow.checkpoints import Checkpoints
 from ckpt_tasks.integrations.mlflow.connection import Connection
+from ckpt_tasks.integrations.mlflow.history import HistoryReader
 from ckpt_tasks.integrations.mlflow.links import page_links
 from ckpt_tasks.integrations.mlflow.metrics import RunMetrics
 from ckpt_tasks.integrations.mlflow.note import NOTE_TAG, merged_note
@@ -107,7 +108,10 @@ class MlflowRegistry(Registry):
         self._bind(ids, description, run)
 
     def _bind(self, ids: RegistryRunIds, description: RunDescription, run: Run) -> None:
-        self._metrics = RunMetrics(self._connection.client, ids.run_id, run.data.tags)
+        client, connection = self._connection.client, self._connection
+        server = connection.tracking_uri if connection.is_server else None
+        reader = HistoryReader(client, ids.run_id, server)
+        self._metrics = RunMetrics(client, ids.run_id, run.data.tags, reader)
         self._checkpoints = Checkpoints(
             self._connection,
             ids,
@@ -124,9 +128,9 @@ class MlflowRegistry(Registry):
         with self._connection.doing("tell which steps the run holds"):
             return _opened(self._metrics).high_water()
 
-    def history(self, key: str, after_step: int) -> list[MetricRow]:
+    def history(self, key: str, after_step: int, last_step: int | None = None) -> list[MetricRow]:
         with self._connection.doing(f"return the history of {key!r}"):
-            return _opened(self._metrics).history(key, after_step)
+            return _opened(self._metrics).history(key, after_step, last_step)
 
     def log_metrics(self, rows: Sequence[MetricRow]) -> None:
         with self._connection.doing(f"take {len(rows)} rows of metrics"):
@@ -167,6 +171,11 @@ class MlflowRegistry(Registry):
             note = merged_note(existing, text)
             if note != existing:
                 client.set_tag(run_id, NOTE_TAG, note)
+
+    def write_tag(self, name: str, text: str) -> None:
+        with self._connection.doing(f"take the run's tag {name!r}"):
+            value = names.text_value(text, names.MAX_TAG)
+            self._connection.client.set_tag(_opened(self._ids).run_id, f"ckpt.{name}", value)
 
     def end_run(self, status: RunStatus) -> None:
         with self._connection.doing(f"mark the run as {status}"):

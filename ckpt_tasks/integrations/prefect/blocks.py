@@ -6,6 +6,8 @@ of the trainer, which inherits them. They appear in no parameter, log, artifact 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prefect.blocks.core import Block
 from prefect.blocks.fields import SecretDict
 from pydantic import Field
@@ -64,7 +66,7 @@ class ModelRegistry(Block):
 
     Attributes
     ----------
-    tracking_uri, experiment, registered_model, best, hyperparameter_tags
+    tracking_uri, experiment, registered_model, best, metrics, hyperparameter_tags
         See `ckpt_tasks.config.RegistryConfig`.
     credentials
         Environment variables for the MLflow client.
@@ -86,6 +88,10 @@ class ModelRegistry(Block):
         description="METRIC:min or METRIC:max; the alias 'best' follows it.",
         examples=["val_loss:min"],
     )
+    metrics: Literal["live", "committed"] = Field(
+        default="live",
+        description="Send metrics as they are logged, or once a checkpoint holds their step.",
+    )
     hyperparameter_tags: list[str] | None = Field(
         default=None,
         description="Hyperparameters shown as tags of each version. Default: the first few.",
@@ -103,5 +109,6 @@ class ModelRegistry(Block):
             experiment=self.experiment,
             registered_model=self.registered_model,
             best=self.best,
+            metrics=self.metrics,
             hyperparameter_tags=self.hyperparameter_tags,
         )

@@ -26,6 +26,7 @@ from ckpt_tasks.events import (
     CheckpointQuarantined,
     CheckpointRegistered,
     Event,
+    MetricsReplayed,
     RegistryLinked,
     SaveFailed,
 )
@@ -63,6 +64,9 @@ class EventPublisher:
         elif isinstance(event, AttemptResumed):
             resource = f"ckpt_tasks.attempt.{self._uid}.{event.attempt}"
             self._emit("attempt.resumed", resource, f"attempt {event.attempt}", event)
+        elif isinstance(event, MetricsReplayed):
+            resource = f"ckpt_tasks.attempt.{self._uid}.{event.attempt}"
+            self._emit("attempt.replayed", resource, f"attempt {event.attempt}", event)
         elif type(event) in _CHECKPOINT_EVENTS:
             checkpoint: str = event.checkpoint  # type: ignore[attr-defined]
             resource = f"ckpt_tasks.checkpoint.{self._uid}.{checkpoint}"

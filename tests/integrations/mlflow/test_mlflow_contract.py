@@ -75,6 +75,9 @@ class MlflowContract(RegistryTests):
         aliases = self.client.get_registered_model(EXPERIMENT).aliases
         return str(aliases[alias]) if alias in aliases else None
 
+    def tag(self, run_id: str, name: str) -> str | None:
+        return self.client.get_run(run_id).data.tags.get(f"ckpt.{name}")
+
     def note(self, run_id: str) -> str:
         return self.client.get_run(run_id).data.tags.get("mlflow.note.content", "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import support.mlflow_kill
+import support.mlflow_replay_kill
 from mlflow import MlflowClient
 from support.mlflow_kill import MANY
 from support.mlflow_proxy import Faults, mlflow_proxy
@@ -74,6 +76,39 @@ def test_killed_before_any_request(
     assert len(uids) >= 15 // step
     for uid in uids:
         assert_everything_once(uri, uid)
+
+
+def test_killed_while_it_publishes_a_replay(mlflow_server: MlflowServer) -> None:
+    """Killed by SIGKILL before every eighth request, by the next registrar each step is published
+    once, with its first value, and what was done again is counted once: in event, tag and note.
+    """
+    program = support.mlflow_replay_kill
+    done = subprocess.run(
+        [sys.executable, "-m", program.__name__, mlflow_server.uri, EXPERIMENT, "8"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    uids, told = done.stdout.split("\n")[:-1:2], done.stdout.split("\n")[1::2]
+    assert len(uids) >= 3
+    expected = "replayed 3 steps, 3 came out differently, first step 4 (loss: 0.5, then 0.75); "
+    assert all(line.startswith(expected) for line in told)
+    client = MlflowClient(mlflow_server.uri, registry_uri=mlflow_server.uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    for uid in uids:
+        (run,) = client.search_runs(
+            [experiment.experiment_id], filter_string=f"tags.`ckpt.uid` = '{uid}'"
+        )
+        losses = client.get_metric_history(run.info.run_id, "loss")
+        first = [program.FIRST] * program.DIED_AT
+        later = [program.REPLAYED] * (program.DONE - program.DIED_AT)
+        assert sorted((m.step, m.value) for m in losses) == [*enumerate([*first, *later], 1)]
+        assert len(client.get_metric_history(run.info.run_id, "seen")) == program.DONE
+        assert run.data.tags["ckpt.replay"].startswith(f"diverged: attempt 2 {expected}")
+        assert f"- Attempt 2 {expected}" in run.data.tags["mlflow.note.content"]
 
 
 def described() -> RunDescription:

@@ -119,14 +119,20 @@ def test_blocks_win_over_all() -> None:
     """Blocks are arguments: what they leave open has its default, not the environment's value."""
     store = CheckpointStore(url="s3://b/p", options={"endpoint_url": "http://minio"})
     registry = ModelRegistry(
-        tracking_uri="http://m", best="loss:min", hyperparameter_tags=["lr", "width"]
+        tracking_uri="http://m",
+        best="loss:min",
+        metrics="committed",
+        hyperparameter_tags=["lr", "width"],
     )
 
     resolved = Settings(store=store, registry=registry).resolve()
 
     assert resolved.store == StoreConfig(url="s3://b/p", options={"endpoint_url": "http://minio"})
     assert resolved.registry == RegistryConfig(
-        tracking_uri="http://m", best="loss:min", hyperparameter_tags=["lr", "width"]
+        tracking_uri="http://m",
+        best="loss:min",
+        metrics="committed",
+        hyperparameter_tags=["lr", "width"],
     )
 
 

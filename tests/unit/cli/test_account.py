@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+from support.replays import DIVERGED
+
 from ckpt_tasks import events
 from ckpt_tasks.cli.account import Account
 from ckpt_tasks.types import Position
@@ -108,7 +110,7 @@ def test_trouble_is_marked_and_masked() -> None:
     account(events.RegistryUnavailable(why="refused", queued=4))
     account(events.CheckpointQuarantined(checkpoint="c", why="bad digest"))
     account(events.Warned(message="data order only"))
-    account(events.MetricsReplayed(compared=5, diverged=2, keys=["loss"]))
+    account(events.MetricsReplayed(run="toy", attempt=2, replay=DIVERGED))
     text = stream.getvalue()
     assert [line.partition(":")[0] for line in text.splitlines()] == [
         *("WARNING", "WARNING", "ERROR", "WARNING", "WARNING")
@@ -128,13 +130,12 @@ def test_the_users_output_goes_to_its_own_stream() -> None:
 
 
 def test_what_is_of_no_interest_is_not_printed() -> None:
-    """Metrics, starts of saves, and replays that agree leave no line; nor does the end, which
-    the command itself tells.
+    """Metrics and starts of saves leave no line; nor does the end, which the command itself
+    tells.
     """
     stream = io.StringIO()
     account = Account(stream)
     account(events.MetricsLogged(rows=[("loss", 0.5, 1, 1)]))
     account(events.SaveStarted(checkpoint="c", trigger="steps", reason="r"))
-    account(events.MetricsReplayed(compared=5, diverged=0))
     account(events.AttemptEnded(attempt=1, code=0, message="done"))
     assert stream.getvalue() == ""

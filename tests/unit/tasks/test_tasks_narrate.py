@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 
 import pytest
+from support.replays import DIVERGED
 
 from ckpt_tasks import events
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.tasks import narrate
 from ckpt_tasks.types import Position
 
@@ -99,14 +101,19 @@ TOLD = [
         ),
     ),
     (
-        events.MetricsReplayed(compared=5, diverged=2, keys=["loss"]),
+        events.MetricsReplayed(run="toy", attempt=2, replay=DIVERGED),
         (
             logging.WARNING,
-            "2 of 5 replayed metric values differ from the first time: loss; the training is not "
-            "deterministic",
+            "attempt 2 of run 'toy' replayed 5 steps, 1 came out differently, first step 8 (loss: "
+            "0.5, then 0.75); largest difference 0.25 (loss, step 8), relative 0.333 (loss, step "
+            "8). The training is not deterministic: its state and the order of its data were "
+            "restored exactly, and what it computed from them is not the same",
         ),
     ),
-    (events.MetricsReplayed(compared=5, diverged=0), None),
+    (
+        events.MetricsReplayed(run="toy", attempt=2, replay=Replay(steps=1, values=3)),
+        (logging.INFO, "attempt 2 of run 'toy' replayed 1 step, all identical"),
+    ),
     (
         events.RetentionApplied(expired=["c3"], removed=["c1", "c2"], freed=3000),
         (logging.INFO, "no longer kept: c3; removed: c1, c2 (3 kB)"),

@@ -17,12 +17,17 @@ from ckpt_tasks.config import (
     StoreConfig,
 )
 from ckpt_tasks.errors import CheckpointNotFoundError
+from ckpt_tasks.events import Event, MetricsReplayed
+from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import Heart
+from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.store import open_store
 from ckpt_tasks.tasks import ReconcileReport, reconcile, reconcile_all
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.testing.memory_registry import MemoryRun
-from ckpt_tasks.types import CheckpointId
+from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.tail import write_tail
+from ckpt_tasks.types import CheckpointId, MetricRow
 
 
 @pytest.fixture
@@ -158,6 +163,67 @@ def test_a_run_that_the_registry_has_lost(
     assert aliases(memory) == {"resume-digits": saved[1], "best": saved[1]}
     assert sorted(row.step for row in stored_run(memory).rows) == [2]  # 1 went with its checkpoint
     check_agreed(config, run, memory)
+
+
+def _publisher(
+    config: CheckpointConfig,
+    run: MadeRun,
+    memory: RegistryMemory,
+    attempt: MadeAttempt,
+    events: list[Event],
+) -> Publisher:
+    description = RunDescription(
+        run=run.name, uid=run.identity.uid, store_url=run.store.url, hyperparameters={}
+    )
+    fence = Fence(run.store, run.layout, attempt.number)
+    registry = MemoryRegistry(memory)
+    return Publisher(
+        run.store, run.layout, fence, registry, config.registry, description, events.append
+    )
+
+
+def test_an_emptied_registry_shows_no_divergence(
+    config: CheckpointConfig, run: MadeRun, memory: RegistryMemory
+) -> None:
+    """Told again from the store it has no step behind the last checkpoint: there is nothing to
+    compare an attempt that goes on with, and nothing is claimed.
+    """
+    first, _ = trained(run, 1, 2)
+    publisher = _publisher(config, run, memory, first, [])
+    publisher.add_rows([*rows(1, 2, 3)])
+    publisher.publish()
+    memory.runs.clear()
+    memory.versions.clear()
+    memory.aliases.clear()
+    reconcile(config, run.name)
+    events: list[Event] = []
+    second = run.begin()
+    publisher = _publisher(config, run, memory, second, events)
+    publisher.add_rows([("loss", 0.7, step, 5000) for step in (3, 4)])
+    publisher.publish()
+    publisher.end("finished")
+    assert not [event for event in events if isinstance(event, MetricsReplayed)]
+    stored = stored_run(memory)
+    assert {row.step: row.value for row in stored.rows} == {1: 1.0, 2: 0.5, 3: 0.7, 4: 0.7}
+    assert "replay" not in stored.tags
+
+
+def test_a_tail_is_sent_once_its_grace_is_over(
+    config: CheckpointConfig, run: MadeRun, memory: RegistryMemory
+) -> None:
+    """What a dead attempt logged behind its last checkpoint, where that waits for a checkpoint:
+    not while the run may go on.
+    """
+    attempt, _ = trained(run, 1, 2)
+    tail = [MetricRow("loss", 0.25, 3, 1003)]
+    write_tail(run.store, run.layout, attempt.number, tail)
+    assert kinds(reconcile(config, run.name)) == ["run", "register", "register", "metrics"]
+    assert sorted(row.step for row in stored_run(memory).rows) == [1, 2]
+    check_agreed(config, run, memory)
+    short = msgspec.structs.replace(config, retention=RetentionConfig(grace=1e-6))
+    assert kinds(reconcile(short, run.name)) == ["metrics"]
+    assert sorted(row.step for row in stored_run(memory).rows) == [1, 2, 3]
+    check_agreed(short, run, memory)
 
 
 def test_a_dead_attempt_is_not_running(

@@ -23,18 +23,22 @@ from ckpt_tasks.events import (
     EventLog,
     EventReader,
     MetricsLogged,
+    MetricsReplayed,
     RegistryUnavailable,
     Warned,
 )
+from ckpt_tasks.fencing.attempts import read_attempts
 from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.records import Heartbeat
+from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.store import Store
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.training import registrar
 from ckpt_tasks.training.registrar import Registrar
 from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome
-from ckpt_tasks.types import EXIT_DONE, Position
+from ckpt_tasks.training.tail import read_tails
+from ckpt_tasks.types import EXIT_DONE, MetricRow, Position
 
 
 class Outage:
@@ -215,6 +219,50 @@ def test_a_heart_that_cannot_beat_is_told_once_an_outage(
     assert all("SlowDown" in message for message in scene.warnings())
     assert len(scene.warnings()) == 2
     assert not scene.told(RegistryUnavailable)
+
+
+def test_a_registrar_in_anothers_place_tells_no_replay_again(
+    tmp_path: Path, memory: RegistryMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds its own attempt's steps in the registry, which have not been done again; the
+    heartbeat says what the one before it has found.
+    """
+    run = MadeRun()
+    monkeypatch.setattr(registrar, "open_store", Outage(run, opening=[]).open)
+    description = RunDescription(
+        run=run.name, uid=run.identity.uid, store_url="memory:", hyperparameters={}
+    )
+    stored = memory.runs[memory.new_run(description)]
+    stored.rows[MetricRow("loss", 0.25, 1, 5)] = None  # of an attempt before
+    scene = Scene(tmp_path / "attempt", run, registers=True)
+    scene.train()
+    scene.emit(MetricsLogged(rows=[("loss", 0.5, step, 1000) for step in (2, 3)]))
+    for _ in range(2):
+        with scene.running():
+            pass
+        (told,) = scene.told(MetricsReplayed)
+        assert isinstance(told, MetricsReplayed)
+        assert str(told.replay).startswith("replayed 1 step, 1 came out differently, first step 1")
+        beat = scene.heartbeat()
+        assert beat is not None
+        assert beat.replay == told.replay
+    assert [row.step for row in stored.rows] == [1, 2, 3]
+    assert stored.tags["replay"] == f"diverged: attempt 1 {told.replay}"
+
+
+def test_what_the_registry_does_not_take_at_the_end_is_kept(
+    tmp_path: Path, memory: RegistryMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics behind the last checkpoint, which has none of them, lie in the store then."""
+    run = MadeRun()
+    monkeypatch.setattr(registrar, "open_store", Outage(run, opening=[]).open)
+    scene = Scene(tmp_path / "attempt", run, registers=True)
+    memory.available = False
+    scene.train()
+    with scene.running():
+        pass
+    ((row,),) = read_tails(run.store, run.layout, read_attempts(run.store, run.layout), behind=None)
+    assert row == MetricRow("loss", 0.5, 1, 1000)
 
 
 def _wait_for_warnings(scene: Scene, count: int) -> None:

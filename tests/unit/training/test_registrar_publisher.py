@@ -405,10 +405,36 @@ def test_replayed_rows_are_compared_not_sent(run: MadeRun, memory: RegistryMemor
     again.add_rows([("loss", 0.2, 3, 9)])
     again.publish()
     (replayed,) = [event for event in events if isinstance(event, MetricsReplayed)]
-    assert (replayed.compared, replayed.diverged, replayed.keys) == (3, 1, ["loss"])
+    assert (replayed.run, replayed.attempt) == ("digits", 2)
+    found = replayed.replay
+    assert (found.steps, found.values, found.diverged_steps) == (2, 3, 1)
+    assert found.keys == {"loss": 1}
     (stored,) = memory.runs.values()
+    assert stored.tags["replay"].startswith("diverged: attempt 2 replayed 2 steps, 1 came out")
+    assert "- Attempt 2 replayed 2 steps, 1 came out differently, first step 2" in stored.note
     losses = [(row.step, row.value) for row in stored.rows if row.key == "loss"]
     assert losses == [(1, 0.5), (2, 0.4), (3, 0.2)]
+
+
+def test_what_was_saved_counts_for_a_checkpoint(run: MadeRun, memory: RegistryMemory) -> None:
+    """Behind a replay that came out differently the registry keeps the first value of a step; a
+    checkpoint has the one of its own state, and by that it is the best.
+    """
+    first = run.begin()
+    publisher = _publisher(run, memory, first.number, best="loss:min")
+    publisher.add_rows([("loss", 0.5, 1, 1), ("loss", 0.9, 2, 2)])
+    publisher.add_commit(str(first.save(1, rows=[("loss", 0.5, 1, 1)], metrics={"loss": 0.5})))
+    publisher.publish()
+    second = run.begin()
+    publisher = _publisher(run, memory, second.number, best="loss:min")
+    publisher.add_rows([("loss", 0.25, 2, 9)])
+    saved = str(second.save(2, rows=[("loss", 0.25, 2, 9)], metrics={"loss": 0.25}))
+    publisher.add_commit(saved)
+    publisher.publish()
+    (stored,) = memory.runs.values()
+    assert [(row.step, row.value) for row in stored.rows] == [(1, 0.5), (2, 0.9)]
+    assert _aliased(memory, "best") == saved
+    assert memory.metrics[memory.aliases["best"]] == {"loss": 0.25}
 
 
 def test_journals_fill_the_gap_of_an_ended_attempt(run: MadeRun, memory: RegistryMemory) -> None:
