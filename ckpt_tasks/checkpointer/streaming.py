@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 
 from ckpt_tasks.checkpointer.sharded_reader import Block, ShardedCheckpoint
 from ckpt_tasks.checkpointer.stored import StoredTensor
+from ckpt_tasks.checkpointer.windows import PARALLEL_WINDOWS, WINDOW_BYTES
 from ckpt_tasks.format.blocks import split, whole
-from ckpt_tasks.format.digest import CHUNK_BYTES
 
 __all__ = ["BATCH_BYTES", "stream_tensors"]
 
-BATCH_BYTES = 16 * CHUNK_BYTES
+BATCH_BYTES = PARALLEL_WINDOWS * WINDOW_BYTES
 """What is held at once. Where two batches meet within a chunk, that is read for both."""
 
 
@@ -20,7 +20,8 @@ def stream_tensors(
 ) -> Iterator[memoryview]:
     """The bytes of each tensor, row-major, piece by piece and in order, verified.
 
-    Tensors that lie in parts are put together, and small ones are read together.
+    Tensors that lie in parts are put together, and small ones are read together. Whoever releases
+    a piece before the next one is asked for never holds two batches.
 
     Raises
     ------

@@ -26,7 +26,7 @@ from ckpt_tasks.errors import (
 )
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
-from ckpt_tasks.store import open_existing_store
+from ckpt_tasks.store import Store, open_existing_store
 from ckpt_tasks.suggest import did_you_mean
 from ckpt_tasks.tasks.export_safetensors import export_safetensors
 from ckpt_tasks.tasks.export_torch import export_torch
@@ -37,6 +37,7 @@ __all__ = [
     "ExportedFile",
     "export",
     "export_formats",
+    "export_from",
 ]
 
 _GROUP = "ckpt_tasks.exporters"
@@ -104,14 +105,26 @@ def export(
     StoreError
         Storage failed, or the file system of `output` did.
     """
+    with open_existing_store(store) as opened:
+        return export_from(opened, run, to, output, checkpoint=checkpoint, request=request)
+
+
+def export_from(
+    store: Store,
+    run: str,
+    to: str,
+    output: str,
+    *,
+    checkpoint: str | None = None,
+    request: ExportRequest | None = None,
+) -> ExportReport:
+    """As `export`, from a store that is open."""
     exporter = _load(to)
     target = _target(output)
-    with open_existing_store(store) as opened:
-        view = view_run(opened, run)
-        source = ExportSource(store=opened, layout=RunLayout(run), record=_record(view, checkpoint))
-        with _made_whole(target) as temporary, _collections_told(source):
-            names = exporter(source, request or ExportRequest(), temporary)
-    record = source.record
+    record = _record(view_run(store, run), checkpoint)
+    source = ExportSource(store=store, layout=RunLayout(run), record=record)
+    with _made_whole(target) as temporary, _collections_told(source):
+        names = exporter(source, request or ExportRequest(), temporary)
     return ExportReport(
         run=run,
         checkpoint=record.id,

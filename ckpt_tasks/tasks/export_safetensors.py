@@ -130,7 +130,8 @@ def _write_tensors(
     with path.open("xb", buffering=0) as file:
         file.write(header)
         for piece in stream_tensors(checkpoint, (tensors[key].stored for key in keys)):
-            _write(file, piece)
+            with piece:
+                _write(file, piece)
 
 
 def _write(file: Any, data: memoryview) -> None:

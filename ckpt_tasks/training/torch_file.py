@@ -15,16 +15,17 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.format.tree import Path as TreePath
 from ckpt_tasks.format.tree import path_text
+from ckpt_tasks.state.optimizers import plain_optimizer_state
 from ckpt_tasks.store import Store
 from ckpt_tasks.training.load import load_values
 
 __all__ = ["save_torch_file"]
 
+# What torch's restricted unpickler makes (torch/_weights_only_unpickler.py).
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, bytearray)
 _LEAVES = (*_SCALARS, torch.dtype, torch.device, torch.Size, torch.Tensor, torch.nn.Parameter)
 _MAPPINGS = (dict, OrderedDict, Counter)
 _SEQUENCES = (list, tuple, set)
-"""What torch's restricted unpickler makes (``torch/_weights_only_unpickler.py``)."""
 
 _SHOWN = 5
 
@@ -41,7 +42,8 @@ def save_torch_file(
 
     and as `load_values`.
     """
-    values = dict(load_values(store, layout, record, names, keep_device=False))
+    loaded = load_values(store, layout, record, names, keep_device=False)
+    values = {name: plain_optimizer_state(value) for name, value in loaded.items()}
     refused = [text for name in names for text in _refused(values[name], (name,))]
     if refused:
         more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
