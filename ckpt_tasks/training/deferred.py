@@ -44,11 +44,11 @@ def defer_images(
             waits = members <= allowed and not name.startswith(RESERVED_PREFIX)
             (found if waits else needed_now).add(position)
     waiting = {position for position in found - needed_now if defers(position)}
-    without_device = {
+    rewritten = {
         name: without_device(tree, waiting) if name in optimizers else tree
         for name, tree in trees.items()
     }
-    return without_device, waiting
+    return rewritten, waiting
 
 
 def _references(node: Any, *, is_walked: bool = True) -> Iterator[tuple[int, frozenset[str]]]:

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import mmap
+import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,7 +126,7 @@ class Builder:
         root = self._root()
         if root is None or _is_installed(root):
             return {}
-        files = {Path(file).resolve() for file in _source_files()}
+        files = {file.resolve() for file in _source_files()}
         return {
             str(file.relative_to(root)): file
             for file in sorted(files)
@@ -290,11 +291,12 @@ def _annotation(annotation: Any) -> Any:
         return Any
 
 
-def _source_files() -> Iterator[str]:
+def _source_files() -> Iterator[Path]:
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
-        if file is not None and file.endswith(".py"):
-            yield file
+        # Some modules of torch name a file that there is not.
+        if file is not None and file.endswith(".py") and os.path.isabs(file):
+            yield Path(file)
 
 
 def _is_installed(path: Path) -> bool:

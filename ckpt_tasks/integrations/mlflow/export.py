@@ -63,6 +63,7 @@ def export_model(source: ExportSource, request: ExportRequest, folder: Path) -> 
     checkpoint = open_rank(source.store, source.layout, source.record, 0)
     name = _chosen_name(source, request, checkpoint)
     builder = load_builder(request.model.entrypoint)
+    example = _example(request.model)
     params = builder.arguments(request.model.params, source.record.hyperparameters)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as work:
         weights = _written_weights(source, checkpoint, name, Path(work))
@@ -75,7 +76,7 @@ def export_model(source: ExportSource, request: ExportRequest, folder: Path) -> 
             code_paths=_code_paths(Path(work), builder),
             pip_requirements=_requirements(builder, request.model),
             metadata={"ckpt_tasks": description},
-            **_signature(predictor, request.model),
+            **_signature(predictor, example),
         )
         data = folder / DATA_FOLDER
         data.mkdir()
@@ -137,16 +138,25 @@ def _installed_as(builder: Builder) -> list[str]:
     return [f"{name}=={version(name)}" for name in found if name not in _OWN_REQUIREMENTS]
 
 
-def _signature(predictor: Predictor, model: ServedModel) -> dict[str, Any]:
-    """Signature and input example, from the example that was given, if one was."""
+def _example(model: ServedModel) -> Any:
+    """The inputs that were given, if any were."""
     if model.example is None:
-        return {}
+        return None
     try:
-        inputs = numpy.load(model.example, allow_pickle=False)
+        return numpy.load(model.example, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--example {model.example} is no .npy file: {error}") from error
-    outputs = predictor.predict(inputs)
-    return {"signature": infer_signature(inputs, outputs), "input_example": inputs}
+
+
+def _signature(predictor: Predictor, example: Any) -> dict[str, Any]:
+    if example is None:
+        return {}
+    try:
+        predicted = predictor.predict(example)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"the model does not take the example: {said}") from error
+    return {"signature": infer_signature(example, predicted), "input_example": example}
 
 
 def _tell_size(folder: Path) -> None:
