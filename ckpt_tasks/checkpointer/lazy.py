@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_rank
@@ -17,7 +17,7 @@ from ckpt_tasks.format.sharded import ShardedTensor
 from ckpt_tasks.format.tree import decode_tree
 from ckpt_tasks.store.base import Store
 
-__all__ = ["LazyTensor", "open_checkpoint"]
+__all__ = ["LazyTensor", "LazyTrees", "open_checkpoint"]
 
 
 def open_checkpoint(
@@ -50,8 +50,8 @@ def open_checkpoint(
         Storage failed.
     """
     checkpoint = open_rank(store, layout, record, rank)
-    tensors = _Tensors(store, checkpoint)
-    return {name: tensors.under(name, tree) for name, tree in checkpoint.trees.items()}
+    trees = LazyTrees(store, checkpoint)
+    return {name: _tensors_under(name, trees.value(name, _part_of)) for name in checkpoint.trees}
 
 
 class LazyTensor:
@@ -65,17 +65,19 @@ class LazyTensor:
         Of what is stored, all parts together, and its bytes.
     details
         What else the tree says of it, such as strides (see `state.tensors`).
+    stored
+        Where it lies.
     """
 
-    __slots__ = ("_files", "_tensor", "details", "dtype", "shape", "size")
+    __slots__ = ("_files", "details", "dtype", "shape", "size", "stored")
 
     def __init__(self, files: _Files, tensor: StoredTensor, details: Mapping[str, Any]) -> None:
         self.dtype = tensor.dtype
         self.shape = (*tensor.shape, *tensor.pairs)
         self.size = tensor.nbytes
         self.details = details
+        self.stored = tensor
         self._files = files
-        self._tensor = tensor
 
     def __repr__(self) -> str:
         return f"LazyTensor({self.dtype}, {list(self.shape)})"
@@ -98,7 +100,7 @@ class LazyTensor:
 
     def read_private(self) -> memoryview:
         """As `read`, and writable: what is written to it never reaches the file."""
-        return self._files.bytes_of(self._tensor)
+        return self._files.bytes_of(self.stored)
 
 
 class _Files:
@@ -138,15 +140,31 @@ class _Files:
         return self._mapped[path]
 
 
-class _Tensors:
-    """Finds the tensors in trees."""
+class LazyTrees:
+    """The trees of one rank's state, with tensors that are read when they are asked for.
+
+    Parameters
+    ----------
+    checkpoint
+        Opened for the rank whose state it is.
+    """
 
     def __init__(self, store: Store, checkpoint: ShardedCheckpoint) -> None:
         self._checkpoint = checkpoint
         self._files = _Files(store, checkpoint)
 
-    def under(self, name: str, tree: Any) -> dict[str, LazyTensor]:
-        """Those of a tracked name."""
+    def value(self, name: str, other: Callable[[str, Any], object]) -> Any:
+        """What was saved under a tracked name, with a `LazyTensor` for each tensor.
+
+        Parameters
+        ----------
+        other
+            Gives what stands for a leaf of another kind, from its tag and what it holds. It must
+            be hashable, where the leaf may be a dict's key.
+
+        Raises `CorruptCheckpointError` for a tree that `capture` does not write.
+        """
+        tree = self._checkpoint.trees[name]
         numbered, sharded = self._checkpoint.leaves().numbered(name, tree)
 
         def leaf(tag: str, value: Any) -> object:
@@ -154,20 +172,9 @@ class _Tensors:
                 return self._plain(value)
             if tag == "sharded" and type(value) is int:
                 return self._sharded(sharded[value])
-            if tag == "state_dict":
-                return value[0]
-            # The components of a sparse tensor; of others, something that can be a dict's key.
-            return value if tag == "sparse" else (tag, repr(value))
+            return value[0] if tag == "state_dict" else other(tag, value)
 
-        found: dict[str, LazyTensor] = {}
-        for path, tensor in _walk(decode_tree(numbered, leaf=leaf), ()):
-            key = text = ".".join(path) or name
-            again = 1
-            while key in found:
-                again += 1
-                key = f"{text}#{again}"
-            found[key] = tensor
-        return found
+        return decode_tree(numbered, leaf=leaf)
 
     def _plain(self, reference: Any) -> LazyTensor:
         details = reference if isinstance(reference, dict) else {"index": reference}
@@ -188,6 +195,24 @@ class _Tensors:
         if sharded.requires_grad:
             details["grad"] = True
         return LazyTensor(self._files, tensor, details)
+
+
+def _part_of(tag: str, value: Any) -> object:
+    # The components of a sparse tensor; of others, something that can be a dict's key.
+    return value if tag == "sparse" else (tag, repr(value))
+
+
+def _tensors_under(name: str, value: Any) -> dict[str, LazyTensor]:
+    """Those of a tracked name, by the keys that lead to each."""
+    found: dict[str, LazyTensor] = {}
+    for path, tensor in _walk(value, ()):
+        key = text = ".".join(path) or name
+        again = 1
+        while key in found:
+            again += 1
+            key = f"{text}#{again}"
+        found[key] = tensor
+    return found
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], LazyTensor]]:

@@ -24,29 +24,42 @@ class Target(NamedTuple):
 
 def copy_runs(target: Target, start: int, data: memoryview) -> None:
     """Copy what `data`, the bytes of an image from `start` on, has for a target."""
-    runs, memory = target
-    widths, stop = runs.widths, start + data.nbytes
+    _Copying(target, start, data).copy(0, target.runs.source, target.runs.target)
 
-    def copy(level: int, source: int, to: int) -> None:
+
+class _Copying:
+    """One call of `copy_runs`. (A function that calls itself would be a cycle, and hold the memory
+    of both sides until the interpreter looks for cycles.)
+    """
+
+    __slots__ = ("_data", "_memory", "_runs", "_start", "_stop", "_widths")
+
+    def __init__(self, target: Target, start: int, data: memoryview) -> None:
+        self._runs, self._memory = target
+        self._widths = self._runs.widths
+        self._data = data
+        self._start, self._stop = start, start + data.nbytes
+
+    def copy(self, level: int, source: int, to: int) -> None:
+        """The runs of a level and those within, the first of which begins at these bytes."""
+        runs, start = self._runs, self._start
         if level == len(runs.steps):
-            _copy_run(memory, data, to, source - start, runs.length)
+            _copy_run(self._memory, self._data, to, source - start, runs.length)
             return
         count, source_step, target_step = runs.steps[level]
-        first = max(0, (start - source - widths[level + 1]) // source_step + 1)
-        last = min(count, -((source - stop) // source_step))
+        first = max(0, (start - source - self._widths[level + 1]) // source_step + 1)
+        last = min(count, -((source - self._stop) // source_step))
         if level == len(runs.steps) - 1:
             inner = max(first, -((source - start) // source_step))
-            outer = min(last, (stop - runs.length - source) // source_step + 1)
-            here = _Column(to + inner * target_step, target_step, memory)
-            there = _Column(source + inner * source_step - start, source_step, data)
+            outer = min(last, (self._stop - runs.length - source) // source_step + 1)
+            here = _Column(to + inner * target_step, target_step, self._memory)
+            there = _Column(source + inner * source_step - start, source_step, self._data)
             if _copy_columns(here, there, outer - inner, runs.length):
                 for number in (*range(first, inner), *range(outer, last)):
-                    copy(level + 1, source + number * source_step, to + number * target_step)
+                    self.copy(level + 1, source + number * source_step, to + number * target_step)
                 return
         for number in range(first, last):
-            copy(level + 1, source + number * source_step, to + number * target_step)
-
-    copy(0, runs.source, runs.target)
+            self.copy(level + 1, source + number * source_step, to + number * target_step)
 
 
 def _copy_run(memory: memoryview, data: memoryview, to: int, source: int, length: int) -> None:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "copy": "ckpt_tasks.cli.copy:copy",
     "demo": "ckpt_tasks.cli.demo:demo",
     "expire": "ckpt_tasks.cli.retention:expire",
+    "export": "ckpt_tasks.cli.export:export",
     "ls": "ckpt_tasks.cli.browse:ls",
     "pin": "ckpt_tasks.cli.retention:pin",
     "reconcile": "ckpt_tasks.cli.reconcile:reconcile",

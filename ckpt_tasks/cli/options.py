@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ __all__ = [
     "retention_options",
     "retention_overrides",
     "split_checkpoint",
+    "split_params",
     "store_options",
 ]
 
@@ -161,3 +162,16 @@ def split_checkpoint(text: str) -> tuple[str, str | None]:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return run, checkpoint
+
+
+def split_params(params: Sequence[str]) -> dict[str, str]:
+    """``KEY=VALUE``, each once. Raises ``click.UsageError``."""
+    split: dict[str, str] = {}
+    for text in params:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"-p {text!r} is not KEY=VALUE")
+        if name in split:
+            raise click.UsageError(f"hyperparameter {name!r} is given twice")
+        split[name] = value
+    return split

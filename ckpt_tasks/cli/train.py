@@ -19,6 +19,7 @@ from ckpt_tasks.cli.options import (
     registry_options,
     retention_options,
     retention_overrides,
+    split_params,
     store_options,
 )
 from ckpt_tasks.config import CheckpointConfig
@@ -196,19 +197,7 @@ class _OutcomeFile:
 
 def _check(entrypoint: str, params: Sequence[str], python: str | None) -> dict[str, Any]:
     signature = signature_of_entrypoint(entrypoint, python)
-    return check_params(signature, _split(params), text=True)
-
-
-def _split(params: Sequence[str]) -> dict[str, str]:
-    split: dict[str, str] = {}
-    for text in params:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise click.UsageError(f"-p {text!r} is not KEY=VALUE")
-        if name in split:
-            raise click.UsageError(f"hyperparameter {name!r} is given twice")
-        split[name] = value
-    return split
+    return check_params(signature, split_params(params), text=True)
 
 
 def _configure(

@@ -13,6 +13,7 @@ __all__ = [
     "rest_of",
     "runs_between",
     "share_of_rows",
+    "split",
     "volume",
     "whole",
     "without_overlaps",
@@ -78,6 +79,23 @@ def share_of_rows(shape: Sequence[int], rank: int, world_size: int) -> Part:
     start = min(rank * step, shape[0])
     rows = min(step, shape[0] - start)
     return Part((start, *(0,) * (len(shape) - 1)), (rows, *shape[1:]))
+
+
+def split(part: Part, most: int) -> Iterator[Part]:
+    """Blocks of at most so many elements, each of which lies behind the one before in row-major
+    memory of `part`; together they are all of it.
+    """
+    size = volume(part)
+    if size <= most:
+        yield part
+        return
+    axis = next(axis for axis, extent in enumerate(part.sizes) if extent > 1)
+    extent = part.sizes[axis]
+    step = max(1, most * extent // size)
+    for start in range(0, extent, step):
+        offsets, sizes = list(part.offsets), list(part.sizes)
+        offsets[axis], sizes[axis] = offsets[axis] + start, min(step, extent - start)
+        yield from split(Part(tuple(offsets), tuple(sizes)), most)
 
 
 def overlap(one: Part, other: Part) -> Part | None:

@@ -13,7 +13,7 @@ import torch
 
 from ckpt_tasks.errors import StateError
 
-__all__ = ["PARAM_SHAPES", "load_optimizer", "optimizer_state_dict"]
+__all__ = ["PARAM_SHAPES", "load_optimizer", "optimizer_state_dict", "plain_optimizer_state"]
 
 PARAM_SHAPES = "param_shapes"
 """Member added to an optimizer's state dict: its parameters' shapes, group by group, so that
@@ -29,6 +29,13 @@ def optimizer_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         [list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups
     ]
     return {**optimizer.state_dict(), PARAM_SHAPES: shapes}
+
+
+def plain_optimizer_state(state: Any) -> Any:
+    """What `optimizer_state_dict` returned, as torch has it; any other state as it is."""
+    if not isinstance(state, dict) or not {"param_groups", PARAM_SHAPES} <= state.keys():
+        return state
+    return {key: value for key, value in state.items() if key != PARAM_SHAPES}
 
 
 def load_optimizer(name: str, optimizer: torch.optim.Optimizer, state: Any) -> None:
@@ -50,7 +57,7 @@ def load_optimizer(name: str, optimizer: torch.optim.Optimizer, state: Any) -> N
     """
     if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
         raise StateError(f"{name} is an optimizer, but what was saved under it is not one's state")
-    own = {key: value for key, value in state.items() if key != PARAM_SHAPES}
+    own = plain_optimizer_state(state)
     _check_groups(name, optimizer, state)
     try:
         optimizer.load_state_dict(own)

@@ -1,6 +1,8 @@
 """The steps of a resumable training, as plain functions that no orchestrator has a part in."""
 
 from ckpt_tasks.tasks.copy import adopt, copy
+from ckpt_tasks.tasks.export import ExportReport, export, export_from
+from ckpt_tasks.tasks.exporting import ExportRequest, ServedModel
 from ckpt_tasks.tasks.find import FoundCheckpoint, WantedCheckpoint, find, parse_wanted
 from ckpt_tasks.tasks.locate import LocatedCheckpoint, locate
 from ckpt_tasks.tasks.narrate import narrate
@@ -23,6 +25,8 @@ from ckpt_tasks.tasks.train import is_worth_retrying, train
 from ckpt_tasks.tasks.verify import verify
 
 __all__ = [
+    "ExportReport",
+    "ExportRequest",
     "FoundCheckpoint",
     "LocatedCheckpoint",
     "Promotion",
@@ -32,6 +36,7 @@ __all__ = [
     "RetentionReport",
     "Row",
     "RunReport",
+    "ServedModel",
     "Trial",
     "WantedCheckpoint",
     "adopt",
@@ -41,6 +46,8 @@ __all__ = [
     "copy",
     "expire",
     "expire_checkpoint",
+    "export",
+    "export_from",
     "find",
     "is_worth_retrying",
     "locate",

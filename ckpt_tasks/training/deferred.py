@@ -11,7 +11,7 @@ from typing import Any
 
 from ckpt_tasks.state.tracked import RESERVED_PREFIX
 
-__all__ = ["defer_images"]
+__all__ = ["defer_images", "without_device"]
 
 _WRAPPED = frozenset(("index", "grad", "parameter"))
 """Members of a reference that say how a tensor is wrapped: its memory is the image's."""
@@ -44,11 +44,11 @@ def defer_images(
             waits = members <= allowed and not name.startswith(RESERVED_PREFIX)
             (found if waits else needed_now).add(position)
     waiting = {position for position in found - needed_now if defers(position)}
-    without_device = {
-        name: _without_device(tree, waiting) if name in optimizers else tree
+    rewritten = {
+        name: without_device(tree, waiting) if name in optimizers else tree
         for name, tree in trees.items()
     }
-    return without_device, waiting
+    return rewritten, waiting
 
 
 def _references(node: Any, *, is_walked: bool = True) -> Iterator[tuple[int, frozenset[str]]]:
@@ -69,14 +69,16 @@ def _references(node: Any, *, is_walked: bool = True) -> Iterator[tuple[int, fro
             yield from _references(value, is_walked=is_walked)
 
 
-def _without_device(node: Any, positions: Collection[int]) -> Any:
-    """A copy of a tree whose references to these say nothing of a device."""
+def without_device(node: Any, positions: Collection[int] | None = None) -> Any:
+    """A copy of a tree whose references to these positions, or to all, say nothing of a device."""
     if isinstance(node, list):
-        return [_without_device(item, positions) for item in node]
+        return [without_device(item, positions) for item in node]
     if not isinstance(node, dict):
         return node
     reference = node.get("v") if node.get("$") == "tensor" else None
     index = reference.get("index") if isinstance(reference, dict) else None
-    if isinstance(reference, dict) and type(index) is int and index in positions:
+    if isinstance(reference, dict) and type(index) is int:
+        if positions is not None and index not in positions:
+            return node
         return {**node, "v": {key: v for key, v in reference.items() if key != "device"}}
-    return {key: _without_device(value, positions) for key, value in node.items()}
+    return {key: without_device(value, positions) for key, value in node.items()}

@@ -23,7 +23,7 @@ from ckpt_tasks.state.tensors import tensor_from_buffer, values_from_image
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.training.restore import restored_values
 
-__all__ = ["OpenCheckpoint", "load_uri", "open_uri"]
+__all__ = ["OpenCheckpoint", "load_uri", "load_values", "open_uri"]
 
 
 def load_uri(
@@ -58,11 +58,31 @@ def load_uri(
     where = _place(uri)
     with open_store(StoreConfig(url=where.root)) as store:
         record = _read_record(store, where, uri, digest)
-        if (record.world_size, rank) == (1, 0):
-            return _whole(load_checkpoint(store, where.layout, record, names=names), names)
-        opened = open_rank(store, where.layout, record, rank)
-        opened.preload(names)
-        return _whole(opened, names)
+        return load_values(store, where.layout, record, names, rank=rank)
+
+
+def load_values(
+    store: Store,
+    layout: RunLayout,
+    record: CommitRecord,
+    names: Collection[str],
+    *,
+    rank: int = 0,
+    keep_device: bool = True,
+) -> RestoredValues:
+    """As `load_uri`, of a record that has been read.
+
+    Parameters
+    ----------
+    keep_device
+        Whether tensors of others than modules come back on the device where they were.
+    """
+    if (record.world_size, rank) == (1, 0):
+        loaded = load_checkpoint(store, layout, record, names=names)
+        return _whole(loaded, names, keep_device=keep_device)
+    opened = open_rank(store, layout, record, rank)
+    opened.preload(names)
+    return _whole(opened, names, keep_device=keep_device)
 
 
 def open_uri(uri: str, *, digest: str | None = None, rank: int = 0) -> OpenCheckpoint:
@@ -92,9 +112,11 @@ def open_uri(uri: str, *, digest: str | None = None, rank: int = 0) -> OpenCheck
         raise
 
 
-def _whole(start: LoadedCheckpoint | ShardedCheckpoint, names: Collection[str]) -> RestoredValues:
+def _whole(
+    start: LoadedCheckpoint | ShardedCheckpoint, names: Collection[str], *, keep_device: bool
+) -> RestoredValues:
     """Values with every tensor whole, whichever parts ranks saved of it."""
-    values = restored_values(start, names, only=names)
+    values = restored_values(start, names, only=names, keep_device=keep_device)
     values.update(place_all({n: (None, value) for n, value in values.items()}, values))
     return values
 

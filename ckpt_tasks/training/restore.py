@@ -21,7 +21,7 @@ from ckpt_tasks.state.resharding import ShardedValue
 from ckpt_tasks.state.restored import RestoredValues
 from ckpt_tasks.state.rng import derived_rng
 from ckpt_tasks.state.tensors import tensor_from_buffer
-from ckpt_tasks.training.deferred import defer_images
+from ckpt_tasks.training.deferred import defer_images, without_device
 from ckpt_tasks.training.own import RNG
 
 __all__ = ["restored_values"]
@@ -33,6 +33,7 @@ def restored_values(
     *,
     only: Collection[str] | None = None,
     optimizers: Collection[str] = (),
+    keep_device: bool = True,
 ) -> RestoredValues:
     """The saved values of all tracked names, or of `only` some.
 
@@ -46,6 +47,8 @@ def restored_values(
         Names that must be there.
     optimizers
         Names that optimizers take, which put state where their parameters are, wherever it was.
+    keep_device
+        Whether other tensors go to the device where they were; else all stay on the CPU.
 
     Raises `CorruptCheckpointError` where one of the `required` names is missing, or the trees
     do not fit the tensors.
@@ -55,6 +58,8 @@ def restored_values(
     if missing:
         raise CorruptCheckpointError(f"{start.record.id} lacks {sorted(missing)}")
     trees = {name: tree for name, tree in start.trees.items() if only is None or name in only}
+    if not keep_device:
+        trees = {name: without_device(tree) for name, tree in trees.items()}
     values = _values(source, source.rank, trees, optimizers)
     if RNG in trees and isinstance(start, ShardedCheckpoint) and start.is_resharded:
         values[RNG] = _rng_of_rank(source, start)

@@ -188,15 +188,18 @@ def same(one: Any, other: Any) -> bool:
     """Whether two such states are equal bit by bit."""
     if isinstance(one, torch.Tensor):
         return (
-            one.dtype is other.dtype
-            and one.shape == other.shape
-            and one.numpy().tobytes() == other.numpy().tobytes()
+            one.dtype is other.dtype and one.shape == other.shape and _bytes(one) == _bytes(other)
         )
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(v, other[k]) for k, v in one.items())
     if isinstance(one, Sequence) and not isinstance(one, str):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    """Also of dtypes that NumPy lacks."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 # -- shardings ------------------------------------------------------------------------------------
