@@ -21,7 +21,7 @@ from ckpt_tasks.cli.options import (
     retention_overrides,
     store_options,
 )
-from ckpt_tasks.config import CheckpointConfig
+from ckpt_tasks.config import CheckpointConfig, SecretsConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
@@ -68,6 +68,14 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
     multiple=True,
     metavar="KEY=VALUE",
     help="A hyperparameter; repeatable. Others see it in the list of processes.",
+)
+@click.option(
+    "--secret",
+    "secret_names",
+    multiple=True,
+    metavar="NAME",
+    help="A hyperparameter, or *_dsn for several, that is masked like password or api_key; "
+    "repeatable.",
 )
 @store_options
 @click.option("--every-steps", type=int, metavar="N", help="Save every N steps.")
@@ -223,7 +231,10 @@ def _configure(
     overrides = retention | {
         f"{section}.{key}": flags[key] for section, keys in sections.items() for key in keys
     }
-    return configure(store, config_file, overrides)
+    config = configure(store, config_file, overrides)
+    # Added: a flag that masks one more must not uncover what the file has masked.
+    names = [*config.secrets.names, *flags["secret_names"]]
+    return msgspec.structs.replace(config, secrets=SecretsConfig(names=names))
 
 
 def _launch(spec: TrainSpec) -> TrainOutcome:
