@@ -25,7 +25,7 @@ from ckpt_tasks.cli.options import (
     split_checkpoint,
     store_options,
 )
-from ckpt_tasks.cli.tables import age_or_dash, table
+from ckpt_tasks.cli.tables import age_or_dash, echo, table
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
@@ -50,7 +50,7 @@ def runs(store: str | None, config_file: Path | None, json_output: bool) -> None
         if json_output:
             click.echo(as_json(found))
         elif not found:
-            click.echo(f"no runs in {opened.url}")
+            echo(f"no runs in {opened.url}")
         else:
             _echo_runs(found)
 
@@ -71,7 +71,7 @@ def _echo_runs(found: list[RunSummary]) -> None:
     _echo_lines(table(headers, rows, right="attempts checkpoints"))
     for run in found:
         if run.problem:
-            click.echo(f"{run.name}: {run.problem}", err=True)
+            echo(f"{run.name}: {run.problem}", err=True)
 
 
 @click.command(short_help="List a run's checkpoints, newest first.")
@@ -85,7 +85,7 @@ def ls(run: str, store: str | None, config_file: Path | None, json_output: bool)
     if json_output:
         click.echo(as_json(view.checkpoints))
     elif not view.checkpoints:
-        click.echo(f"{run} has no checkpoints yet ({_attempts_text(view)})")
+        echo(f"{run} has no checkpoints yet ({_attempts_text(view)})")
     else:
         _echo_checkpoints(view)
 
@@ -96,7 +96,7 @@ def _echo_checkpoints(view: RunView) -> None:
     _echo_lines(table(headers, rows, right="epoch step size"))
     for checkpoint in view.checkpoints:
         if checkpoint.why and checkpoint.standing not in ("zombie", "expired"):
-            click.echo(f"{checkpoint.id}: {checkpoint.why}", err=True)
+            echo(f"{checkpoint.id}: {checkpoint.why}", err=True)
 
 
 def _checkpoint_row(checkpoint: CheckpointView, newest: CheckpointView | None) -> list[str]:
@@ -159,7 +159,7 @@ def _told(
     try:
         return listing(store, RunLayout(run), checkpoint.record)
     except CorruptCheckpointError as error:
-        click.echo(f"its files cannot be told: {error}", err=True)
+        echo(f"its files cannot be told: {error}", err=True)
         return []
 
 
@@ -199,7 +199,7 @@ def _echo_run(view: RunView) -> None:
     )
     if not view.attempts:
         return
-    click.echo()
+    echo()
     rows = []
     for attempt in view.attempts:
         claim, resumed = attempt.claim, attempt.resumed
@@ -244,7 +244,7 @@ def _echo_checkpoint(checkpoint: CheckpointView, files: list[TensorFile]) -> Non
     if checkpoint.pin is not None:
         _echo_fields({"pinned": checkpoint.pin})
     if files:
-        click.echo()
+        echo()
         rows = [[file.name, readable_size(file.size), file.url] for file in files]
         _echo_lines(table(["tracked", "size", "file"], rows, right="size"))
 
@@ -252,7 +252,7 @@ def _echo_checkpoint(checkpoint: CheckpointView, files: list[TensorFile]) -> Non
 def _echo_tensors(lines: list[TensorLine]) -> None:
     if not lines:
         return
-    click.echo()
+    echo()
     rows = [
         [line.name, line.key, line.dtype, str(line.shape), readable_size(line.size)]
         for line in lines
@@ -291,9 +291,9 @@ def _record_fields(record: CommitRecord) -> dict[str, str]:
 
 def _echo_fields(fields: dict[str, str]) -> None:
     for name, value in fields.items():
-        click.echo(f"{name:<{_LABEL_WIDTH}}{value}")
+        echo(f"{name:<{_LABEL_WIDTH}}{value}")
 
 
 def _echo_lines(lines: list[str]) -> None:
     for line in lines:
-        click.echo(line)
+        echo(line)

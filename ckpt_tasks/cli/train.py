@@ -21,6 +21,7 @@ from ckpt_tasks.cli.options import (
     retention_overrides,
     store_options,
 )
+from ckpt_tasks.cli.tables import echo
 from ckpt_tasks.config import CheckpointConfig, SecretsConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.format.layout import encode_name
@@ -256,7 +257,7 @@ def _launch(spec: TrainSpec) -> TrainOutcome:
         account.close()
     outcome = msgspec.structs.replace(outcome, message=mask_text(outcome.message))
     if speaks:
-        click.echo(mask_text(_last_words(outcome, stop.signal)), err=True)
+        echo(mask_text(_last_words(outcome, stop.signal)), err=True)
     tell_torchrun(outcome)
     return outcome
 
