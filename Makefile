@@ -50,8 +50,12 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --durations 40 -m 'exhaustive or not exhaustive'
 
-# Checkpoints and records as an attacker would make them, for some minutes.
+# Checkpoints and records as an attacker would make them, for some minutes. Tells how many.
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= $(shell date +%s)
+
 fuzz: $(STAMP)
+	$(VENV)/bin/python tests/support/fuzz_readers.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 	CKPT_TASKS_FUZZ_EXAMPLES=20000 $(VENV)/bin/python -m pytest -o timeout=3600 \
 	  tests/faults/test_hostile_checkpoints.py
 

@@ -19,7 +19,14 @@ from urllib.parse import quote
 import msgspec
 
 from ckpt_tasks.errors import ConfigError
-from ckpt_tasks.masking import MASK, is_secret_name, mask_hyperparameters, mask_text, mask_url
+from ckpt_tasks.masking import (
+    MASK,
+    add_secret_names,
+    is_secret_name,
+    mask_hyperparameters,
+    mask_text,
+    mask_url,
+)
 from ckpt_tasks.sizes import parse_size
 from ckpt_tasks.spelling import parse_best, parse_bucket, parse_duration
 from ckpt_tasks.suggest import did_you_mean
@@ -32,6 +39,7 @@ __all__ = [
     "SaveConfig",
     "ScheduleConfig",
     "Seconds",
+    "SecretsConfig",
     "StoreConfig",
     "load_config",
     "parse_duration",
@@ -255,6 +263,20 @@ class DashboardConfig(_Section, frozen=True, kw_only=True):
         return self.url and self.url.replace("{run}", quote(run, safe=""))
 
 
+class SecretsConfig(_Section, frozen=True, kw_only=True):
+    """What is a credential, beyond what its name tells."""
+
+    names: list[_Name] = []
+    """Hyperparameters, as ``license`` or ``*_dsn``, and parameters of URLs whose values are masked
+    wherever they would be written or shown. They add to the usual names (``password``, ``api_key``,
+    ...), for all that this process and those of its attempts do."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Wherever a configuration comes from, and before anything that it speaks of is shown.
+        add_secret_names(self.names)
+
+
 class CheckpointConfig(_Section, frozen=True, kw_only=True):
     """All of it."""
 
@@ -265,6 +287,7 @@ class CheckpointConfig(_Section, frozen=True, kw_only=True):
     registry: RegistryConfig = RegistryConfig()
     attempt: AttemptConfig = AttemptConfig()
     dashboard: DashboardConfig = DashboardConfig()
+    secrets: SecretsConfig = SecretsConfig()
 
 
 _SECTIONS: dict[str, type[_Section]] = {
@@ -275,6 +298,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "registry": RegistryConfig,
     "attempt": AttemptConfig,
     "dashboard": DashboardConfig,
+    "secrets": SecretsConfig,
 }
 
 

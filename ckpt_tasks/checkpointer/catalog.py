@@ -165,7 +165,7 @@ def list_runs(store: Store) -> list[RunSummary]:
 def _summary(store: Store, folder: str) -> RunSummary:
     try:
         return _summary_of(store, RunLayout(decode_name(folder)))
-    except (ValueError, CheckpointNotFoundError) as error:  # ValueError: every ConfigError too
+    except (ValueError, CheckpointNotFoundError, CorruptCheckpointError) as error:
         return RunSummary(name=folder, problem=str(error))
 
 

@@ -7,7 +7,9 @@ import mmap
 from collections.abc import Mapping
 from typing import TypeVar
 
+from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.format.safetensors import TENSOR_ALIGNMENT
+from ckpt_tasks.sizes import readable_size
 
 __all__ = ["fresh_memory", "memory_for"]
 
@@ -20,9 +22,17 @@ def fresh_memory(size: int) -> memoryview:
     In huge pages where the kernel has them: the first touch of small ones takes longer than
     reading the same bytes from the disk (madvise(2), ``MADV_HUGEPAGE``). Private, as shared
     memory has its own rules for them.
+
+    Raises `ConfigError` for more than the system gives: it says nothing about what is stored.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, max(size, 1), flags=flags)
+    try:
+        memory = mmap.mmap(-1, max(size, 1), flags=flags)
+    except (OSError, OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"what is to be loaded takes {readable_size(size)} of memory, which this machine does "
+            f"not give: {error}"
+        ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)

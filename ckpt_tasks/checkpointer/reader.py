@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -13,13 +11,13 @@ import msgspec
 from ckpt_tasks.checkpointer.memory import fresh_memory, memory_for
 from ckpt_tasks.checkpointer.stored import Image, Stored, joined_rows
 from ckpt_tasks.checkpointer.windows import (
-    PARALLEL_WINDOWS,
     Window,
     WindowReader,
     check_header,
     check_size,
     chunks_of,
     copy_bytes,
+    for_each,
     missing,
     windows,
 )
@@ -219,25 +217,23 @@ def load_tensors(
     ]
     reader = WindowReader(store)
     tensors: dict[int, memoryview] = {}
-    with ThreadPoolExecutor(PARALLEL_WINDOWS, thread_name_prefix="load") as pool:
 
-        def check(task: tuple[str, FileEntry, Mapping[int, TensorEntry]]) -> None:
-            path, file, members = task
-            check_header(store, path, file, members.values())
+    def check(task: tuple[str, FileEntry, Mapping[int, TensorEntry]]) -> None:
+        path, file, members = task
+        check_header(store, path, file, members.values())
 
-        def load(task: tuple[str, Window]) -> None:
-            for chunk, data in reader.read(*task):
-                start = chunk.number * CHUNK_BYTES
-                copy_bytes(tensors[chunk.position][start : start + data.nbytes], data)
+    def load(task: tuple[str, Window]) -> None:
+        for chunk, data in reader.read(*task):
+            start = chunk.number * CHUNK_BYTES
+            copy_bytes(tensors[chunk.position][start : start + data.nbytes], data)
 
-        # All headers first: memory is taken for sizes that are true.
-        _exhaust(pool.map(check, files))
-        for _, _, members in files:
-            sizes = {p: tensor.size for p, tensor in members.items() if p not in blocks}
-            tensors.update(memory_for(sizes))
-        joined = {each.position: _memory_for_rows(each, index, tensors) for each in split}
-        tasks = [(path, window) for path, _, members in files for window in _windows(members)]
-        _exhaust(pool.map(load, tasks))
+    # All headers first: memory is taken for sizes that are true.
+    for_each(files, check)
+    for _, _, members in files:
+        sizes = {p: tensor.size for p, tensor in members.items() if p not in blocks}
+        tensors.update(memory_for(sizes))
+    joined = {each.position: _memory_for_rows(each, index, tensors) for each in split}
+    for_each(((path, window) for path, _, members in files for window in _windows(members)), load)
     alone = {position: data for position, data in tensors.items() if position not in blocks}
     return {**alone, **joined}
 
@@ -289,16 +285,11 @@ def check_files(store: Store, layout: RunLayout, index: Index) -> Iterator[FileE
         Storage failed, which says nothing about the checkpoint.
     """
     reader = WindowReader(store)
-    with ThreadPoolExecutor(PARALLEL_WINDOWS, thread_name_prefix="verify") as pool:
-        for file, members in _by_file(index):
-            path = layout.in_run(file.path)
-            check_header(store, path, file, members.values())
-            _exhaust(pool.map(partial(reader.read, path), _windows(members)))
-            yield file
-
-
-def _exhaust(iterator: Iterator[object]) -> None:
-    deque(iterator, maxlen=0)
+    for file, members in _by_file(index):
+        path = layout.in_run(file.path)
+        check_header(store, path, file, members.values())
+        for_each(_windows(members), partial(reader.read, path))
+        yield file
 
 
 def _windows(members: Mapping[int, TensorEntry]) -> Iterator[Window]:

@@ -8,19 +8,17 @@ values belong. Memory is that of the blocks, and of a few windows.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from ckpt_tasks.checkpointer.runs import Target, copy_runs, pieces_with
 from ckpt_tasks.checkpointer.windows import (
-    PARALLEL_WINDOWS,
     Chunk,
     Window,
     WindowReader,
     check_header,
     chunks_of,
+    for_each,
     windows,
 )
 from ckpt_tasks.errors import CorruptCheckpointError
@@ -202,8 +200,7 @@ class StoredReader:
         files = {(stored.rank, self.entry(stored).file) for stored in images} - self._checked
         if not files:
             return
-        with ThreadPoolExecutor(PARALLEL_WINDOWS, thread_name_prefix="header") as pool:
-            deque(pool.map(self._check_file, files), maxlen=0)
+        for_each(files, self._check_file)
         self._checked |= files
 
     def read(self, wanted: Wanted) -> None:
@@ -225,9 +222,9 @@ class StoredReader:
                 for target in images[chunk.position][1]:
                     copy_runs(target, start, data)
 
-        tasks = [(path, window) for path in sorted(chunks) for window in windows(chunks[path])]
-        with ThreadPoolExecutor(PARALLEL_WINDOWS, thread_name_prefix="load") as pool:
-            deque(pool.map(load, tasks), maxlen=0)
+        for_each(
+            ((path, window) for path in sorted(chunks) for window in windows(chunks[path])), load
+        )
 
     def _check_file(self, file: tuple[int, int]) -> None:
         rank, number = file

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 from ckpt_tasks.checkpointer.memory import fresh_memory
 from ckpt_tasks.errors import CorruptCheckpointError, ObjectNotFoundError
@@ -25,6 +27,7 @@ __all__ = [
     "check_size",
     "chunks_of",
     "copy_bytes",
+    "for_each",
     "missing",
     "windows",
 ]
@@ -33,6 +36,7 @@ WINDOW_BYTES = 2 * CHUNK_BYTES
 PARALLEL_WINDOWS = 4
 """With `WINDOW_BYTES`, what reading a checkpoint of any size takes beside its tensors' memory."""
 
+_TASKS = 8 * PARALLEL_WINDOWS  # that wait or are done, so that no thread ever waits for one
 _PAGE = 4096
 _GAP_BYTES = 1024 * 1024
 """What is read for nothing rather than asked for around."""
@@ -59,6 +63,23 @@ class Chunk(NamedTuple):
 
 
 Window = list[Chunk]
+T = TypeVar("T")
+
+
+def for_each(tasks: Iterable[T], call: Callable[[T], object]) -> None:
+    """Call with each of `tasks`, in several threads; raises what a call does, the earliest's first.
+
+    Only a few of them are taken at a time: those of a checkpoint that claims to have terabytes are
+    not all made, nor begun after the first that fails.
+    """
+    begun: deque[Future[object]] = deque()
+    with ThreadPoolExecutor(PARALLEL_WINDOWS, thread_name_prefix="load") as pool:
+        for task in tasks:
+            if len(begun) == _TASKS:
+                begun.popleft().result()
+            begun.append(pool.submit(call, task))
+        for future in begun:
+            future.result()
 
 
 def windows(chunks: Iterable[Chunk]) -> Iterator[Window]:

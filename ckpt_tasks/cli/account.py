@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import IO
 
 from ckpt_tasks import events
+from ckpt_tasks.escaping import printable
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.tasks.narrate import narrate
 
@@ -74,7 +75,7 @@ class Account:
 
     def _line(self, text: str) -> None:
         self._clear()
-        self._stream.write(f"{mask_text(text)}\n")
+        self._stream.write(f"{printable(mask_text(text))}\n")
         self._stream.flush()
 
     def _pass_on(self, text: str) -> None:

@@ -14,6 +14,7 @@ import click
 
 from ckpt_tasks import __version__
 from ckpt_tasks.errors import CkptTasksError
+from ckpt_tasks.escaping import printable
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.stdio import open_standard_streams
 from ckpt_tasks.suggest import did_you_mean
@@ -146,5 +147,5 @@ def _debugging(arguments: list[str]) -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"error: {mask_text(' '.join(message.split()))}", err=True)
+    click.echo(f"error: {printable(mask_text(' '.join(message.split())))}", err=True)
     return code

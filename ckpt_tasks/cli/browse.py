@@ -25,7 +25,7 @@ from ckpt_tasks.cli.options import (
     split_checkpoint,
     store_options,
 )
-from ckpt_tasks.cli.tables import age_or_dash, table
+from ckpt_tasks.cli.tables import age_or_dash, echo, table
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
 from ckpt_tasks.fencing.replica import replica_text
 from ckpt_tasks.format.layout import RunLayout
@@ -53,7 +53,7 @@ def runs(store: str | None, config_file: Path | None, json_output: bool) -> None
         if json_output:
             click.echo(as_json(found))
         elif not found:
-            click.echo(f"no runs in {opened.url}")
+            echo(f"no runs in {opened.url}")
         else:
             _echo_runs(found)
 
@@ -74,7 +74,7 @@ def _echo_runs(found: list[RunSummary]) -> None:
     _echo_lines(table(headers, rows, right="attempts checkpoints"))
     for run in found:
         if run.problem:
-            click.echo(f"{run.name}: {run.problem}", err=True)
+            echo(f"{run.name}: {run.problem}", err=True)
 
 
 def _state(run: RunSummary) -> str:
@@ -95,7 +95,7 @@ def ls(run: str, store: str | None, config_file: Path | None, json_output: bool)
     if json_output:
         click.echo(as_json(view.checkpoints))
     elif not view.checkpoints:
-        click.echo(f"{run} has no checkpoints yet ({_attempts_text(view)})")
+        echo(f"{run} has no checkpoints yet ({_attempts_text(view)})")
     else:
         _echo_checkpoints(view)
 
@@ -106,7 +106,7 @@ def _echo_checkpoints(view: RunView) -> None:
     _echo_lines(table(headers, rows, right="epoch step size"))
     for checkpoint in view.checkpoints:
         if checkpoint.why and checkpoint.standing not in ("zombie", "expired"):
-            click.echo(f"{checkpoint.id}: {checkpoint.why}", err=True)
+            echo(f"{checkpoint.id}: {checkpoint.why}", err=True)
 
 
 def _checkpoint_row(checkpoint: CheckpointView, newest: CheckpointView | None) -> list[str]:
@@ -173,7 +173,7 @@ def _told(
     try:
         return listing(store, RunLayout(run), checkpoint.record)
     except CorruptCheckpointError as error:
-        click.echo(f"its files cannot be told: {error}", err=True)
+        echo(f"its files cannot be told: {error}", err=True)
         return []
 
 
@@ -214,7 +214,7 @@ def _echo_run(view: RunView, replays: Mapping[int, Replay]) -> None:
     )
     if not view.attempts:
         return
-    click.echo()
+    echo()
     rows = []
     for attempt in view.attempts:
         claim, resumed = attempt.claim, attempt.resumed
@@ -230,7 +230,7 @@ def _echo_run(view: RunView, replays: Mapping[int, Replay]) -> None:
     headers = ["attempt", "started from", "invocation", "process", "age"]
     _echo_lines(table(headers, rows, right="attempt"))
     for number, replay in replays.items():
-        click.echo(f"attempt {number} {replay}")
+        echo(f"attempt {number} {replay}")
 
 
 def _origin(run: RunRecord) -> dict[str, str]:
@@ -270,7 +270,7 @@ def _echo_checkpoint(checkpoint: CheckpointView, files: list[TensorFile]) -> Non
     if checkpoint.pin is not None:
         _echo_fields({"pinned": checkpoint.pin})
     if files:
-        click.echo()
+        echo()
         rows = [[file.name, readable_size(file.size), file.url] for file in files]
         _echo_lines(table(["tracked", "size", "file"], rows, right="size"))
 
@@ -278,7 +278,7 @@ def _echo_checkpoint(checkpoint: CheckpointView, files: list[TensorFile]) -> Non
 def _echo_tensors(lines: list[TensorLine]) -> None:
     if not lines:
         return
-    click.echo()
+    echo()
     rows = [
         [line.name, line.key, line.dtype, str(line.shape), readable_size(line.size)]
         for line in lines
@@ -317,9 +317,9 @@ def _record_fields(record: CommitRecord) -> dict[str, str]:
 
 def _echo_fields(fields: dict[str, str]) -> None:
     for name, value in fields.items():
-        click.echo(f"{name:<{_LABEL_WIDTH}}{value}")
+        echo(f"{name:<{_LABEL_WIDTH}}{value}")
 
 
 def _echo_lines(lines: list[str]) -> None:
     for line in lines:
-        click.echo(line)
+        echo(line)

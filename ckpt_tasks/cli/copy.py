@@ -14,6 +14,7 @@ from ckpt_tasks.cli.options import (
     split_checkpoint,
     store_options,
 )
+from ckpt_tasks.cli.tables import echo
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.replica import CopyReport
 from ckpt_tasks.sizes import readable_size
@@ -94,7 +95,7 @@ def adopt(run: str, store: str | None, config_file: Path | None, json_output: bo
         click.echo(as_json(identity))
         return
     ancestor = (identity.ancestors or [])[-1]
-    click.echo(
+    echo(
         f"run {run!r} is a run of its own, uid {identity.uid}, with the first {ancestor.attempts} "
         f"attempts of {ancestor.uid}"
     )
@@ -105,15 +106,15 @@ def _ignore(checkpoint: str, size: int) -> None:
 
 
 def _echo_copied(checkpoint: str, size: int) -> None:
-    click.echo(f"{checkpoint}: copied, {readable_size(size)}")
+    echo(f"{checkpoint}: copied, {readable_size(size)}")
 
 
 def _echo_report(report: CopyReport) -> None:
     for one in report.left:
-        click.echo(f"{one.checkpoint}: not copied: {one.why}")
+        echo(f"{one.checkpoint}: not copied: {one.why}")
     for one in report.damaged:
-        click.echo(f"{one.checkpoint}: DAMAGED, not copied: {one.why}")
-    click.echo(f"{report.target}: {report}")
+        echo(f"{one.checkpoint}: DAMAGED, not copied: {one.why}")
+    echo(f"{report.target}: {report}")
 
 
 def _option(text: str) -> tuple[str, str | int | float | bool]:

@@ -17,6 +17,7 @@ from ckpt_tasks.cli.options import (
     split_params,
     store_options,
 )
+from ckpt_tasks.cli.tables import echo
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import open_existing_store
@@ -130,4 +131,4 @@ def _model(
 def _echo_report(report: ExportReport) -> None:
     what = f"{', '.join(report.names)} of {report.checkpoint}"
     size = readable_size(report.size)
-    click.echo(f"exported {what} to {report.output} ({report.to}, {size})")
+    echo(f"exported {what} to {report.output} ({report.to}, {size})")

@@ -11,6 +11,7 @@ import msgspec
 
 from ckpt_tasks.config import CheckpointConfig, StoreConfig, load_config
 from ckpt_tasks.errors import ConfigError
+from ckpt_tasks.escaping import printable_json
 from ckpt_tasks.types import CheckpointId
 
 __all__ = [
@@ -143,7 +144,7 @@ def configure(
 
 def as_json(value: Any) -> str:
     """Indented JSON of records."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return printable_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def split_checkpoint(text: str) -> tuple[str, str | None]:

@@ -15,7 +15,7 @@ from ckpt_tasks.cli.options import (
     registry_overrides,
     store_options,
 )
-from ckpt_tasks.cli.tables import table
+from ckpt_tasks.cli.tables import echo, table
 from ckpt_tasks.tasks.differences import Difference
 from ckpt_tasks.tasks.reconcile import ReconcileReport, reconcile_all
 from ckpt_tasks.tasks.reconcile import reconcile as reconcile_run
@@ -56,7 +56,7 @@ def reconcile(
     overrides = {"retention.grace": grace, **registry_overrides(flags)}
     config = configure(store, config_file, overrides)
     if config.registry.tracking_uri is None:
-        click.echo("no registry is configured: only unneeded bytes are looked for", err=True)
+        echo("no registry is configured: only unneeded bytes are looked for", err=True)
     if run is not None:
         reports = [reconcile_run(config, run, dry_run=dry_run, tell=_tell)]
     else:
@@ -71,21 +71,21 @@ def reconcile(
 
 
 def _tell(sentence: str) -> None:
-    click.echo(sentence, err=True)
+    echo(sentence, err=True)
 
 
 def _echo_report(report: ReconcileReport) -> None:
-    click.echo(report)
+    echo(report)
     if report.changes:
         done = "to do" if report.dry_run else "done"
         _echo_differences(report.changes, done)
     if report.left:
         _echo_differences(report.left, "left to do")
     for note in report.notes:
-        click.echo(f"  {note}")
+        echo(f"  {note}")
 
 
 def _echo_differences(differences: list[Difference], done: str) -> None:
     rows = [[d.kind, d.what, d.why, d.action] for d in differences]
     for line in table(["kind", "what", "why", done], rows):
-        click.echo(f"  {line}")
+        echo(f"  {line}")

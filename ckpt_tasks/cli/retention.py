@@ -18,7 +18,7 @@ from ckpt_tasks.cli.options import (
     split_checkpoint,
     store_options,
 )
-from ckpt_tasks.cli.tables import table
+from ckpt_tasks.cli.tables import echo, table
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.retention import CollectReport, RetentionPlan, Verdict
@@ -43,7 +43,7 @@ def pin(checkpoint: str, why: str, store: str | None, config_file: Path | None) 
     """Keep a checkpoint until it is unpinned; one that has expired is taken back."""
     run, checkpoint_id = _one_checkpoint(checkpoint)
     pin_checkpoint(configure(store, config_file), run, checkpoint_id, why=why)
-    click.echo(f"{checkpoint_id} of run {run!r} is pinned")
+    echo(f"{checkpoint_id} of run {run!r} is pinned")
 
 
 @click.command(short_help="Leave a checkpoint to the rules again.")
@@ -54,7 +54,7 @@ def unpin(checkpoint: str, store: str | None, config_file: Path | None) -> None:
     run, checkpoint_id = _one_checkpoint(checkpoint)
     pinned = unpin_checkpoint(configure(store, config_file), run, checkpoint_id)
     state = "is no longer pinned" if pinned else "was not pinned"
-    click.echo(f"{checkpoint_id} of run {run!r} {state}")
+    echo(f"{checkpoint_id} of run {run!r} {state}")
 
 
 @click.command(short_help="Mark what is no longer kept; no byte goes.")
@@ -82,7 +82,7 @@ def expire(
         if dry_run:
             raise click.UsageError("@ID expires one checkpoint, --dry-run plans for all: choose")
         expire_checkpoint(config, name, checkpoint_id)
-        click.echo(f"{checkpoint_id} of run {name!r} is no longer kept")
+        echo(f"{checkpoint_id} of run {name!r} is no longer kept")
         return
     planned = expire_run(config, name, dry_run=dry_run)
     if json_output:
@@ -141,11 +141,11 @@ def _configure(
 
 def _echo_plan(planned: RetentionPlan) -> None:
     if not planned.verdicts:
-        click.echo(f"run {planned.run!r} has no checkpoints yet")
+        echo(f"run {planned.run!r} has no checkpoints yet")
         return
     rows = [_row(verdict) for verdict in planned.verdicts]
     for line in table(["checkpoint", "size", "verdict", "why"], rows, right="size"):
-        click.echo(line)
+        echo(line)
 
 
 def _row(verdict: Verdict) -> list[str]:
@@ -161,11 +161,11 @@ def _row(verdict: Verdict) -> list[str]:
 def _echo_report(report: CollectReport, *, dry_run: bool) -> None:
     would = "would be removed" if dry_run else "removed"
     for checkpoint in report.removed:
-        click.echo(f"{checkpoint}: {would}")
+        echo(f"{checkpoint}: {would}")
     for folder in report.leftovers:
-        click.echo(f"{folder}: of no checkpoint, {would}")
+        echo(f"{folder}: of no checkpoint, {would}")
     for remaining in (*report.waiting, *report.kept):
-        click.echo(f"{remaining.checkpoint}: stays: {remaining.why}")
-    click.echo(f"{readable_size(report.freed)} {would}")
+        echo(f"{remaining.checkpoint}: stays: {remaining.why}")
+    echo(f"{readable_size(report.freed)} {would}")
     if report.refused is not None:
-        click.echo(f"stopped: {report.refused}", err=True)
+        echo(f"stopped: {report.refused}", err=True)

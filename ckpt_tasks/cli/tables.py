@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-__all__ = ["age", "age_or_dash", "table"]
+import click
+
+from ckpt_tasks.escaping import printable
+
+__all__ = ["age", "age_or_dash", "echo", "table"]
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Print a line, in which control characters are spelled out: much of it comes from a store."""
+    click.echo(printable(str(text)), err=err)
 
 
 def age(seconds: float) -> str:
@@ -48,7 +57,7 @@ def table(
     right
         Names of right-aligned columns, also as one text, separated by spaces.
     """
-    lines = [[header.upper() for header in headers], *rows]
+    lines = [[header.upper() for header in headers], *([*map(printable, row)] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     named = right.split() if isinstance(right, str) else right
     to_right = [header in named for header in headers]

@@ -22,7 +22,8 @@ from ckpt_tasks.cli.options import (
     split_params,
     store_options,
 )
-from ckpt_tasks.config import CheckpointConfig
+from ckpt_tasks.cli.tables import echo
+from ckpt_tasks.config import CheckpointConfig, SecretsConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
@@ -69,6 +70,14 @@ def _check_resume(ctx: click.Context, param: click.Parameter, value: str) -> str
     multiple=True,
     metavar="KEY=VALUE",
     help="A hyperparameter; repeatable. Others see it in the list of processes.",
+)
+@click.option(
+    "--secret",
+    "secret_names",
+    multiple=True,
+    metavar="NAME",
+    help="A hyperparameter, or *_dsn for several, that is masked like password or api_key; "
+    "repeatable.",
 )
 @store_options
 @click.option("--every-steps", type=int, metavar="N", help="Save every N steps.")
@@ -212,7 +221,10 @@ def _configure(
     overrides = retention | {
         f"{section}.{key}": flags[key] for section, keys in sections.items() for key in keys
     }
-    return configure(store, config_file, overrides)
+    config = configure(store, config_file, overrides)
+    # Added: a flag that masks one more must not uncover what the file has masked.
+    names = [*config.secrets.names, *flags["secret_names"]]
+    return msgspec.structs.replace(config, secrets=SecretsConfig(names=names))
 
 
 def _launch(spec: TrainSpec) -> TrainOutcome:
@@ -234,7 +246,7 @@ def _launch(spec: TrainSpec) -> TrainOutcome:
         account.close()
     outcome = msgspec.structs.replace(outcome, message=mask_text(outcome.message))
     if speaks:
-        click.echo(mask_text(_last_words(outcome, stop.signal)), err=True)
+        echo(mask_text(_last_words(outcome, stop.signal)), err=True)
     tell_torchrun(outcome)
     return outcome
 

@@ -17,6 +17,7 @@ from ckpt_tasks.cli.options import (
     split_checkpoint,
     store_options,
 )
+from ckpt_tasks.cli.tables import echo
 from ckpt_tasks.errors import CheckpointNotFoundError, UnsupportedFormatError
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import open_existing_store
@@ -84,6 +85,6 @@ def _echo_report(report: VerifyReport) -> None:
     speed = round(report.size / report.seconds) if report.seconds > 0 else 0
     read = f"{report.files} files, {readable_size(report.size)} in {report.seconds:.2f} s"
     if report.ok:
-        click.echo(f"ok       {report.checkpoint}  {read}, {readable_size(speed)}/s")
+        echo(f"ok       {report.checkpoint}  {read}, {readable_size(speed)}/s")
     else:
-        click.echo(f"DAMAGED  {report.checkpoint}  {report.problem}")
+        echo(f"DAMAGED  {report.checkpoint}  {report.problem}")

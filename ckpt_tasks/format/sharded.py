@@ -119,7 +119,10 @@ class ShardedLeaves:
                 return [copied(value, (*path, str(i))) for i, value in enumerate(node)]
             return node
 
-        return (copied(tree, (name,)) if self._found else tree), tensors
+        if not self._found:
+            return tree, tensors
+        with _Damage((name,)):
+            return copied(tree, (name,)), tensors
 
     def _add(
         self,
@@ -167,7 +170,10 @@ class _Damage:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, AttributeError | LookupError | TypeError | ValueError):
+        # RecursionError: nested deeper than anything that is saved.
+        if isinstance(
+            error, AttributeError | LookupError | RecursionError | TypeError | ValueError
+        ):
             raise CorruptCheckpointError(f"{'.'.join(self._path)} is damaged: {error}") from error
 
 

@@ -110,7 +110,7 @@ def write_direct(descriptor: int, source: _Source, size: int) -> bool:
     return True
 
 
-def read_direct(path: str, start: int, buffer: memoryview) -> int:
+def read_direct(descriptor: int, start: int, buffer: memoryview) -> int:
     """Fill `buffer` from a file; past the page cache where memory, place and file system allow.
 
     Returns
@@ -123,17 +123,13 @@ def read_direct(path: str, start: int, buffer: memoryview) -> int:
     OSError
         It could not be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        done = _read_pages(descriptor, start, buffer) if _could_be_direct(start, buffer) else 0
-        while done < buffer.nbytes:
-            count = os.preadv(descriptor, [buffer[done:]], start + done)
-            if count == 0:
-                break
-            done += count
-        return done
-    finally:
-        os.close(descriptor)
+    done = _read_pages(descriptor, start, buffer) if _could_be_direct(start, buffer) else 0
+    while done < buffer.nbytes:
+        count = os.preadv(descriptor, [buffer[done:]], start + done)
+        if count == 0:
+            break
+        done += count
+    return done
 
 
 def _could_be_direct(start: int, buffer: memoryview) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 from ckpt_tasks.errors import ConfigError
 
 __all__ = [
-    "fsync_folder",
     "no_space_message",
     "publish_exclusively",
     "write_all",
@@ -21,18 +20,8 @@ __all__ = [
 _BATCH_BYTES = 8 * 1024 * 1024
 _BATCH_PARTS = 512  # below IOV_MAX, which is 1024 on Linux
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
-_AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _SYNC_FILE_RANGE_WRITE = 2
-
-
-def fsync_folder(folder: str) -> None:
-    """Make the entries of a directory durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_all(descriptor: int, parts: Iterable[Any]) -> None:
@@ -82,8 +71,8 @@ def _write_batch(descriptor: int, batch: list[memoryview]) -> None:
             batch[0] = batch[0][written:]
 
 
-def publish_exclusively(temporary: str, full: str) -> None:
-    """Give the file `temporary` the name `full`, atomically and only if that name is free.
+def publish_exclusively(folder: int, temporary: str, name: str) -> None:
+    """Give a file the name `name` in the same folder, atomically and only if that name is free.
 
     Raises
     ------
@@ -93,28 +82,28 @@ def publish_exclusively(temporary: str, full: str) -> None:
         The file system can do this neither by hard links nor by ``RENAME_NOREPLACE``.
     """
     try:
-        os.link(temporary, full)
+        os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        _rename_exclusively(temporary, full)
+        _rename_exclusively(folder, temporary, name)
 
 
-def _rename_exclusively(temporary: str, full: str) -> None:
+def _rename_exclusively(folder: int, temporary: str, name: str) -> None:
     """``renameat2(2)``, which glibc has since 2.28 and Python does not offer."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     failed = errno.ENOSYS
     if rename is not None:
-        source, target = os.fsencode(temporary), os.fsencode(full)
-        if rename(_AT_FDCWD, source, _AT_FDCWD, target, _RENAME_NOREPLACE) == 0:
+        source, target = os.fsencode(temporary), os.fsencode(name)
+        if rename(folder, source, folder, target, _RENAME_NOREPLACE) == 0:
             return
         failed = ctypes.get_errno()
     if failed in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         raise ConfigError(
-            f"the file system of {full} has neither hard links nor an exclusive rename, so two "
+            f"the file system of {name} has neither hard links nor an exclusive rename, so two "
             "attempts could commit at once; keep the store on another one"
         )
-    raise OSError(failed, os.strerror(failed), full)
+    raise OSError(failed, os.strerror(failed), name)
 
 
 def no_space_message(full: str, needed: int, root: str) -> str:

@@ -4,7 +4,7 @@ Objects become visible whole: a small one is written under a hidden name and the
 renamed, both atomic. Data is written under its final name, which holds a write-id and means
 nothing until a commit record names it; so what a killed writer leaves is found by its name and
 can be collected. Everything is durable (file, its directory entry, and the entries of new
-directories) when a method returns.
+directories) when a method returns. Nothing below the root is reached through a symbolic link.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import errno
 import mmap
 import os
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -25,9 +26,17 @@ from ckpt_tasks.errors import (
     StoreError,
 )
 from ckpt_tasks.format.layout import check_relative
+from ckpt_tasks.store._beneath import (
+    LinkError,
+    entries,
+    open_file,
+    open_folder,
+    opened_folder,
+    status,
+    sync_folder,
+)
 from ckpt_tasks.store._direct import direct_source, read_direct, write_direct
 from ckpt_tasks.store._posix import (
-    fsync_folder,
     no_space_message,
     publish_exclusively,
     write_all,
@@ -38,6 +47,7 @@ __all__ = ["LocalStore"]
 
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _TEMPORARY = ".tmp-"  # begins the names of files that are not whole yet
+_MAX_DEPTH = 64
 _FOLDER_TRIES = 5  # a concurrent `delete` may remove the empty folder that was just made
 
 
@@ -68,127 +78,135 @@ class LocalStore(Store):
         return self._root
 
     def read(self, path: str, *, limit: int | None = None) -> bytes:
-        with self._errors("read", path), open(self._full(path), "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        with self._errors("read", path), self._opened(path) as (descriptor, size):
             if limit is not None and size > limit:
                 raise CorruptCheckpointError(
                     f"{self._full(path)} has {size} bytes, more than the {limit} it may have"
                 )
-            return file.readall()
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                return file.readall()
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        with self._errors("read", path), open(self._full(path), "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        with self._errors("read", path), self._opened(path) as (descriptor, size):
             if size >= stop:
-                data = _read_exactly(file.fileno(), start, stop)
+                data = _read_exactly(descriptor, start, stop)
                 if len(data) == stop - start:
                     return data
             raise self._ends_early(path, size, start, stop)
 
     def read_into(self, path: str, start: int, stop: int, buffer: memoryview) -> None:
-        with self._errors("read", path):
-            count = read_direct(self._full(path), start, buffer)
+        with self._errors("read", path), self._opened(path) as (descriptor, _):
+            count = read_direct(descriptor, start, buffer)
         if start + count < stop:
             raise self._ends_early(path, start + count, start, stop)
 
     def map(self, path: str) -> memoryview | None:
-        with self._errors("read", path), open(self._full(path), "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        with self._errors("read", path), self._opened(path) as (descriptor, size):
             if size == 0:
                 return memoryview(bytearray())
-            return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
+            return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY))
 
     def create(self, path: str, data: bytes) -> None:
-        full = self._full(path)
-        with self._errors("create", path, needed=len(data)):
+        folder, name = self._parts(path)
+        with (
+            self._errors("create", path, needed=len(data)),
+            self._temporary(folder, [data]) as (opened, temporary),
+        ):
             try:
-                with self._temporary(full, [data]) as temporary:
-                    publish_exclusively(temporary, full)
-            except FileExistsError:
-                # An earlier call may have died before this: who finds the object relies on it.
-                fsync_folder(os.path.dirname(full))
-                raise
-            fsync_folder(os.path.dirname(full))
+                publish_exclusively(opened, temporary, name)
+            finally:
+                # Also where another has the name: its creator may have died before this, and
+                # who finds the object relies on it.
+                sync_folder(opened)
 
     def put(self, path: str, data: bytes) -> None:
-        full = self._full(path)
-        with self._errors("write", path, needed=len(data)):
-            with self._temporary(full, [data]) as temporary:
-                os.rename(temporary, full)
-            fsync_folder(os.path.dirname(full))
+        folder, name = self._parts(path)
+        with (
+            self._errors("write", path, needed=len(data)),
+            self._temporary(folder, [data]) as (opened, temporary),
+        ):
+            os.rename(temporary, name, src_dir_fd=opened, dst_dir_fd=opened)
+            sync_folder(opened)
 
     def write(self, path: str, parts: Iterable[Any], size: int) -> None:
-        full = self._full(path)
-        with self._errors("write", path, needed=size):
-            with self._new_file(full) as descriptor:
-                source = direct_source(parts, size)
-                if source is None or not write_direct(descriptor, source, size):
-                    write_all(descriptor, parts)
-                os.fsync(descriptor)
-                written = os.fstat(descriptor).st_size
-                if written != size:
-                    raise StoreError(f"{full} has {written} bytes after writing {size}")
-            fsync_folder(os.path.dirname(full))
+        folder, name = self._parts(path)
+        with (
+            self._errors("write", path, needed=size),
+            self._new_file(folder, name) as (opened, descriptor),
+        ):
+            source = direct_source(parts, size)
+            if source is None or not write_direct(descriptor, source, size):
+                write_all(descriptor, parts)
+            os.fsync(descriptor)
+            written = os.fstat(descriptor).st_size
+            if written != size:
+                raise StoreError(f"{self._full(path)} has {written} bytes after writing {size}")
+            sync_folder(opened)
 
     def replace(self, path: str, parts: Iterable[Any], size: int) -> None:
-        full = self._full(path)
-        with self._errors("write", path, needed=size):
-            with self._temporary(full, parts) as temporary:
-                written = os.path.getsize(temporary)
-                if written != size:
-                    raise StoreError(f"{full} would have {written} bytes instead of {size}")
-                os.rename(temporary, full)
-            fsync_folder(os.path.dirname(full))
+        folder, name = self._parts(path)
+        with (
+            self._errors("write", path, needed=size),
+            self._temporary(folder, parts) as (opened, temporary),
+        ):
+            written = status(opened, temporary).st_size
+            if written != size:
+                raise StoreError(f"{self._full(path)} would have {written} bytes instead of {size}")
+            os.rename(temporary, name, src_dir_fd=opened, dst_dir_fd=opened)
+            sync_folder(opened)
 
     def exists(self, path: str) -> bool:
         try:
-            self.size(path)
+            mode = self._status(path).st_mode
         except ObjectNotFoundError:
             return False
-        return True
+        # A link is no object, but its name is taken: who asks before a create must not go on.
+        return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
     def size(self, path: str) -> int:
-        full = self._full(path)
+        found = self._status(path)
         with self._errors("read", path):
-            status = os.stat(full)
-            if not os.path.isfile(full):
-                raise IsADirectoryError(errno.EISDIR, "is a directory", full)
-            return status.st_size
+            if stat.S_ISLNK(found.st_mode):
+                raise LinkError(errno.ELOOP, "is a symbolic link", path)
+            if not stat.S_ISREG(found.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "is no regular file", path)
+            return found.st_size
 
     def list_objects(self, prefix: str) -> list[ObjectInfo]:
         with self._errors("list", prefix):
-            return sorted(_walk(self._folder(prefix), prefix))
+            return sorted(self._walk(prefix))
 
     def list_folders(self, prefix: str) -> list[str]:
         with self._errors("list", prefix):
             return sorted(
                 entry.name
-                for entry in _entries(self._folder(prefix))
-                if entry.is_dir() and any(_walk(entry.path, ""))
+                for entry in entries(self._root, self._folder(prefix))
+                if entry.is_dir(follow_symlinks=False) and any(self._walk(f"{prefix}{entry.name}/"))
             )
 
     def delete(self, path: str) -> None:
-        full = self._full(path)
-        folder = os.path.dirname(full)
+        folder, name = self._parts(path)
         with self._errors("delete", path):
             try:
-                os.unlink(full)
+                with opened_folder(self._root, folder) as opened:
+                    os.unlink(name, dir_fd=opened)
+                    # Else a crash could bring it back after what it referred to is gone.
+                    sync_folder(opened)
+            except LinkError:
+                raise
             except (FileNotFoundError, NotADirectoryError):
                 return
-            # Else a crash could bring it back after what it referred to is gone.
-            try:
-                fsync_folder(folder)
-            except FileNotFoundError:  # it was empty, and another process has removed it
-                fsync_folder(os.path.dirname(folder))
-        if folder != self._root:
-            with contextlib.suppress(OSError):  # not empty, as a rule
-                os.rmdir(folder)
+        if folder:
+            outer, _, inner = folder.rpartition("/")
+            # Not empty, as a rule; or another process has removed it.
+            with contextlib.suppress(OSError), opened_folder(self._root, outer) as opened:
+                os.rmdir(inner, dir_fd=opened)
 
     def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
         with self._errors("list", prefix):
-            found = sorted(_temporaries(self._folder(prefix), prefix))
+            found = sorted(self._temporaries(prefix))
             now = self._now() if found else 0.0
-        old = [upload for upload in found if now - upload.begun > older_than]
+        old = [upload for upload in found if now - upload.begun >= older_than]
         for upload in old:
             self.delete(upload.path)
         return old
@@ -196,7 +214,7 @@ class LocalStore(Store):
     def check_writable(self) -> None:
         """Make the root and a file in it; raises `ConfigError` where that is not allowed."""
         try:
-            with self._temporary(os.path.join(self._root, "x"), [b"x"]):
+            with self._temporary("", [b"x"]):
                 pass
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise ConfigError(
@@ -218,8 +236,8 @@ class LocalStore(Store):
 
     def _now(self) -> float:
         """By the clock of the file system, which may be another machine's."""
-        with self._temporary(os.path.join(self._root, "x"), [b"x"]) as temporary:
-            return os.stat(temporary).st_mtime
+        with self._temporary("", [b"x"]) as (opened, temporary):
+            return status(opened, temporary).st_mtime
 
     def _ends_early(self, path: str, size: int, start: int, stop: int) -> CorruptCheckpointError:
         return CorruptCheckpointError(
@@ -227,7 +245,65 @@ class LocalStore(Store):
         )
 
     def _folder(self, prefix: str) -> str:
-        return self._full(prefix.removesuffix("/")) if prefix else self._root
+        """A folder's path relative to the root, checked; empty for the root itself."""
+        folder = prefix.removesuffix("/")
+        if prefix:
+            self._full(folder)
+        return folder
+
+    def _parts(self, path: str) -> tuple[str, str]:
+        """The folder of an object, relative to the root, and its name there; checked."""
+        self._full(path)
+        folder, _, name = path.rpartition("/")
+        return folder, name
+
+    @contextlib.contextmanager
+    def _opened(self, path: str) -> Iterator[tuple[int, int]]:
+        """Descriptor and size of an object, to read it."""
+        folder, name = self._parts(path)
+        with opened_folder(self._root, folder) as opened:
+            descriptor = open_file(opened, name)
+        try:
+            yield descriptor, os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+
+    def _status(self, path: str) -> os.stat_result:
+        folder, name = self._parts(path)
+        with self._errors("read", path), opened_folder(self._root, folder) as opened:
+            return status(opened, name)
+
+    def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        """All objects below a folder."""
+        return (info for name, info in self._files(prefix) if not name.startswith("."))
+
+    def _temporaries(self, prefix: str) -> Iterator[UploadInfo]:
+        """Files below a folder that are not whole yet, or never will be."""
+        for name, info in self._files(prefix):
+            if name.startswith(_TEMPORARY) and info.modified is not None:
+                yield UploadInfo(info.path, info.modified)
+
+    def _files(self, prefix: str) -> Iterator[tuple[str, ObjectInfo]]:
+        """Name and more of all files below a folder, hidden ones too. Links are none, nor is what
+        lies behind them.
+        """
+        pending = [prefix]
+        while pending:
+            prefix = pending.pop()
+            if prefix.count("/") > _MAX_DEPTH:
+                raise ConfigError(
+                    f"folders in the store {self._root} are nested more than {_MAX_DEPTH} deep, "
+                    f"which it does not make: {prefix[:99]}...; remove them"
+                )
+            for entry in entries(self._root, self._folder(prefix), hidden=True):
+                if entry.is_dir(follow_symlinks=False):
+                    if not entry.name.startswith("."):
+                        pending.append(f"{prefix}{entry.name}/")
+                elif entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):  # deleted since
+                        found = entry.stat(follow_symlinks=False)
+                        path = prefix + entry.name
+                        yield entry.name, ObjectInfo(path, found.st_size, found.st_mtime)
 
     @contextlib.contextmanager
     def _errors(self, verb: str, path: str, *, needed: int = 0) -> Iterator[None]:
@@ -238,6 +314,12 @@ class LocalStore(Store):
             raise
         except FileExistsError as error:
             raise ObjectExistsError(f"{full} exists already") from error
+        except LinkError as error:
+            kind = CorruptCheckpointError if verb == "read" else ConfigError
+            raise kind(
+                f"cannot {verb} {full}: {error.filename} is a symbolic link, and no link below the "
+                f"store {self._root} is followed; put what it leads to in its place"
+            ) from error
         except OSError as error:
             if verb == "read" and isinstance(error, _NO_OBJECT):
                 raise ObjectNotFoundError(f"there is no object {full}") from error
@@ -246,67 +328,100 @@ class LocalStore(Store):
             raise StoreError(f"cannot {verb} {full}: {error.strerror or error}") from error
 
     @contextlib.contextmanager
-    def _temporary(self, full: str, parts: Iterable[Any]) -> Iterator[str]:
-        """A durable file of `parts` beside `full`, under a hidden name; removed at the end."""
-        folder = os.path.dirname(full)
-        temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}")
+    def _temporary(self, folder: str, parts: Iterable[Any]) -> Iterator[tuple[int, str]]:
+        """A folder's descriptor, and the hidden name in it of a durable file of `parts`, which is
+        removed at the end.
+        """
+        name = f"{_TEMPORARY}{uuid.uuid4().hex}"
+        opened, descriptor = self._open_new(folder, name)
         try:
-            descriptor = self._open_new(temporary)
             try:
                 write_all(descriptor, parts)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            yield temporary
+            yield opened, name
         finally:
             with contextlib.suppress(OSError):  # renamed; or harmless, as it is never listed
-                os.unlink(temporary)
+                os.unlink(name, dir_fd=opened)
+            os.close(opened)
 
     @contextlib.contextmanager
-    def _new_file(self, full: str) -> Iterator[int]:
-        """Descriptor of a file that did not exist; removed if the block raises."""
-        descriptor = self._open_new(full)
+    def _new_file(self, folder: str, name: str) -> Iterator[tuple[int, int]]:
+        """Descriptors of a folder and of a file in it that did not exist; the file is removed if
+        the block raises.
+        """
+        opened, descriptor = self._open_new(folder, name)
         try:
             try:
-                yield descriptor
+                yield opened, descriptor
             finally:
                 os.close(descriptor)
         except BaseException:
             with contextlib.suppress(OSError):  # the error under way says more
-                os.unlink(full)
+                os.unlink(name, dir_fd=opened)
             raise
+        finally:
+            os.close(opened)
 
-    def _open_new(self, full: str) -> int:
+    def _open_new(self, folder: str, name: str) -> tuple[int, int]:
+        """Descriptors of a folder, made where there is none, and of a new file in it."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         for _ in range(_FOLDER_TRIES):
             try:
-                self._make_folder(os.path.dirname(full))
-                return os.open(full, flags, 0o666)
+                opened = self._make_folder(folder)
             except FileNotFoundError:
                 self._durable.clear()
-        raise StoreError(f"the folder of {full} is removed each time it is made")
+                continue
+            try:
+                return opened, os.open(name, flags, 0o666, dir_fd=opened)
+            except FileNotFoundError:
+                os.close(opened)
+                self._durable.clear()
+            except BaseException:
+                os.close(opened)
+                raise
+        raise StoreError(f"the folder of {folder}/{name} is removed each time it is made")
 
-    def _make_folder(self, folder: str) -> None:
-        """Make `folder` and its parents, with durable entries.
+    def _make_folder(self, folder: str) -> int:
+        """Descriptor of a folder, made with its parents where they are missing; all have durable
+        entries.
 
         Parents are remembered. The folder itself is not: another process may have removed it
         while it was empty, and one may have made it anew but not yet have made that durable.
         """
-        if self._stands_above_root(folder):
-            return
-        pending = [folder]
-        parent = os.path.dirname(folder)
-        while parent not in self._durable and not self._stands_above_root(parent):
-            pending.append(parent)
-            parent = os.path.dirname(parent)
-        for each in reversed(pending):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(each)
-            fsync_folder(os.path.dirname(each))
-        self._durable.update(pending[1:])
+        _make_durably(self._root)
+        opened = open_folder(self._root, "")
+        try:
+            reached = ""
+            for name in folder.split("/") if folder else ():
+                reached = f"{reached}{name}/"
+                is_parent = len(reached) <= len(folder)
+                if not (is_parent and reached in self._durable):
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=opened)
+                    sync_folder(opened)
+                outer, opened = opened, open_folder(opened, name)
+                os.close(outer)
+                if is_parent:
+                    self._durable.add(reached)
+        except BaseException:
+            os.close(opened)
+            raise
+        return opened
 
-    def _stands_above_root(self, folder: str) -> bool:
-        return len(folder) <= len(self._root) and os.path.isdir(folder)
+
+def _make_durably(root: str) -> None:
+    """Make a store's root, which may lie behind links, and its parents; with durable entries."""
+    pending: list[str] = []
+    while not os.path.isdir(root):
+        pending.append(root)
+        root = os.path.dirname(root)
+    for each in reversed(pending):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(each)
+        with opened_folder(os.path.dirname(each), "") as opened:
+            sync_folder(opened)
 
 
 def _read_exactly(descriptor: int, start: int, stop: int) -> bytes:
@@ -315,34 +430,3 @@ def _read_exactly(descriptor: int, start: int, stop: int) -> bytes:
     if len(data) in (0, stop - start):
         return data
     return data + _read_exactly(descriptor, start + len(data), stop)
-
-
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Entries of a directory, without hidden ones: those are temporary or the store's own."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from (entry for entry in entries if not entry.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-
-
-def _temporaries(folder: str, prefix: str) -> Iterator[UploadInfo]:
-    """Files below a folder that are not whole yet, or never will be."""
-    for parent, _, names in os.walk(folder):
-        below = os.path.relpath(parent, folder)
-        where = prefix if below == "." else f"{prefix}{below}/"
-        for name in names:
-            if name.startswith(_TEMPORARY):
-                with contextlib.suppress(FileNotFoundError):  # has become whole since
-                    written = os.stat(os.path.join(parent, name)).st_mtime
-                    yield UploadInfo(where + name, written)
-
-
-def _walk(folder: str, prefix: str) -> Iterator[ObjectInfo]:
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/")
-        elif entry.is_file():
-            with contextlib.suppress(FileNotFoundError):  # deleted since
-                status = entry.stat()
-                yield ObjectInfo(prefix + entry.name, status.st_size, status.st_mtime)

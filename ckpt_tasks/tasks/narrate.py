@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from ckpt_tasks.escaping import printable
 from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptEnded,
@@ -31,12 +32,13 @@ __all__ = ["narrate"]
 def narrate(event: Event) -> tuple[int, str] | None:
     """Level (of the standard library's `logging`) and text, or ``None`` for what needs no line.
 
-    The trainer's own output comes back as it is; in all else, credentials are masked.
+    The trainer's own output comes back as it is; in all else, credentials are masked
+    and control characters spelled out.
     """
     if isinstance(event, OutputLine):
         return logging.INFO, event.text
     described = _describe(event)
-    return described and (described[0], mask_text(described[1]))
+    return described and (described[0], printable(mask_text(described[1])))
 
 
 def _describe(event: Event) -> tuple[int, str] | None:

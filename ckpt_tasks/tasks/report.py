@@ -8,6 +8,7 @@ import msgspec
 
 from ckpt_tasks.checkpointer.catalog import CheckpointView, RunView, view_run
 from ckpt_tasks.config import StoreConfig
+from ckpt_tasks.escaping import markdown_code, markdown_text
 from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.replay import Replay
@@ -104,7 +105,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     if not rows:
         return "*none*"
     columns = list(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines = ["| " + " | ".join(map(markdown_text, columns)) + " |", "|" + " --- |" * len(columns)]
     lines += [
         "| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows
     ]
@@ -113,7 +114,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 def _cell(value: str | int | None) -> str:
     text = "" if value is None else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return markdown_text(text)
 
 
 def _checkpoint(view: CheckpointView) -> Row:
@@ -170,12 +171,12 @@ def _markdown(view: RunView, url: str, checkpoints: list[Row], attempts: list[Ro
     newest = view.newest.id if view.newest else "none"
     return "\n".join(
         [
-            f"# Training run `{view.run.run}`",
+            f"# Training run {markdown_code(view.run.run)}",
             "",
             f"**{status}**, {len(view.attempts)} attempt(s), {len(view.checkpoints)} "
             f"checkpoint(s), newest valid: `{newest}`",
             "",
-            f"Store: `{url}`, uid `{view.run.uid}`",
+            f"Store: {markdown_code(url)}, uid `{view.run.uid}`",
             "",
             "## Attempts",
             "",

@@ -30,6 +30,8 @@ from ckpt_tasks.types import EXIT_FAILED
 __all__ = ["Coordinator", "Ended", "Member"]
 
 _MAX_LINE_BYTES = 64 * 1024
+_MAX_STRANGERS = 1000
+"""Connections that have not said who they are; more than ranks that join at once."""
 _SEND_SECONDS = 5.0
 _CONNECT_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
@@ -119,7 +121,7 @@ class _Connection:
             try:
                 for line in lines:
                     yield msgspec.json.decode(line, type=_Word)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, RecursionError):  # the latter: nested without end
                 self.is_lost = True
             if len(self._received) > _MAX_LINE_BYTES:
                 self.is_lost = True
@@ -181,10 +183,13 @@ class Coordinator:
 
     def look(self) -> None:
         """Take note of what has come; to be called again and again."""
-        with contextlib.suppress(BlockingIOError):
+        # Nobody waits; or who did has gone, or this process has no descriptor left for now.
+        with contextlib.suppress(OSError):
             while True:
                 channel, _ = self._server.accept()
                 self._strangers.append(_Connection(channel))
+                if len(self._strangers) > _MAX_STRANGERS:
+                    self._strangers.pop(0).close()
         for stranger in list(self._strangers):
             self._meet(stranger)
         for rank, member in self._members.items():
@@ -233,7 +238,8 @@ class Coordinator:
             stranger.close()
 
     def _accepts(self, word: _Join) -> bool:
-        known = hmac.compare_digest(word.generation, self.leader.generation)
+        # As bytes: of texts, it takes ASCII only, and raises for a stranger's others.
+        known = hmac.compare_digest(word.generation.encode(), self.leader.generation.encode())
         missing = 0 < word.rank < self._ranks and word.rank not in self._members
         return known and missing and not self._refuses
 

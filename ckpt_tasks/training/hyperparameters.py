@@ -10,7 +10,12 @@ from typing import Any
 from ckpt_tasks.masking import flatten_hyperparameters
 from ckpt_tasks.types import Scalar
 
-__all__ = ["changed_hyperparameters", "recorded_hyperparameters", "trained_with_others"]
+__all__ = [
+    "all_hyperparameters",
+    "changed_hyperparameters",
+    "recorded_hyperparameters",
+    "trained_with_others",
+]
 
 _MAX_SHOWN = 80  # characters of a value, in a sentence about it
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -24,9 +29,14 @@ def recorded_hyperparameters(
     Functions and classes are recorded by their qualified names, other objects by their `repr`
     without the addresses in it, and sets in order, so that nothing differs between attempts.
     """
+    return flatten_hyperparameters(_stable(all_hyperparameters(function, params)))
+
+
+def all_hyperparameters(function: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, and the defaults that hold, as they are."""
     _, *parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return flatten_hyperparameters(_stable({**defaults, **params}))
+    return {**defaults, **params}
 
 
 def changed_hyperparameters(

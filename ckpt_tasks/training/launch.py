@@ -33,6 +33,7 @@ from ckpt_tasks.events import (
     discard_event,
 )
 from ckpt_tasks.fencing.process import this_process
+from ckpt_tasks.masking import hidden_values, mask_values
 from ckpt_tasks.stdio import open_standard_streams
 from ckpt_tasks.training.failure import signal_name
 from ckpt_tasks.training.leftovers import remove_leftovers, wait_for_writers
@@ -61,7 +62,7 @@ def launch(
     ----------
     on_event
         Called in this thread with each event as it comes, and with each line that the user's
-        code prints as an `OutputLine`.
+        code prints as an `OutputLine`, in which secret hyperparameters are masked.
     stop_requested
         Polled; once true, the trainer saves at its next boundary and stops.
 
@@ -84,7 +85,7 @@ def launch(
         the outcome says where it stands.
     """
     open_standard_streams()  # the children inherit them
-    with _attempt_folder(spec) as folder:
+    with hidden_values(spec.params), _attempt_folder(spec) as folder:
         supervision = _Supervision(spec, folder, on_event)
         try:
             return supervision.watch(stop_requested)
@@ -233,7 +234,7 @@ class _Supervision:
 
     def _relay(self, *, ended: bool = False) -> None:
         for text in self._output.read(ended=ended):
-            self._on_event(OutputLine(text=text))
+            self._on_event(OutputLine(text=mask_values(text)))
         for event in self._events():
             if isinstance(event, AttemptResumed | CheckpointCommitted):
                 self._checkpoint = event.checkpoint

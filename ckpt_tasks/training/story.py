@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
+from ckpt_tasks.escaping import markdown_code, markdown_text
 from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.layout import RunLayout
@@ -27,7 +28,7 @@ def tell_story(store: Store, layout: RunLayout, replays: Mapping[int, Replay] | 
     """What a person who opens the run wants to know; `replays` as `read_replays` returns them."""
     view = view_run(store, layout.run)
     newest = view.newest
-    lines = [f"**Training run `{layout.run}`** in `{store.url}`", ""]
+    lines = [f"**Training run {markdown_code(layout.run)}** in {markdown_code(store.url)}", ""]
     if view.completed is not None:
         lines.append(f"Complete: {view.completed.position}, after {_attempts(view)}.")
     elif newest is not None and newest.record is not None:
@@ -72,7 +73,11 @@ def _replay_lines(replays: Mapping[int, Replay]) -> list[str]:
     diverged = any(replay.has_diverged for replay in replays.values())
     lines = ["", _NOT_DETERMINISTIC] if diverged else []
     shown = sorted(replays.items())[-_SHOWN_REPLAYS:]
-    return [*lines, "", *(f"- Attempt {number} {_cell(str(replay))}." for number, replay in shown)]
+    return [
+        *lines,
+        "",
+        *(f"- Attempt {number} {markdown_text(str(replay))}." for number, replay in shown),
+    ]
 
 
 def _attempts(view: RunView) -> str:
@@ -98,14 +103,18 @@ def _row(view: RunView, attempt: AttemptView, end: str) -> str:
     committed = sum(prefix in checkpoint.id for checkpoint in view.checkpoints)
     claim, resumed = attempt.claim, attempt.resumed
     began = claim.claimed_at if claim else "?"
-    start = "never trained" if resumed is None else f"`{resumed.checkpoint or 'the beginning'}`"
-    why = "" if resumed is None else resumed.why
+    start = (resumed.checkpoint or "the beginning") if resumed else None
+    why = "" if resumed is None else markdown_text(resumed.why)
     passed_over = [] if resumed is None else resumed.passed_over
     for passed in passed_over[:_SHOWN_PASSED_OVER]:
-        why += f"; not `{passed.checkpoint}`: {passed.why[:_SHOWN_REASON]}"
-    return f"| {attempt.number} | {began} | {start} | {committed} | {_cell(why)} | {_cell(end)} |"
-
-
-def _cell(text: str) -> str:
-    """As a table's cell: neither bars nor breaks, which would end it."""
-    return " ".join(text.replace("|", "/").split())
+        reason = markdown_text(passed.why[:_SHOWN_REASON])
+        why += f"; not {markdown_code(passed.checkpoint)}: {reason}"
+    cells = [
+        str(attempt.number),
+        markdown_text(began),
+        markdown_code(start) if start else "never trained",
+        str(committed),
+        why,
+        markdown_text(end),
+    ]
+    return f"| {' | '.join(cells)} |"

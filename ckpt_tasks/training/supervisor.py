@@ -79,7 +79,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Supervise until the attempt is over; returns its exit code."""
-        with self._folder.output.open("ab", buffering=0) as output:
+        with self._folder.open_output() as output:
             trainers = start_trainers(self._folder, self._spec, output)
             registrar, keeper = self._start_registrar(output)
             self._tell_threads()

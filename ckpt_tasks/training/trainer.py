@@ -8,6 +8,7 @@ whoever supervised it is gone: it saves at the next boundary and stops.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import os
@@ -25,7 +26,9 @@ import msgspec
 
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.events import AttemptEnded, EventLog, EventSink
+from ckpt_tasks.masking import hidden_values, mask_values
 from ckpt_tasks.training.entrypoint import check_params, load_entrypoint, read_signature
+from ckpt_tasks.training.hyperparameters import all_hyperparameters
 from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
 
 if TYPE_CHECKING:
@@ -83,11 +86,13 @@ def _execute(
         return TrainOutcome.failure(error, run=spec.run)
     runner = make_runner(msgspec.structs.replace(spec, params=params), events, folder)
     stop.forward_to(runner)
-    try:
-        return runner.execute(function)
-    except Exception as error:
-        _print_traceback(error)
-        return runner.failure(error)
+    with contextlib.ExitStack() as while_told:
+        try:
+            while_told.enter_context(hidden_values(all_hyperparameters(function, params)))
+            return runner.execute(function)
+        except Exception as error:
+            _print_traceback(error)
+            return runner.failure(error)
 
 
 def _import_runner(
@@ -150,7 +155,8 @@ def _print_traceback(error: Exception) -> None:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename.startswith(ours):
             trace = trace.tb_next
-        traceback.print_exception(type(error), error, trace or error.__traceback__)
+        told = traceback.format_exception(type(error), error, trace or error.__traceback__)
+        sys.stderr.write(mask_values("".join(told)))
 
 
 class _StopRequests:

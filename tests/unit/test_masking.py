@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from ckpt_tasks.masking import (
     MASK,
+    add_secret_names,
     flatten_hyperparameters,
+    hidden_values,
     is_secret_name,
     mask_hyperparameters,
     mask_text,
     mask_url,
+    mask_values,
 )
 
 
@@ -31,6 +34,13 @@ from ckpt_tasks.masking import (
         ("cache::s3://a:b@bucket/x", f"cache::s3://{MASK}@bucket/x"),
         ("https://h/x?sig=abc&v=1", f"https://h/x?sig={MASK}&v=1"),
         ("https://h/x?a=1&api_key=k#f", f"https://h/x?a=1&api_key={MASK}#f"),
+        ("https://h/x?X-Amz-Signature=k&v=1", f"https://h/x?X-Amz-Signature={MASK}&v=1"),
+        ("https://h/x?AWSAccessKeyId=k", f"https://h/x?AWSAccessKeyId={MASK}"),
+        ("https://h/x?api%5Fkey=k", f"https://h/x?api%5Fkey={MASK}"),
+        ("https://h/#access_token=k", f"https://h/#access_token={MASK}"),
+        ("postgresql://me:pa/s?s@h:5/db", f"postgresql://{MASK}@h:5/db"),
+        ("https://h:8080/x@2", "https://h:8080/x@2"),
+        ("https://[::1]:80/x@2", "https://[::1]:80/x@2"),
     ],
 )
 def test_urls_lose_userinfo_and_secret_query_values_only(url: str, masked: str) -> None:
@@ -60,6 +70,10 @@ def test_no_password_survives_masking(password: str, scheme: str) -> None:
         "PWD",
         "access-key",
         "credentials",
+        "api_keys",
+        "Authorization",
+        "connection_string",
+        "db.pwd.old",
     ],
 )
 def test_names_of_credentials_are_recognised(name: str) -> None:
@@ -69,7 +83,10 @@ def test_names_of_credentials_are_recognised(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["lr", "max_tokens", "tokenizer", "pad_token", "num_keys", "key_dim", "author", "secretary"],
+    [
+        *("lr", "max_tokens", "tokenizer", "pad_token", "num_keys", "key_dim", "author"),
+        *("secretary", "api.key_dim", "authors"),
+    ],
 )
 def test_ordinary_hyperparameters_are_not_masked(name: str) -> None:
     """Names that only resemble a credential's are left alone."""
@@ -94,6 +111,33 @@ def test_secrets_are_masked_at_any_depth() -> None:
         "secret": None,
         "use_token": True,
     }
+
+
+def test_names_of_ones_own_are_added() -> None:
+    """By patterns, in any case, for nested values by their whole names too, and in URLs."""
+    assert not is_secret_name("plate_no")
+    add_secret_names(["plate_no", "*_dsnx", "shop.pl*"])
+    assert mask_hyperparameters({"a": {"Plate_No": "x"}, "my_dsnx": 1, "shop": {"place": [2]}}) == {
+        "a": {"Plate_No": MASK},
+        "my_dsnx": MASK,
+        "shop": {"place": MASK},
+    }
+    assert mask_hyperparameters({"place": [2], "plate_no_2": 3}) == {"place": [2], "plate_no_2": 3}
+    assert mask_text("at https://h/?plate_no=x") == f"at https://h/?plate_no={MASK}"
+
+
+def test_hidden_values_are_masked_in_all_text() -> None:
+    """While the block lasts; the longest first, and no short ones."""
+    secrets = {
+        "password": "hunter2",
+        "tokens": {"hf_token": ["hunter2-more"]},
+        "pwd": "a",
+        "n": "n",
+    }
+    with hidden_values(secrets), hidden_values({"password": "hunter2"}):
+        assert mask_text("a hunter2-more, n: hunter2!") == f"a {MASK}, n: {MASK}!"
+        assert mask_values("s3://u:p@b hunter2") == f"s3://u:p@b {MASK}"
+    assert mask_text("hunter2") == "hunter2"
 
 
 def test_text_has_every_url_masked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from ckpt_tasks.escaping import markdown_code, printable
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.integrations.mlflow import names
@@ -96,9 +97,9 @@ def checkpoint_description(record: CommitRecord, *, run: str, uri: str, manifest
                 "Size": f"{readable_size(record.size)} ({record.size:,} bytes)",
                 "Committed": record.created_at,
                 "Why": _plain(record.reason or record.trigger),
-                "Checkpoint": _code(record.id),
-                "Manifest": _code(uri),
-                "Digest": _code(digest(manifest)),
+                "Checkpoint": markdown_code(record.id),
+                "Manifest": markdown_code(uri),
+                "Digest": markdown_code(digest(manifest)),
             },
         ),
         _list("Metrics", {name: _number(record.metrics[name]) for name in sorted(record.metrics)}),
@@ -146,11 +147,7 @@ def _number(value: Number) -> str:
     return f"{number:.6g}" if math.isfinite(number) else f"**{number}**"
 
 
-def _code(text: str) -> str:
-    return f"`{text.replace('`', '')}`"
-
-
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    text = " ".join(text.split())
+    text = " ".join(printable(text).split())
     return "".join(f"\\{char}" if char in r"\`*_{}[]<>()#!|~" else char for char in text)

@@ -35,8 +35,12 @@ class DirtyModel:
 
     def _follow(self, name: str, call: Callable, *args, **kwargs):
         result = call(*args, **kwargs)
+        folder = kwargs.get("dir_fd", kwargs.get("src_dir_fd"))
+        if folder is not None:
+            base = self.names[folder]
+            args = (*(os.path.normpath(f"{base}/{a}") if type(a) is str else a for a in args),)
         if name == "open":
-            self.names[result] = str(args[0])
+            self.names[result] = str(args[0]).rstrip("/")
             if args[1] & os.O_CREAT:
                 self.dirty |= {f"entry {args[0]}", f"data {args[0]}"}
         elif name == "mkdir":
@@ -207,8 +211,8 @@ def test_listing_survives_deletions(store: LocalStore, monkeypatch: pytest.Monke
 
     def slow(folder):
         entries = scandir(folder)
-        if folder.endswith("run"):
-            os.unlink(f"{folder}/b")
+        if "b" in os.listdir(folder):
+            os.unlink("b", dir_fd=folder)
         return entries
 
     monkeypatch.setattr(os, "scandir", slow)
@@ -250,7 +254,7 @@ def test_read_only_place_is_refused(tmp_path: Path) -> None:
 def test_unreadable_object_names_itself(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the system comes as `StoreError` with the path and the system's words."""
     store.put("run/x", b"1")
-    monkeypatch.setattr("builtins.open", fail_with(errno.EACCES))
+    monkeypatch.setattr(os, "open", fail_with(errno.EACCES))
     with pytest.raises(StoreError, match=r"cannot read .*/run/x: Permission denied"):
         store.read("run/x")
 

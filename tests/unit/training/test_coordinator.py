@@ -92,6 +92,30 @@ def test_a_machine_that_is_gone(tmp_path: Path, coordinator: Coordinator) -> Non
     frozen.close()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"type":"_Join","generation":"\xc3\xa9","rank":1}\n',
+        b'{"type":"_Join","generation":"x","rank":-1}\n',
+        b'{"type":"_Join","generation":"x","rank":1' + b"0" * 5000 + b"}\n",
+        b'{"type":"_Join","x":' + b"[" * 20_000 + b"]" * 20_000 + b"}\n",
+        b"x" * 200_000,
+        b'"\xff"\n\x00\n\n',
+        b"",
+    ],
+)
+def test_strangers_do_no_harm(tmp_path: Path, coordinator: Coordinator, said: bytes) -> None:
+    """Whoever reaches the port may say anything: the ranks join all the same."""
+    address = coordinator.leader.host, coordinator.leader.port
+    with socket.create_connection(address) as stranger:
+        stranger.sendall(said)
+        stranger.shutdown(socket.SHUT_WR)
+        member = _joined(tmp_path / "1", 1, coordinator)
+        wait_until(lambda: coordinator.look() or not coordinator._strangers, "the stranger's end")
+    assert coordinator.running == [1]
+    member.close()
+
+
 def test_who_is_let_in(tmp_path: Path, coordinator: Coordinator) -> None:
     """Each rank once, while none has failed; others who connect change nothing."""
     address = coordinator.leader.host, coordinator.leader.port
