@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 from support.made_ranks import commit_ranks, part_of_rank, plain, shared
 from support.made_runs import HookedStore, MadeRun, State, Tensor, memory_store
@@ -28,10 +29,12 @@ from ckpt_tasks.errors import (
     CkptTasksError,
     ConfigError,
     CorruptCheckpointError,
+    StoreError,
 )
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.digest import CHUNK_BYTES
 from ckpt_tasks.format.records import RowBlocks
-from ckpt_tasks.replica import copy
+from ckpt_tasks.replica import adopt, copy
 from ckpt_tasks.replica.transfer import PIECE_BYTES
 from ckpt_tasks.retention import collect, expire, expire_checkpoint, pin, plan_run, unpin
 from ckpt_tasks.store import Store
@@ -319,6 +322,62 @@ def test_what_a_copy_does_not_overwrite() -> None:
     run.store.put(run.layout.commit(checkpoint), b"changed")
     report = copy(run.store, target, run.name)
     assert [one.checkpoint for one in report.damaged] == [str(checkpoint)]
+
+
+def test_another_record_under_an_id() -> None:
+    """It is never written over, and the copy stops: the two stores are not of one run any more."""
+    run, target = MadeRun(), memory_store()
+    first, second = (run.begin().save(10 * n) for n in (1, 2))
+    copy(run.store, target, run.name, checkpoint=first)
+    path = run.layout.commit(first)
+    other = encode(msgspec.structs.replace(run.record(first), reason="another"))
+    target.put(path, other)
+    for only in (None, first):
+        with pytest.raises(CorruptCheckpointError, match=f"has another record of {first} than"):
+            copy(run.store, target, run.name, checkpoint=only)
+    assert (committed(target, run), target.read(path)) == ({first}, other)
+    assert not target.exists(run.layout.commit(second))
+
+
+def test_what_somebody_removes_from_the_replica() -> None:
+    """Between the data and the record: then there is no record, and the repetition brings both."""
+    run, target = MadeRun(), memory_store()
+    checkpoint = run.begin().save(10)
+    removed = []
+
+    def remove(operation: str, path: str) -> None:
+        if operation == "list_objects" and path.endswith("/") and path.count("/") == 3:
+            target.delete(run.tensors_path(checkpoint))
+            removed.append(path)
+
+    with pytest.raises(StoreError, match="has been removed from the replica"):
+        copy(run.store, HookedStore(target, remove), run.name)
+    assert (len(removed), committed(target, run)) == (1, set())
+    copy(run.store, target, run.name)
+    assert check_replica(run, target) == [checkpoint]
+
+
+def test_damaged_records_of_attempts_and_marks() -> None:
+    """They are what they are in the source: an attempt's number counts, and a pin holds. In the
+    target, a damaged mark of completion is written again.
+    """
+    run, target = run_to_copy(), memory_store()
+    last = run.begin("flow-run-3").save(70)
+    run.complete(str(last))
+    [pin_path] = (info.path for info in run.store.list_objects(run.layout.marks("pins")))
+    for path in (run.layout.attempt(1), run.layout.resumed(2), pin_path):
+        run.damage(path, position=100)
+    copy(run.store, target, run.name)
+    target.put(run.layout.completed, b"damaged")
+    copy(run.store, target, run.name)
+    check_replica(run, target)
+    here, there = (view_run(store, run.name) for store in (run.store, target))
+    assert [a.resumed for a in there.attempts] == [a.resumed for a in here.attempts]
+    assert there.attempts[0].claim is None
+    assert sum(c.pinned for c in there.checkpoints) == 1
+    assert there.completed == here.completed is not None
+    adopt(target, run.name)
+    assert MadeRun(target).begin("elsewhere", resume=str(last)).number == 5
 
 
 def test_a_replica_is_read_only() -> None:
