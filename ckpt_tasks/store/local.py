@@ -29,6 +29,7 @@ from ckpt_tasks.format.layout import check_relative
 from ckpt_tasks.store._beneath import (
     LinkError,
     entries,
+    make_root,
     open_file,
     open_folder,
     opened_folder,
@@ -41,11 +42,12 @@ from ckpt_tasks.store._posix import (
     publish_exclusively,
     write_all,
 )
-from ckpt_tasks.store.base import ObjectInfo, Store
+from ckpt_tasks.store.base import ObjectInfo, Store, UploadInfo
 
 __all__ = ["LocalStore"]
 
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_TEMPORARY = ".tmp-"  # begins the names of files that are not whole yet
 _MAX_DEPTH = 64
 _FOLDER_TRIES = 5  # a concurrent `delete` may remove the empty folder that was just made
 
@@ -109,7 +111,7 @@ class LocalStore(Store):
         folder, name = self._parts(path)
         with (
             self._errors("create", path, needed=len(data)),
-            self._temporary(folder, data) as (opened, temporary),
+            self._temporary(folder, [data]) as (opened, temporary),
         ):
             try:
                 publish_exclusively(opened, temporary, name)
@@ -122,7 +124,7 @@ class LocalStore(Store):
         folder, name = self._parts(path)
         with (
             self._errors("write", path, needed=len(data)),
-            self._temporary(folder, data) as (opened, temporary),
+            self._temporary(folder, [data]) as (opened, temporary),
         ):
             os.rename(temporary, name, src_dir_fd=opened, dst_dir_fd=opened)
             sync_folder(opened)
@@ -140,6 +142,18 @@ class LocalStore(Store):
             written = os.fstat(descriptor).st_size
             if written != size:
                 raise StoreError(f"{self._full(path)} has {written} bytes after writing {size}")
+            sync_folder(opened)
+
+    def replace(self, path: str, parts: Iterable[Any], size: int) -> None:
+        folder, name = self._parts(path)
+        with (
+            self._errors("write", path, needed=size),
+            self._temporary(folder, parts) as (opened, temporary),
+        ):
+            written = status(opened, temporary).st_size
+            if written != size:
+                raise StoreError(f"{self._full(path)} would have {written} bytes instead of {size}")
+            os.rename(temporary, name, src_dir_fd=opened, dst_dir_fd=opened)
             sync_folder(opened)
 
     def exists(self, path: str) -> bool:
@@ -168,7 +182,9 @@ class LocalStore(Store):
             return sorted(
                 entry.name
                 for entry in entries(self._root, self._folder(prefix))
-                if entry.is_dir(follow_symlinks=False) and any(self._walk(f"{prefix}{entry.name}/"))
+                if entry.is_dir(follow_symlinks=False)
+                and not entry.name.startswith(".")
+                and any(self._walk(f"{prefix}{entry.name}/"))
             )
 
     def delete(self, path: str) -> None:
@@ -189,10 +205,19 @@ class LocalStore(Store):
             with contextlib.suppress(OSError), opened_folder(self._root, outer) as opened:
                 os.rmdir(inner, dir_fd=opened)
 
+    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        with self._errors("list", prefix):
+            found = sorted(self._temporaries(prefix))
+            now = self._now() if found else 0.0
+        old = [upload for upload in found if now - upload.begun > older_than]
+        for upload in old:
+            self.delete(upload.path)
+        return old
+
     def check_writable(self) -> None:
         """Make the root and a file in it; raises `ConfigError` where that is not allowed."""
         try:
-            with self._temporary("", b"x"):
+            with self._temporary("", [b"x"]):
                 pass
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise ConfigError(
@@ -211,6 +236,11 @@ class LocalStore(Store):
             return os.path.join(self._root, check_relative(path))
         except ValueError as error:
             raise ConfigError(f"{error}; the store {self._root} does not open it") from error
+
+    def _now(self) -> float:
+        """By the clock of the file system, which may be another machine's."""
+        with self._temporary("", [b"x"]) as (opened, temporary):
+            return status(opened, temporary).st_mtime
 
     def _ends_early(self, path: str, size: int, start: int, stop: int) -> CorruptCheckpointError:
         return CorruptCheckpointError(
@@ -247,7 +277,20 @@ class LocalStore(Store):
             return status(opened, name)
 
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        """All objects below a folder. Links are none, nor is what lies behind them."""
+        """All objects below a folder."""
+        for path, found in self._files(prefix, hidden=False):
+            yield ObjectInfo(path, found.st_size, found.st_mtime)
+
+    def _temporaries(self, prefix: str) -> Iterator[UploadInfo]:
+        """Files below a folder that are not whole yet, or never will be."""
+        for path, found in self._files(prefix, hidden=True):
+            if path.rpartition("/")[2].startswith(_TEMPORARY):
+                yield UploadInfo(path, found.st_mtime)
+
+    def _files(self, prefix: str, *, hidden: bool) -> Iterator[tuple[str, os.stat_result]]:
+        """Regular files below a folder whose names are, or are not, hidden. Links are none, nor is
+        what lies behind them.
+        """
         pending = [prefix]
         while pending:
             prefix = pending.pop()
@@ -257,12 +300,12 @@ class LocalStore(Store):
                     f"which it does not make: {prefix[:99]}...; remove them"
                 )
             for entry in entries(self._root, self._folder(prefix)):
+                is_hidden = entry.name.startswith(".")
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{prefix}{entry.name}/")
-                elif entry.is_file(follow_symlinks=False):
+                    pending += [] if is_hidden else [f"{prefix}{entry.name}/"]
+                elif is_hidden == hidden and entry.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):  # deleted since
-                        found = entry.stat(follow_symlinks=False)
-                        yield ObjectInfo(prefix + entry.name, found.st_size, found.st_mtime)
+                        yield prefix + entry.name, entry.stat(follow_symlinks=False)
 
     @contextlib.contextmanager
     def _errors(self, verb: str, path: str, *, needed: int = 0) -> Iterator[None]:
@@ -287,15 +330,15 @@ class LocalStore(Store):
             raise StoreError(f"cannot {verb} {full}: {error.strerror or error}") from error
 
     @contextlib.contextmanager
-    def _temporary(self, folder: str, data: bytes) -> Iterator[tuple[int, str]]:
-        """A folder's descriptor, and the hidden name in it of a durable file with `data`, which is
+    def _temporary(self, folder: str, parts: Iterable[Any]) -> Iterator[tuple[int, str]]:
+        """A folder's descriptor, and the hidden name in it of a durable file of `parts`, which is
         removed at the end.
         """
-        name = f".tmp-{uuid.uuid4().hex}"
+        name = f"{_TEMPORARY}{uuid.uuid4().hex}"
         opened, descriptor = self._open_new(folder, name)
         try:
             try:
-                write_all(descriptor, [data])
+                write_all(descriptor, parts)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -349,7 +392,7 @@ class LocalStore(Store):
         Parents are remembered. The folder itself is not: another process may have removed it
         while it was empty, and one may have made it anew but not yet have made that durable.
         """
-        _make_durably(self._root)
+        make_root(self._root)
         opened = open_folder(self._root, "")
         try:
             reached = ""
@@ -368,19 +411,6 @@ class LocalStore(Store):
             os.close(opened)
             raise
         return opened
-
-
-def _make_durably(root: str) -> None:
-    """Make a store's root, which may lie behind links, and its parents; with durable entries."""
-    pending: list[str] = []
-    while not os.path.isdir(root):
-        pending.append(root)
-        root = os.path.dirname(root)
-    for each in reversed(pending):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(each)
-        with opened_folder(os.path.dirname(each), "") as opened:
-            sync_folder(opened)
 
 
 def _read_exactly(descriptor: int, start: int, stop: int) -> bytes:
