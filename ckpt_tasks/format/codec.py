@@ -13,6 +13,7 @@ import msgspec
 
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError, UnsupportedFormatError
 from ckpt_tasks.format.digest import CHUNK_BYTES, DIGEST_HEX, digest
+from ckpt_tasks.format.distinct import check_distinct
 from ckpt_tasks.format.layout import check_relative
 from ckpt_tasks.format.records import (
     FEATURES,
@@ -42,16 +43,21 @@ def encode(record: Record) -> bytes:
     Raises `ConfigError` for a record that `decode` would refuse, such as one with a text that
     is too long: better no record than one that nobody can read.
     """
-    data = msgspec.json.encode(record)
-    if not isinstance(record, Index):
-        data = msgspec.json.format(data, indent=1)
-    body = data[: data.rindex(b"}")].rstrip()
+    body = _body(record)
     data = body + _SEAL % digest(body).encode("ascii")
     try:
         decode(data, type(record), path="the new record")
     except CorruptCheckpointError as error:
         raise ConfigError(f"cannot write {type(record).__name__}: {error.__cause__}") from error
     return data
+
+
+def _body(record: Record) -> bytes:
+    """A record's JSON as `encode` writes it, but for the last brace."""
+    data = msgspec.json.encode(record)
+    if not isinstance(record, Index):
+        data = msgspec.json.format(data, indent=1)
+    return data[: data.rindex(b"}")].rstrip()
 
 
 def decode(data: bytes, kind: type[R], *, path: str) -> R:
@@ -77,6 +83,7 @@ def decode(data: bytes, kind: type[R], *, path: str) -> R:
     _check_version(body, path)
     try:
         record: R = _DECODERS[kind].decode(body)
+        check_distinct(body, _body(record) + b"}")
         _validate(record)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} is not a valid {kind.__name__}: {error}") from error

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from ckpt_tasks.format.distinct import check_distinct
 from ckpt_tasks.format.records import MAX_HEADER_BYTES
 
 __all__ = [
@@ -88,9 +89,12 @@ def parse_header(header: bytes) -> dict[str, tuple[TensorSpec, int]]:
         raise ValueError("the header's length is wrong")
     try:
         raw = msgspec.json.decode(header[8:], type=dict[str, msgspec.Raw])
-        raw.pop("__metadata__", None)
+        metadata = msgspec.json.decode(raw.pop("__metadata__", b"{}"), type=dict[str, str])
         entries = {k: msgspec.json.decode(v, type=_HeaderTensor) for k, v in raw.items()}
-    except (msgspec.MsgspecError, RecursionError) as error:
+        check_distinct(
+            header[8:].rstrip(b" "), msgspec.json.encode({"__metadata__": metadata, **entries})
+        )
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ValueError(f"the header is no valid safetensors header: {error}") from error
     found = {}
     for key, entry in entries.items():

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 __all__ = [
     "LinkError",
     "entries",
+    "make_root",
     "open_file",
     "open_folder",
     "opened_folder",
@@ -62,6 +63,19 @@ def opened_folder(root: str, folder: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def make_root(root: str) -> None:
+    """Make a store's root, which may lie behind links, and its parents; with durable entries."""
+    pending: list[str] = []
+    while not os.path.isdir(root):
+        pending.append(root)
+        root = os.path.dirname(root)
+    for each in reversed(pending):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(each)
+        with opened_folder(os.path.dirname(each), "") as opened:
+            sync_folder(opened)
+
+
 def open_file(folder: int, name: str) -> int:
     """Descriptor of a file, to read it.
 
@@ -89,11 +103,8 @@ def sync_folder(folder: int) -> None:
         os.close(descriptor)
 
 
-def entries(root: str, folder: str, *, hidden: bool = False) -> Iterator[os.DirEntry[str]]:
-    """Entries of a folder, without `hidden` ones: those are temporary or the store's own.
-
-    None where there is no such folder. Raises `LinkError`.
-    """
+def entries(root: str, folder: str) -> Iterator[os.DirEntry[str]]:
+    """Entries of a folder; none where there is no such folder. Raises `LinkError`."""
     try:
         with opened_folder(root, folder) as opened:
             listed = os.open(".", _LISTED, dir_fd=opened)
@@ -103,7 +114,7 @@ def entries(root: str, folder: str, *, hidden: bool = False) -> Iterator[os.DirE
         return
     try:
         with os.scandir(listed) as found:
-            yield from (entry for entry in found if hidden or not entry.name.startswith("."))
+            yield from found
     finally:
         os.close(listed)
 

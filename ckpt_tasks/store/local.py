@@ -29,6 +29,7 @@ from ckpt_tasks.format.layout import check_relative
 from ckpt_tasks.store._beneath import (
     LinkError,
     entries,
+    make_root,
     open_file,
     open_folder,
     opened_folder,
@@ -181,7 +182,9 @@ class LocalStore(Store):
             return sorted(
                 entry.name
                 for entry in entries(self._root, self._folder(prefix))
-                if entry.is_dir(follow_symlinks=False) and any(self._walk(f"{prefix}{entry.name}/"))
+                if entry.is_dir(follow_symlinks=False)
+                and not entry.name.startswith(".")
+                and any(self._walk(f"{prefix}{entry.name}/"))
             )
 
     def delete(self, path: str) -> None:
@@ -275,17 +278,18 @@ class LocalStore(Store):
 
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
         """All objects below a folder."""
-        return (info for name, info in self._files(prefix) if not name.startswith("."))
+        for path, found in self._files(prefix, hidden=False):
+            yield ObjectInfo(path, found.st_size, found.st_mtime)
 
     def _temporaries(self, prefix: str) -> Iterator[UploadInfo]:
         """Files below a folder that are not whole yet, or never will be."""
-        for name, info in self._files(prefix):
-            if name.startswith(_TEMPORARY) and info.modified is not None:
-                yield UploadInfo(info.path, info.modified)
+        for path, found in self._files(prefix, hidden=True):
+            if path.rpartition("/")[2].startswith(_TEMPORARY):
+                yield UploadInfo(path, found.st_mtime)
 
-    def _files(self, prefix: str) -> Iterator[tuple[str, ObjectInfo]]:
-        """Name and more of all files below a folder, hidden ones too. Links are none, nor is what
-        lies behind them.
+    def _files(self, prefix: str, *, hidden: bool) -> Iterator[tuple[str, os.stat_result]]:
+        """Regular files below a folder whose names are, or are not, hidden. Links are none, nor is
+        what lies behind them.
         """
         pending = [prefix]
         while pending:
@@ -295,15 +299,13 @@ class LocalStore(Store):
                     f"folders in the store {self._root} are nested more than {_MAX_DEPTH} deep, "
                     f"which it does not make: {prefix[:99]}...; remove them"
                 )
-            for entry in entries(self._root, self._folder(prefix), hidden=True):
+            for entry in entries(self._root, self._folder(prefix)):
+                is_hidden = entry.name.startswith(".")
                 if entry.is_dir(follow_symlinks=False):
-                    if not entry.name.startswith("."):
-                        pending.append(f"{prefix}{entry.name}/")
-                elif entry.is_file(follow_symlinks=False):
+                    pending += [] if is_hidden else [f"{prefix}{entry.name}/"]
+                elif is_hidden == hidden and entry.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):  # deleted since
-                        found = entry.stat(follow_symlinks=False)
-                        path = prefix + entry.name
-                        yield entry.name, ObjectInfo(path, found.st_size, found.st_mtime)
+                        yield prefix + entry.name, entry.stat(follow_symlinks=False)
 
     @contextlib.contextmanager
     def _errors(self, verb: str, path: str, *, needed: int = 0) -> Iterator[None]:
@@ -390,7 +392,7 @@ class LocalStore(Store):
         Parents are remembered. The folder itself is not: another process may have removed it
         while it was empty, and one may have made it anew but not yet have made that durable.
         """
-        _make_durably(self._root)
+        make_root(self._root)
         opened = open_folder(self._root, "")
         try:
             reached = ""
@@ -409,19 +411,6 @@ class LocalStore(Store):
             os.close(opened)
             raise
         return opened
-
-
-def _make_durably(root: str) -> None:
-    """Make a store's root, which may lie behind links, and its parents; with durable entries."""
-    pending: list[str] = []
-    while not os.path.isdir(root):
-        pending.append(root)
-        root = os.path.dirname(root)
-    for each in reversed(pending):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(each)
-        with opened_folder(os.path.dirname(each), "") as opened:
-            sync_folder(opened)
 
 
 def _read_exactly(descriptor: int, start: int, stop: int) -> bytes:

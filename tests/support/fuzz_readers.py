@@ -49,6 +49,7 @@ from ckpt_tasks.format.safetensors import parse_header
 from ckpt_tasks.format.sharded import ShardedLeaves
 from ckpt_tasks.format.tree import decode_tree, encode_tree
 from ckpt_tasks.recovery.recover import preview_recovery
+from ckpt_tasks.replica import copy
 from ckpt_tasks.retention import collect
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
@@ -113,10 +114,14 @@ class Stored:
             registered_model="m",
         )
         self.run.store.put(self.run.layout.registry_ids("mlflow"), codec.encode(ids))
+        self._elsewhere = memory_store()
         self.checkpoints = [saved, newest]
         self.objects = self.run.contents()
 
     def restore(self) -> None:
+        """Nothing of what was tried is left."""
+        for info in self._elsewhere.list_objects(""):
+            self._elsewhere.delete(info.path)
         for info in self.run.store.list_objects(""):
             if info.path not in self.objects:
                 self.run.store.delete(info.path)
@@ -166,6 +171,7 @@ class Stored:
             lambda: read_heartbeat(store, layout, 1),
             lambda: read_mark(store, layout, "pins", self.checkpoints[0]),
             lambda: collect(store, name, grace=1.0, by="fuzz", dry_run=True),
+            lambda: copy(store, self._elsewhere, name),
         ):
             refused_by(call)
         for checkpoint in self.checkpoints:

@@ -15,6 +15,9 @@ __all__ = ["Members", "dump", "hostile_name", "mutated_bytes", "mutated_json", "
 _NESTED = (60, 130, 300, 450, 900, 3000)
 """Deeper than is decoded, than Python's stack, than either of several frames for each level."""
 
+_REPEATED = 10_000
+"""Characters of what is repeated: readers are looked at here, not what makes their input."""
+
 RAW = [
     *("null", "true", "-1", "0", "1", "2", "0.5", "-0.0", "1e308", "1e999", "NaN", "Infinity"),
     *(str(2**power + plus) for power in (8, 31, 53, 62, 63, 64, 100) for plus in (-1, 0)),
@@ -59,6 +62,8 @@ def parse(data: bytes) -> Any:
 
 def dump(node: Any) -> str:
     """Inverse of `parse`."""
+    if isinstance(node, tuple):  # a member alone
+        node = Members([node])
     if isinstance(node, _Raw):
         return str(node)
     if isinstance(node, Members):
@@ -105,7 +110,7 @@ def _change(node: list[Any], others: list[list[Any]], draw: random.Random) -> No
         del node[place]
     elif change == 1:
         node.insert(draw.randrange(len(node) + 1), node[place])  # twice; of an object, its key
-    elif change == 2:
+    elif change == 2 and len(dump([node[place]])) < _REPEATED:
         node[:] = node[place : place + 1] * draw.choice((2, 30, 100))
     elif isinstance(node, Members):
         name, value = node[place]

@@ -56,6 +56,22 @@ def test_round_trip(specs: list[TensorSpec], metadata: dict[str, str]) -> None:
         offset += spec.size
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":%b,"a":%b}',
+        b'{"a":{"dtype":"I8","dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+        b'{"__metadata__":{"a":"1","a":"1"}}',
+        b'{"__metadata__":{"a":"1"},"__metadata__":{"a":"2"}}',
+    ],
+)
+def test_a_name_twice_is_refused(text: bytes) -> None:
+    """Of a tensor, of what is said of one, or of a note: readers differ in which they take."""
+    tensor = b'{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    with pytest.raises(ValueError, match="twice"):
+        parse_header(with_length(text.replace(b"%b", tensor)))
+
+
 @settings(deadline=None, max_examples=50)
 @given(SPECS)
 def test_library_reads_our_files(specs: list[TensorSpec]) -> None:

@@ -268,6 +268,24 @@ def test_object_in_the_way_of_a_folder_is_named(store: LocalStore) -> None:
         assert type(caught.value) is StoreError
 
 
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o027, 0o640, 0o750), (0o077, 0o600, 0o700)]
+)
+def test_who_may_read_is_for_the_umask_to_say(
+    store: LocalStore, umask: int, file: int, folder: int
+) -> None:
+    """A store may be a group's or one person's own; nothing may be executed."""
+    before = os.umask(umask)
+    try:
+        store.create("run/a", b"1")
+        store.put("run/b", b"1")
+        store.write("run/data/w/c", [b"1"], 1)
+    finally:
+        os.umask(before)
+    for path in Path(store.root).rglob("*"):
+        assert path.stat().st_mode & 0o7777 == (folder if path.is_dir() else file), path
+
+
 def test_relative_root_is_refused() -> None:
     """A root must be absolute, for the working directory may change."""
     with pytest.raises(ConfigError, match="not absolute"):
