@@ -26,12 +26,8 @@ from ckpt_tasks.errors import (
 )
 from ckpt_tasks.format.layout import check_relative
 from ckpt_tasks.store._direct import direct_source, read_direct, write_direct
-from ckpt_tasks.store._posix import (
-    fsync_folder,
-    no_space_message,
-    publish_exclusively,
-    write_all,
-)
+from ckpt_tasks.store._posix import fsync_folder, publish_exclusively, write_all
+from ckpt_tasks.store._trouble import store_error
 from ckpt_tasks.store.base import ObjectInfo, Store
 
 __all__ = ["LocalStore"]
@@ -59,6 +55,7 @@ class LocalStore(Store):
             raise ConfigError(f"the store's path {root!r} is not absolute")
         self._root = os.path.normpath(root)
         self._durable: set[str] = set()
+        self._has_root = False  # it has been there
         self.url = f"file://{self._root}"
 
     @property
@@ -216,9 +213,7 @@ class LocalStore(Store):
         except OSError as error:
             if verb == "read" and isinstance(error, _NO_OBJECT):
                 raise ObjectNotFoundError(f"there is no object {full}") from error
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreError(no_space_message(full, needed, self._root)) from error
-            raise StoreError(f"cannot {verb} {full}: {error.strerror or error}") from error
+            raise store_error(error, verb, full, needed=needed, root=self._root) from error
 
     @contextlib.contextmanager
     def _temporary(self, full: str, data: bytes) -> Iterator[str]:
@@ -267,6 +262,7 @@ class LocalStore(Store):
         Parents are remembered. The folder itself is not: another process may have removed it
         while it was empty, and one may have made it anew but not yet have made that durable.
         """
+        self._check_root()
         if self._stands_above_root(folder):
             return
         pending = [folder]
@@ -279,6 +275,22 @@ class LocalStore(Store):
                 os.mkdir(each)
             fsync_folder(os.path.dirname(each))
         self._durable.update(pending[1:])
+        self._has_root = True
+
+    def _check_root(self) -> None:
+        """A root that has been there and is gone is not made again: it belongs to a file system
+        that was unmounted, and another one would hide what is written, or be hidden.
+        """
+        try:
+            os.stat(self._root)
+        except FileNotFoundError as error:
+            if self._has_root:
+                raise StoreError(
+                    f"the store {self._root} is gone: its file system was unmounted, or somebody "
+                    "has removed it. Mount it again; nothing is written meanwhile"
+                ) from error
+        else:
+            self._has_root = True
 
     def _stands_above_root(self, folder: str) -> bool:
         return len(folder) <= len(self._root) and os.path.isdir(folder)

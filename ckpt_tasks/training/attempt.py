@@ -261,6 +261,7 @@ class AttemptRunner:
             grace=config.attempt.grace,
             overlap=config.save.overlap,
             stop_on_error=config.save.on_error == "stop",
+            makes_room=not config.retention.keeps_everything,
             row_blocks=config.save.row_blocks,
             on_event=self._on_event,
         )

@@ -65,12 +65,16 @@ class Retainer:
         self._collect_at = clock()
         self._told: str | None = None
         self._woken = threading.Event()
+        self._needs_room = False
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
         self._thread.start()
 
-    def wake(self) -> None:
-        """There may be something to do."""
+    def wake(self, *, needs_room: bool = False) -> None:
+        """There may be something to do; `needs_room` where a save found no room: what may be
+        removed is removed at once.
+        """
+        self._needs_room |= needs_room
         self._woken.set()
 
     def finish(self, *, within: float) -> None:
@@ -116,7 +120,8 @@ class Retainer:
         expired = [verdict.checkpoint for verdict in planned.to_expire]
         removed: list[str] = []
         freed = 0
-        if not self._ends and self._clock() >= self._collect_at:
+        needs_room, self._needs_room = self._needs_room, False
+        if not self._ends and (needs_room or self._clock() >= self._collect_at):
             self._collect_at = self._clock() + retention.grace / _COLLECTIONS_IN_A_GRACE
             report = collect(
                 store,
