@@ -18,6 +18,7 @@ cannot be read, nothing is deleted.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ from ckpt_tasks.errors import (
     CorruptCheckpointError,
     RegistryRefusedError,
     StaleAttemptError,
+    StoreError,
 )
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.codec import encode
@@ -142,8 +144,11 @@ class _Collection:
                 claimed = self._still_due(found, claimed)
                 needed = self._needed(found, claimed)
                 self._check_fence()
-            except (Refused, StaleAttemptError):
-                self._withdraw(claimed)
+            except (Refused, StaleAttemptError, StoreError):
+                # Nothing is removed yet. What stays marked is left alone for a grace by the next
+                # collection, too: one that a full disk has stopped must not stop that.
+                with contextlib.suppress(StoreError):
+                    self._withdraw(claimed)
                 raise
             for victim in claimed:
                 self._remove(found, victim, needed)

@@ -25,7 +25,7 @@ from ckpt_tasks.format.records import Heartbeat, RegistryRunIds, now
 from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.retention import collect, expire_checkpoint, pin, unpin
 from ckpt_tasks.store.base import ObjectInfo
-from ckpt_tasks.testing import WrapperStore
+from ckpt_tasks.testing import Fault, FaultyStore, WrapperStore
 from ckpt_tasks.testing.memory_registry import MemoryRegistry, RegistryMemory
 from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.types import CheckpointId
@@ -298,6 +298,17 @@ def test_registry_that_cannot_be_asked_costs_nothing(run: RetainedRun) -> None:
         run.expire(registry=registry, latest=1)
     assert "switched off" in (run.collect(registry=registry).refused or "")
     assert run.paths("data", "commits") == before
+
+
+def test_a_collection_that_a_full_disk_stops_stops_no_later_one(run: RetainedRun) -> None:
+    """What it has claimed is given back: the next one need not wait for a grace."""
+    oldest, *_ = saved(run, 3)
+    run.expire(latest=2)
+    run.aged.age(2 * GRACE)
+    full = FaultyStore(run.store, [Fault(at=2)], counted={"put"})  # behind the claims
+    with pytest.raises(StoreError):
+        run.collect(through=full)
+    assert run.collect().removed == [str(oldest)]
 
 
 # -- what cannot be known ------------------------------------------------------------------------
