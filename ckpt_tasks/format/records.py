@@ -42,6 +42,7 @@ __all__ = [
     "RunRecord",
     "SharedTensor",
     "TensorEntry",
+    "Uptime",
     "now",
 ]
 
@@ -102,6 +103,21 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     boot_id: _Text
     pid: _Count
     started: _Count
+
+
+class Uptime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When something was, by a clock that nobody sets.
+
+    Parameters
+    ----------
+    boot_id
+        The kernel's id of a machine's current boot.
+    seconds
+        Since that boot, time asleep included.
+    """
+
+    boot_id: _Text
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
 
 
 class AttemptClaim(Record, frozen=True, kw_only=True):
@@ -179,6 +195,7 @@ class Heartbeat(Record, frozen=True, kw_only=True):
     attempt: _Number
     beat: _Count
     at: _Text
+    uptime: Uptime | None = None
     step: _Count | None = None
     ended: bool = False
     failure: Failure | None = None
@@ -357,6 +374,7 @@ class MarkRecord(Record, frozen=True, kw_only=True):
     why: _Text
     by: _Text
     at: _Text
+    uptime: Uptime | None = None
 
 
 class CompletedRecord(Record, frozen=True, kw_only=True):
