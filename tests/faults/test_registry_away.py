@@ -58,7 +58,7 @@ REPLIES = {
         "it answered with HTTP status 503",
     ),
     "a page in place of JSON": (Reply(200, "text/html", b"<html>sign in</html>"), "sign in"),
-    "an answer that is cut off": (Reply(cuts=True), "did not"),
+    "an answer that is cut off": (Reply(cuts=True), "its answer was cut off"),
     "no answer": (Reply(hangs=True), "it did not answer in time"),
 }
 """What a registry answers that is not well, and a part of what people are told of it."""

@@ -141,7 +141,7 @@ def error_code(error: MlflowException) -> str:
 
 
 def _unreachable(error: Exception) -> str | None:
-    """Why nobody answered, as the system says it: the innermost cause, for `requests` wraps it
+    """Why there is no answer, as the system says it: the innermost cause, for `requests` wraps it
     in five more, each of which repeats the others.
     """
     chain: list[BaseException] = [error]
@@ -150,6 +150,8 @@ def _unreachable(error: Exception) -> str | None:
     if isinstance(chain[-1], ResponseError):  # "too many 503 error responses"
         status = "".join(filter(str.isdigit, str(chain[-1])))
         return f"it answered with HTTP status {status}"
+    if any(isinstance(link, requests.exceptions.ChunkedEncodingError) for link in chain):
+        return "its answer was cut off"
     if not any(isinstance(link, requests.ConnectionError | requests.Timeout) for link in chain):
         return None
     last = chain[-1]
