@@ -294,7 +294,7 @@ class EventLog:
                 while self._unwritten:
                     del self._unwritten[: os.write(self._fd, self._unwritten)]
             except OSError as error:
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
                 if not full or len(self._unwritten) > _MAX_UNWRITTEN:
                     raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ckpt_tasks.errors import CkptTasksError, NoSpaceError
+from ckpt_tasks.events import SaveFailed
 from ckpt_tasks.types import SaveDecision
 
 __all__ = ["Failing"]
@@ -69,6 +70,20 @@ class Failing(msgspec.Struct, frozen=True, kw_only=True):
             count=count,
             kind=type(error),
             again=told and count % _TOLD_EVERY != 0,
+        )
+
+    def told(
+        self, run: str, checkpoint: str, error: CkptTasksError, unprotected: float
+    ) -> SaveFailed:
+        """The latest failure as an event; `unprotected` in seconds."""
+        return SaveFailed(
+            run=run,
+            checkpoint=checkpoint,
+            why=str(error),
+            unprotected=unprotected,
+            failures=self.count,
+            again=self.again,
+            no_space=issubclass(self.kind, NoSpaceError),
         )
 
     @property

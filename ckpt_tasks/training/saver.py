@@ -15,14 +15,13 @@ import msgspec
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
 from ckpt_tasks.checkpointer.job import committed_event
 from ckpt_tasks.checkpointer.staged import StagedState
-from ckpt_tasks.errors import CkptTasksError, NoSpaceError, StoreError, TornStateError
+from ckpt_tasks.errors import CkptTasksError, StoreError, TornStateError
 from ckpt_tasks.events import (
     EventSink,
     MetricsLogged,
     Progress,
     SaveAwaited,
     SaveDelayed,
-    SaveFailed,
     SavesRecovered,
     SaveStarted,
     Warned,
@@ -383,7 +382,12 @@ class Saver:
 
     def _saved(self, record: CommitRecord, flight: _Flight) -> None:
         self._metrics.forget_journal()
-        self._tell_recovery(record.id)
+        if self._failing is not None:
+            unprotected = self._clock() - self._saved_at
+            count = self._failing.count
+            self._on_event(
+                SavesRecovered(checkpoint=record.id, failures=count, unprotected=unprotected)
+            )
         self._in_flight = self._failing = None
         self._saved_at = flight.staged_at
         self._save_seconds = sum(record.timings.values())
@@ -427,17 +431,7 @@ class Saver:
             pause=pause,
             makes_room=self._makes_room,
         )
-        self._on_event(
-            SaveFailed(
-                run=self._run,
-                checkpoint=checkpoint,
-                why=str(error),
-                unprotected=now - self._saved_at,
-                failures=failing.count,
-                again=failing.again,
-                no_space=isinstance(error, NoSpaceError),
-            )
-        )
+        self._on_event(failing.told(self._run, checkpoint, error, now - self._saved_at))
         return failing
 
     def _stops_at(self, failing: Failing) -> bool:
@@ -453,16 +447,6 @@ class Saver:
             since = self._in_flight.staged_at if self._in_flight is not None else self._clock()
         limit = since + self._max_unprotected
         return limit if self._stop_by is None else min(limit, self._stop_by)
-
-    def _tell_recovery(self, checkpoint: str) -> None:
-        if self._failing is not None:
-            self._on_event(
-                SavesRecovered(
-                    checkpoint=checkpoint,
-                    failures=self._failing.count,
-                    unprotected=self._clock() - self._saved_at,
-                )
-            )
 
     def _tell_waiting(self, waited: float) -> None:
         """Training stands still until a save has ended: for how long, and how long at most."""

@@ -40,6 +40,8 @@ class Faults:
     """Forward, and cut the connection in the midst of the answer's body."""
     holds: Callable[[Request], bool] = lambda request: False
     """Which requests wait, before they are forwarded, until `let_go`."""
+    held: list[Request] = field(default_factory=list)
+    """Those that did."""
     stall_answers: int = 0
     """Forward, and say nothing until the proxy ends."""
     answer_status: int = 0
@@ -58,6 +60,7 @@ class Faults:
     def hold(self, request: Request) -> None:
         """Return at once, or once what is held is let go."""
         if self.holds(request):
+            self.held.append(request)
             self._let_go.wait()
 
     def let_go(self) -> None:
