@@ -41,11 +41,10 @@ class Fence:
             )
 
     def check_claimed(self) -> None:
-        """Return while the store holds this attempt's claim, as it does until somebody takes it
-        away.
+        """Return while the store holds this attempt's claim, where it may be unmounted.
 
-        A file system that was unmounted leaves an empty folder: what is written there belongs to
-        no run, and vanishes below the next mount.
+        What is written to the empty folder that this leaves belongs to no run, and vanishes below
+        the next mount.
 
         Raises
         ------
@@ -53,7 +52,7 @@ class Fence:
             It does not, or did not answer. It may yet again, so this is worth a retry.
         """
         path = self._layout.attempt(self.attempt)
-        if not self._store.exists(path):
+        if self._store.is_mounted and not self._store.exists(path):
             raise StoreError(
                 f"{self._store.url}/{path} is gone, the claim of the attempt that goes on here: "
                 "its file system was unmounted, or somebody has removed the run. Mount it again; "

@@ -49,6 +49,7 @@ class LocalStore(Store):
     """
 
     supports_conditional_create = True
+    is_mounted = True
 
     def __init__(self, root: str) -> None:
         if not os.path.isabs(root):
