@@ -14,6 +14,7 @@
     |-- AttemptFailedError                   retry: the trainer died or raised           exit 1
     |-- AttemptStoppedError                  run again: saved and stopped on a signal    exit 75
     |-- StoreError (OSError)                 retry: storage failed                       exit 1
+    |   |-- NoSpaceError                   remove what has expired, and try once more
     |   |-- ObjectNotFoundError
     |   `-- ObjectExistsError
     |-- TornStateError                       save again, without overlap                exit 1
@@ -35,6 +36,7 @@ __all__ = [
     "ConfigError",
     "CorruptCheckpointError",
     "NoProgressError",
+    "NoSpaceError",
     "ObjectExistsError",
     "ObjectNotFoundError",
     "RegistryError",
@@ -112,6 +114,10 @@ class AttemptStoppedError(CkptTasksError):
 
 class StoreError(CkptTasksError, OSError):
     """Storage failed or did not answer; worth retrying."""
+
+
+class NoSpaceError(StoreError):
+    """The store has no room: its disk is full, or a quota is used up."""
 
 
 class TornStateError(CkptTasksError):

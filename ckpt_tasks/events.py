@@ -36,9 +36,11 @@ __all__ = [
     "RegistryUnavailable",
     "RetentionApplied",
     "RunFoundComplete",
+    "SaveAwaited",
     "SaveDelayed",
     "SaveFailed",
     "SaveStarted",
+    "SavesRecovered",
     "Warned",
     "discard_event",
 ]
@@ -137,11 +139,38 @@ class SaveDelayed(Event, frozen=True, kw_only=True, tag=True):
     waits: bool
 
 
-class SaveFailed(Event, frozen=True, kw_only=True, tag=True):
-    """A save did not become a checkpoint; training goes on. `unprotected` in seconds."""
+class SaveAwaited(Event, frozen=True, kw_only=True, tag=True):
+    """Training stands still until `checkpoint` is written; told at growing intervals.
+
+    `waited` and `left` in seconds, the latter until it is given up.
+    """
 
     checkpoint: str
+    waited: float
+    left: float
+
+
+class SaveFailed(Event, frozen=True, kw_only=True, tag=True):
+    """A save did not become a checkpoint; training goes on. `unprotected` in seconds.
+
+    `failures` counts those since the last that succeeded. `again` where people have been told of
+    the same a short while ago. `no_space` where bytes that are removed could help.
+    """
+
+    run: str
+    checkpoint: str
     why: str
+    unprotected: float
+    failures: int = 1
+    again: bool = False
+    no_space: bool = False
+
+
+class SavesRecovered(Event, frozen=True, kw_only=True, tag=True):
+    """`checkpoint` was saved, after `failures` saves had not been; `unprotected` in seconds."""
+
+    checkpoint: str
+    failures: int
     unprotected: float
 
 
@@ -227,7 +256,9 @@ AnyEvent = (
     | SaveStarted
     | CheckpointCommitted
     | SaveFailed
+    | SavesRecovered
     | SaveDelayed
+    | SaveAwaited
     | CheckpointRegistered
     | RegistryLinked
     | RegistryUnavailable
@@ -267,7 +298,7 @@ class EventLog:
                 while self._unwritten:
                     del self._unwritten[: os.write(self._fd, self._unwritten)]
             except OSError as error:
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
                 if not full or len(self._unwritten) > _MAX_UNWRITTEN:
                     raise
 

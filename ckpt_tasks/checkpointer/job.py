@@ -140,6 +140,7 @@ class JobRunner:
         StoreError
             Storage failed.
         """
+        self._fence.check_claimed()
         known = self._known(whole=job.whole)
         if self._earlier is not None:
             # Should this save fail, the next one writes everything: what this one refers to may

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from ckpt_tasks.errors import CorruptCheckpointError, ObjectExistsError, ObjectNotFoundError
+from ckpt_tasks.fencing.process import this_uptime
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import MARK_KINDS, MarkKind, RunLayout
 from ckpt_tasks.format.records import CompletedRecord, MarkRecord, now
@@ -32,7 +33,9 @@ def mark(
     store: Store, layout: RunLayout, kind: MarkKind, checkpoint: CheckpointId, *, why: str, by: str
 ) -> None:
     """Put a mark on a checkpoint; no change where it stands already."""
-    record = MarkRecord(checkpoint=str(checkpoint), why=why[:4000], by=by, at=now())
+    record = MarkRecord(
+        checkpoint=str(checkpoint), why=why[:4000], by=by, at=now(), uptime=this_uptime()
+    )
     try:
         store.create(layout.mark(kind, checkpoint), encode(record))
     except ObjectExistsError:

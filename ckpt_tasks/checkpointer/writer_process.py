@@ -26,7 +26,7 @@ from ckpt_tasks.checkpointer.arena import map_arena
 from ckpt_tasks.checkpointer.failures import failure_of
 from ckpt_tasks.checkpointer.job import JobRunner, SaveJob, committed_event
 from ckpt_tasks.config import StoreConfig
-from ckpt_tasks.errors import CkptTasksError, StoreError
+from ckpt_tasks.errors import CkptTasksError, ConfigError, StoreError
 from ckpt_tasks.events import EventLog, EventSink, discard_event
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
@@ -181,7 +181,11 @@ class Writer:
     def _opened_runner(self) -> JobRunner:
         if self._runner is None:
             spec, layout = self._spec, RunLayout(self._spec.run)
-            store = open_store(spec.store)
+            try:
+                store = open_store(spec.store)
+            except ConfigError as error:
+                # The trainer has opened it just so: credentials, say, may be renewed.
+                raise StoreError(str(error)) from error
             store.supports_conditional_create = spec.conditional_create
             self._runner = JobRunner(
                 store,

@@ -40,6 +40,25 @@ class Fence:
                 "and leaves the store and the registry as they are"
             )
 
+    def check_claimed(self) -> None:
+        """Return while the store holds this attempt's claim, where it may be unmounted.
+
+        What is written to the empty folder that this leaves belongs to no run, and vanishes below
+        the next mount.
+
+        Raises
+        ------
+        StoreError
+            It does not, or did not answer. It may yet again, so this is worth a retry.
+        """
+        path = self._layout.attempt(self.attempt)
+        if self._store.is_mounted and not self._store.exists(path):
+            raise StoreError(
+                f"{self._store.url}/{path} is gone, the claim of the attempt that goes on here: "
+                "its file system was unmounted, or somebody has removed the run. Mount it again; "
+                "nothing is written meanwhile"
+            )
+
     def wait(
         self,
         *,

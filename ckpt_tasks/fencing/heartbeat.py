@@ -12,6 +12,7 @@ from ckpt_tasks.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from ckpt_tasks.fencing.process import this_uptime
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import Failure, Heartbeat, now
@@ -79,6 +80,7 @@ class Heart:
             attempt=self._attempt,
             beat=self._beat,
             at=now(),
+            uptime=this_uptime(),
             step=self.step,
             ended=ended,
             failure=self.failure,

@@ -9,9 +9,9 @@ import socket
 import time
 from pathlib import Path
 
-from ckpt_tasks.format.records import Process
+from ckpt_tasks.format.records import Process, Uptime
 
-__all__ = ["end_process", "process_is_alive", "this_process"]
+__all__ = ["end_process", "process_is_alive", "this_process", "this_uptime"]
 
 
 def this_process(pid: int | None = None) -> Process:
@@ -50,13 +50,27 @@ def end_process(process: Process, *, timeout: float = 10.0) -> bool:
     return alive is False
 
 
+def this_uptime() -> Uptime | None:
+    """The time now, as other processes can compare it that run on this machine before it boots
+    again; ``None`` where the system tells none.
+    """
+    try:
+        boot = _kernels_boot_id()
+    except OSError:
+        return None
+    return Uptime(boot_id=boot, seconds=time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
 def _boot_id() -> str:
     """The kernel's boot id with this pid namespace: pids mean the same only within both."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return f"{_kernels_boot_id()}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return "unknown"
+
+
+def _kernels_boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _started(pid: int) -> int | None:

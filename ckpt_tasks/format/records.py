@@ -46,6 +46,7 @@ __all__ = [
     "SharedTensor",
     "TailRecord",
     "TensorEntry",
+    "Uptime",
     "now",
 ]
 
@@ -148,6 +149,21 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     started: _Count
 
 
+class Uptime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When something was, by a clock that nobody sets.
+
+    Parameters
+    ----------
+    boot_id
+        The kernel's id of a machine's current boot.
+    seconds
+        Since that boot, time asleep included.
+    """
+
+    boot_id: _Text
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+
+
 class AttemptClaim(Record, frozen=True, kw_only=True):
     """``attempts/NNNN.json``: who executes the run under this number.
 
@@ -224,6 +240,7 @@ class Heartbeat(Record, frozen=True, kw_only=True):
     attempt: _Number
     beat: _Count
     at: _Text
+    uptime: Uptime | None = None
     step: _Count | None = None
     ended: bool = False
     failure: Failure | None = None
@@ -415,6 +432,7 @@ class MarkRecord(Record, frozen=True, kw_only=True):
     why: _Text
     by: _Text
     at: _Text
+    uptime: Uptime | None = None
 
 
 class CompletedRecord(Record, frozen=True, kw_only=True):

@@ -3,7 +3,8 @@
 Several collections may run at once, beside saves and restores, on any machines. What keeps that
 safe, in this order:
 
-1. Only what has been marked for a **grace** goes, by the store's clock. A writer looks for marks
+1. Only what has been marked for a **grace** goes, by the store's clock and, where this machine has
+   made the mark, by its uptime: a clock that is set forward ages nothing. A writer looks for marks
    right before its commit (`checkpointer.commit`), so whoever has missed one has long ended.
 2. A newer checkpoint, which stays, has been **read and found right** before an older one goes.
 3. The mark ``collecting`` is made by conditional create: it claims the removal. Then pins, what the
@@ -18,23 +19,28 @@ cannot be read, nothing is deleted.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable
 
 from ckpt_tasks.checkpointer.catalog import CheckpointView
-from ckpt_tasks.checkpointer.marks import mark
+from ckpt_tasks.checkpointer.marks import mark, read_mark
 from ckpt_tasks.checkpointer.verify import check_checkpoint
 from ckpt_tasks.errors import (
     CkptTasksError,
     CorruptCheckpointError,
     RegistryRefusedError,
     StaleAttemptError,
+    StoreError,
 )
 from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.fencing.heartbeat import read_heartbeat
+from ckpt_tasks.fencing.process import this_uptime
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import MarkKind, RunLayout
-from ckpt_tasks.format.records import MarkRecord, now
+from ckpt_tasks.format.records import MarkRecord, Uptime, now
 from ckpt_tasks.registry.base import Registry
 from ckpt_tasks.retention.plan import always_kept
 from ckpt_tasks.retention.references import files_of
@@ -57,6 +63,7 @@ def collect(
     fence: Fence | None = None,
     dry_run: bool = False,
     clock: Callable[[], float] = time.monotonic,
+    uptime: Callable[[], Uptime | None] = this_uptime,
 ) -> CollectReport:
     """Remove what has expired long enough ago, and what killed writes have left.
 
@@ -74,6 +81,8 @@ def collect(
         Of the attempt in whose name it is done, if of any.
     dry_run
         Only tell what would be done. No checkpoint is verified.
+    uptime
+        Tells the time by this machine's clock that nobody sets.
 
     Returns
     -------
@@ -92,7 +101,7 @@ def collect(
     StoreError
         Storage failed. What was begun is completed by the next collection.
     """
-    collection = _Collection(store, RunLayout(run), grace, by, registry, fence, clock)
+    collection = _Collection(store, RunLayout(run), grace, by, registry, fence, clock, uptime)
     try:
         if dry_run:
             collection.preview()
@@ -113,6 +122,7 @@ class _Collection:
         registry: Registry | None,
         fence: Fence | None,
         clock: Callable[[], float],
+        uptime: Callable[[], Uptime | None],
     ) -> None:
         self._store = store
         self._layout = layout
@@ -121,6 +131,7 @@ class _Collection:
         self._registry = registry
         self._fence = fence
         self._clock = clock
+        self._uptime = uptime
         self._claimed: dict[CheckpointId, float] = {}  # whose mark is this collection's, and when
         self.report = CollectReport(run=layout.run)
 
@@ -144,8 +155,11 @@ class _Collection:
                 claimed = self._still_due(found, claimed)
                 needed = self._needed(found, claimed)
                 self._check_fence()
-            except (Refused, StaleAttemptError):
-                self._withdraw(claimed)
+            except (Refused, StaleAttemptError, StoreError):
+                # Nothing is removed yet. What stays marked is left alone for a grace by the next
+                # collection, too: one that a full disk has stopped must not stop that.
+                with contextlib.suppress(StoreError):
+                    self._withdraw(claimed)
                 raise
             for victim in claimed:
                 self._remove(found, victim, needed)
@@ -163,7 +177,7 @@ class _Collection:
         startable = found.may_be_started_from()
         due = []
         for checkpoint, since in sorted(found.tombstones.items(), key=_age):
-            left = self._grace - (found.now - since)
+            left = self._left(checkpoint, found.now - since)
             if str(checkpoint) in kept:
                 self._stays(checkpoint, "; ".join(kept[str(checkpoint)]))
             elif newest is not None and checkpoint in startable and _is_newer(checkpoint, newest):
@@ -175,6 +189,20 @@ class _Collection:
             else:
                 due.append(checkpoint)
         return due
+
+    def _left(self, checkpoint: CheckpointId, age: float) -> float:
+        """Seconds of its grace; negative once it is over, by whatever clock is known."""
+        if age <= self._grace:
+            return self._grace - age
+        record = read_mark(self._store, self._layout, "expired", checkpoint)
+        return self._grace - min(age, self._age_by_uptime(record.uptime if record else None))
+
+    def _age_by_uptime(self, since: Uptime | None) -> float:
+        """Seconds; infinite where this machine, since it was started, cannot know."""
+        here = self._uptime()
+        if since is None or here is None or since.boot_id != here.boot_id:
+            return math.inf
+        return here.seconds - since.seconds
 
     def _with_newer_verified(
         self, found: Survey, victims: list[CheckpointId]
@@ -316,7 +344,14 @@ class _Collection:
             return True
         write = found.write_of(paths[0])
         assert write is not None
-        return write[0] >= found.newest_attempt and found.shows_life_within(self._grace)
+        return write[0] >= found.newest_attempt and self._may_live(found)
+
+    def _may_live(self, found: Survey) -> bool:
+        """Whether the newest attempt has shown life within the grace."""
+        if found.shows_life_within(self._grace):
+            return True
+        beat = read_heartbeat(self._store, self._layout, found.newest_attempt)
+        return beat is not None and self._age_by_uptime(beat.uptime) <= self._grace
 
     def _remove_leftovers(self, found: Survey, removed: list[CheckpointId]) -> None:
         leftovers = self._leftovers(found)

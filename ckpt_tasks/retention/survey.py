@@ -175,10 +175,11 @@ def survey(
         probe = MarkRecord(checkpoint="", why="a collection began", by=by, at=now())
         store.put(layout.collected, encode(probe))
     objects = store.list_objects(layout.folder)
-    times = [info.modified for info in objects if info.modified is not None]
+    times = {info.path: info.modified for info in objects if info.modified is not None}
     if len(times) < len(objects):
         raise Refused("the store does not tell when an object was written")
-    newest = max(times, default=0.0)
+    # Not that of the newest object of all, which may stem from before the clock was set back.
+    time_now = times[layout.collected] if asks_time else max(*times.values(), time.time())
     marks = list_marks(store, layout)
     view = view_run(store, layout.run)
     _check_readable(store, layout, view, marks)
@@ -188,7 +189,7 @@ def survey(
         raise Refused(f"what the registry holds is not known: {error}") from error
     return Survey(
         layout=layout,
-        now=newest if asks_time else max(newest, time.time()),
+        now=time_now,
         view=view,
         data={info.path: info for info in objects if info.path.startswith(layout.data)},
         attempts=[info for info in objects if info.path.startswith(layout.attempts)],

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ckpt_tasks.errors import ConfigError
 
 __all__ = [
-    "no_space_message",
     "publish_exclusively",
     "write_all",
 ]
@@ -104,12 +102,3 @@ def _rename_exclusively(folder: int, temporary: str, name: str) -> None:
             "attempts could commit at once; keep the store on another one"
         )
     raise OSError(failed, os.strerror(failed), name)
-
-
-def no_space_message(full: str, needed: int, root: str) -> str:
-    """What was needed and what is left, for people who must now make room."""
-    free = shutil.disk_usage(root).free
-    return (
-        f"no space left for {full}: {needed} bytes were needed and {free} are free (or a quota is "
-        f"used up) in {root}; what was written of it is removed"
-    )

@@ -68,11 +68,15 @@ class Store(ABC):
         single-writer.
     is_shared
         Whether another process that opens `url` finds the same objects.
+    is_mounted
+        Whether it lies on a file system that may be unmounted beside this program, which leaves
+        an empty folder in its place.
     """
 
     url: str
     supports_conditional_create: bool
     is_shared: bool = True
+    is_mounted: bool = False
 
     @abstractmethod
     def read(self, path: str, *, limit: int | None = None) -> bytes:

@@ -37,11 +37,8 @@ from ckpt_tasks.store._beneath import (
     sync_folder,
 )
 from ckpt_tasks.store._direct import direct_source, read_direct, write_direct
-from ckpt_tasks.store._posix import (
-    no_space_message,
-    publish_exclusively,
-    write_all,
-)
+from ckpt_tasks.store._posix import publish_exclusively, write_all
+from ckpt_tasks.store._trouble import store_error
 from ckpt_tasks.store.base import ObjectInfo, Store, UploadInfo
 
 __all__ = ["LocalStore"]
@@ -65,12 +62,14 @@ class LocalStore(Store):
     """
 
     supports_conditional_create = True
+    is_mounted = True
 
     def __init__(self, root: str) -> None:
         if not os.path.isabs(root):
             raise ConfigError(f"the store's path {root!r} is not absolute")
         self._root = os.path.normpath(root)
         self._durable: set[str] = set()
+        self._has_root = False  # it has been there
         self.url = f"file://{self._root}"
 
     @property
@@ -325,9 +324,7 @@ class LocalStore(Store):
         except OSError as error:
             if verb == "read" and isinstance(error, _NO_OBJECT):
                 raise ObjectNotFoundError(f"there is no object {full}") from error
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreError(no_space_message(full, needed, self._root)) from error
-            raise StoreError(f"cannot {verb} {full}: {error.strerror or error}") from error
+            raise store_error(error, verb, full, needed=needed, root=self._root) from error
 
     @contextlib.contextmanager
     def _temporary(self, folder: str, parts: Iterable[Any]) -> Iterator[tuple[int, str]]:
@@ -392,7 +389,9 @@ class LocalStore(Store):
         Parents are remembered. The folder itself is not: another process may have removed it
         while it was empty, and one may have made it anew but not yet have made that durable.
         """
+        self._check_root()
         make_root(self._root)
+        self._has_root = True
         opened = open_folder(self._root, "")
         try:
             reached = ""
@@ -411,6 +410,16 @@ class LocalStore(Store):
             os.close(opened)
             raise
         return opened
+
+    def _check_root(self) -> None:
+        """A root that has been there and is gone is not made again: it belongs to a file system
+        that was unmounted, and another one would hide what is written, or be hidden.
+        """
+        if self._has_root and not os.path.isdir(self._root):
+            raise StoreError(
+                f"the store {self._root} is gone: its file system was unmounted, or somebody "
+                "has removed it. Mount it again; nothing is written meanwhile"
+            )
 
 
 def _read_exactly(descriptor: int, start: int, stop: int) -> bytes:

@@ -17,7 +17,7 @@ from botocore.exceptions import (
 )
 from fsspec.asyn import sync_wrapper
 
-from ckpt_tasks.errors import CkptTasksError, ConfigError
+from ckpt_tasks.errors import CkptTasksError, ConfigError, StoreError
 from ckpt_tasks.masking import mask_url
 from ckpt_tasks.store.base import UploadInfo
 from ckpt_tasks.store.object import ObjectStore
@@ -167,7 +167,9 @@ class S3Store(ObjectStore):
 
     def _failure(self, verb: str, path: str, error: Exception) -> CkptTasksError:
         if isinstance(error, _NO_CREDENTIALS):
-            return ConfigError(
+            # What has once been reached may give new ones, as an instance's role does.
+            kind = ConfigError if verb == "reach" else StoreError
+            return kind(
                 f"no credentials for {self.url}: {error}. Set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment"
             )

@@ -18,8 +18,10 @@ from ckpt_tasks.events import (
     RegistryLinked,
     RegistryUnavailable,
     RetentionApplied,
+    SaveAwaited,
     SaveDelayed,
     SaveFailed,
+    SavesRecovered,
     Warned,
 )
 from ckpt_tasks.masking import mask_text
@@ -91,13 +93,20 @@ def _trouble(event: Event) -> tuple[int, str] | None:
     match event:
         case CheckpointQuarantined():
             return logging.ERROR, f"{event.checkpoint} is damaged, quarantined: {event.why}"
-        case SaveFailed():
-            return logging.WARNING, (
-                f"{event.checkpoint} was not saved, {event.unprotected:.0f} s without a durable "
-                f"checkpoint; training goes on: {event.why}"
+        case SaveFailed(again=False):
+            return logging.WARNING, _failed(event)
+        case SavesRecovered():
+            return logging.INFO, (
+                f"saves succeed again, after {event.failures} that failed and "
+                f"{event.unprotected:.0f} s without a durable checkpoint"
             )
         case SaveDelayed():
             return _delayed(event)
+        case SaveAwaited():
+            return logging.INFO, (
+                f"still waiting until {event.checkpoint} is written, for {event.waited:.0f} s so "
+                f"far and {event.left:.0f} s more at most"
+            )
         case RegistryUnavailable():
             return logging.WARNING, _unavailable(event)
         case MetricsReplayed():
@@ -109,6 +118,14 @@ def _trouble(event: Event) -> tuple[int, str] | None:
             return (logging.INFO if fine else logging.ERROR), event.message
         case _:
             return None
+
+
+def _failed(event: SaveFailed) -> str:
+    nth = f" ({event.failures} saves have failed)" if event.failures > 1 else ""
+    return (
+        f"{event.checkpoint} of run {event.run!r} was not saved{nth}, {event.unprotected:.0f} s "
+        f"without a durable checkpoint; training goes on: {event.why}"
+    )
 
 
 def _replayed(event: MetricsReplayed) -> tuple[int, str]:

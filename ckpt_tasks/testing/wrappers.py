@@ -55,6 +55,7 @@ class WrapperStore(Store):
         self.store = store
         self.url = store.url
         self.supports_conditional_create = store.supports_conditional_create
+        self.is_mounted = store.is_mounted
 
     def _run(self, operation: Operation, path: str, call: Callable[[], T]) -> T:
         """Every operation passes here; `call` does it."""

@@ -49,6 +49,8 @@ from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position, Scalar
 
 __all__ = ["AttemptRunner", "find_completed"]
 
+_ENDING_SECONDS = 1.0
+
 
 class AttemptRunner:
     """Executes a run once, in this process.
@@ -261,9 +263,10 @@ class AttemptRunner:
             asked_for=recovered.resumed.checkpoint == self._spec.resume,
             hyperparameters=self._hyperparameters,
             max_unprotected=config.attempt.max_unprotected,
-            grace=config.attempt.grace,
+            grace=_grace_of_saves(config.attempt.grace),
             overlap=config.save.overlap,
             stop_on_error=config.save.on_error == "stop",
+            makes_room=not config.retention.keeps_everything,
             row_blocks=config.save.row_blocks,
             on_event=self._on_event,
         )
@@ -369,6 +372,13 @@ def find_completed(store: Store, spec: TrainSpec, on_event: EventSink) -> Comple
     if spec.resume != "auto" and not mine:
         return None
     return completed if is_complete(completed, attempts) else None
+
+
+def _grace_of_saves(grace: float) -> float:
+    """Seconds: what is left of the grace is for ending, or the trainer is killed before it has
+    said what became of its save.
+    """
+    return grace - min(_ENDING_SECONDS, grace / 10)
 
 
 def _environment() -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import msgspec
 
 from ckpt_tasks.config import ScheduleConfig
 from ckpt_tasks.errors import StoreError, TornStateError
@@ -82,7 +85,8 @@ class RankedSaver(Saver):
             self._agreement.ask(SaveDecision("manual", manual))
         failing = self._failing
         if failing is not None and self._agreement.rank == 0 and self._clock() >= failing.retry_at:
-            self._failing = None
+            # Asked for once: it comes when all can make it. Its failure would set the next time.
+            self._failing = msgspec.structs.replace(failing, retry_at=math.inf)
             self._agreement.ask(failing.decision)
         self._ranks.is_busy = self._in_flight is not None
         decision = self._schedule.should_save(self._context(boundary, position, signalled))

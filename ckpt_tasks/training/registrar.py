@@ -33,6 +33,7 @@ from ckpt_tasks.events import (
     Progress,
     RegistryUnavailable,
     RunFoundComplete,
+    SaveFailed,
     SaveStarted,
     Warned,
 )
@@ -97,6 +98,7 @@ class Registrar:
         self._deadline: float | None = None
         self._retainer: Retainer | None = None
         self._has_committed = False  # since retention was applied
+        self._needs_room = False  # a save found none since
         threading.Thread(target=self._watch, args=(liveness,), daemon=True).start()
 
     def run(self) -> int:
@@ -122,7 +124,7 @@ class Registrar:
         """While the attempt lives."""
         while not self._is_over():
             self._handle_events()
-            if self._publish():
+            if self._publish() or self._needs_room:
                 self._retain()
             self._watch_heart()
             self._released.wait(_POLL_SECONDS)
@@ -155,6 +157,8 @@ class Registrar:
             self._settled = True
         elif isinstance(event, Progress):
             self._note_step(event.position)
+        elif isinstance(event, SaveFailed):
+            self._needs_room |= event.no_space
         elif isinstance(event, MetricsLogged | SaveStarted | CheckpointCommitted):
             self._has_committed |= isinstance(event, CheckpointCommitted)
             if self._registers:
@@ -188,9 +192,11 @@ class Registrar:
             self._publisher = self._open_publisher(self._store, self._claimed)
 
     def _retain(self) -> None:
-        """What has been committed, and registered, may let older ones go."""
+        """What has been committed, and registered, may let older ones go; so may a full disk what
+        has expired.
+        """
         claimed, config = self._claimed, self._spec.config
-        if not self._has_committed or config.retention.keeps_everything:
+        if not (self._has_committed or self._needs_room) or config.retention.keeps_everything:
             return
         if self._store is None or not isinstance(claimed, AttemptClaimed):
             return
@@ -204,8 +210,8 @@ class Registrar:
                 lambda: self._describe(claimed, store),
                 self._emit,
             )
-        self._has_committed = False
-        self._retainer.wake()
+        self._retainer.wake(needs_room=self._needs_room)
+        self._has_committed = self._needs_room = False
 
     def _finish_retention(self) -> None:
         self._retain()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import (
@@ -62,15 +63,20 @@ class Retainer:
         self._on_event = on_event
         self._clock = clock
         self._registry: Registry | None = None
+        self._began, self._began_at = clock(), datetime.now(UTC)
         self._collect_at = clock()
         self._told: str | None = None
         self._woken = threading.Event()
+        self._needs_room = False
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
         self._thread.start()
 
-    def wake(self) -> None:
-        """There may be something to do."""
+    def wake(self, *, needs_room: bool = False) -> None:
+        """There may be something to do; `needs_room` where a save found no room: what may be
+        removed is removed at once.
+        """
+        self._needs_room |= needs_room
         self._woken.set()
 
     def finish(self, *, within: float) -> None:
@@ -112,11 +118,20 @@ class Retainer:
     def _expire_and_collect(self) -> None:
         store, run, retention = self._store, self._layout.run, self._config.retention
         registry = self._bound_registry()
-        planned = expire(store, run, retention, by=self._by, registry=registry, fence=self._fence)
+        planned = expire(
+            store,
+            run,
+            retention,
+            by=self._by,
+            registry=registry,
+            fence=self._fence,
+            now=self._now(),
+        )
         expired = [verdict.checkpoint for verdict in planned.to_expire]
         removed: list[str] = []
         freed = 0
-        if not self._ends and self._clock() >= self._collect_at:
+        needs_room, self._needs_room = self._needs_room, False
+        if not self._ends and (needs_room or self._clock() >= self._collect_at):
             self._collect_at = self._clock() + retention.grace / _COLLECTIONS_IN_A_GRACE
             report = collect(
                 store,
@@ -131,6 +146,12 @@ class Retainer:
                 self._tell(report.refused)
         if expired or removed:
             self._on_event(RetentionApplied(expired=expired, removed=removed, freed=freed))
+
+    def _now(self) -> datetime:
+        """For rules that go by age: the time since this began, on the clock as it was then, for
+        it may be set while a training runs.
+        """
+        return self._began_at + timedelta(seconds=self._clock() - self._began)
 
     def _bound_registry(self) -> Registry | None:
         """A registry of this thread's own; raises `RegistryError` before the run is in it."""

@@ -94,6 +94,8 @@ class TrainingRun:
         What only steps change is copied until the next one; see `state.overlap`.
     row_blocks
         Tensors that are saved in blocks of rows; see `state.row_blocks`.
+    makes_room
+        As for the `Saver`.
     stop_on_error
         See `Saver`.
     """
@@ -113,6 +115,7 @@ class TrainingRun:
         overlap: bool = False,
         row_blocks: Sequence[str] = (),
         stop_on_error: bool = False,
+        makes_room: bool = False,
         ranks: Ranks | None = None,
         on_event: EventSink = discard_event,
     ) -> None:
@@ -144,6 +147,7 @@ class TrainingRun:
             max_unprotected=max_unprotected,
             grace=grace,
             stop_on_error=stop_on_error,
+            makes_room=makes_room,
         )
         self._rewind = Rewind(self._saver)
         self._loops = Loops(self._counters, self._loaders, self._saver, self._rewind)

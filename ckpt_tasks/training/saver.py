@@ -20,14 +20,16 @@ from ckpt_tasks.events import (
     EventSink,
     MetricsLogged,
     Progress,
+    SaveAwaited,
     SaveDelayed,
-    SaveFailed,
+    SavesRecovered,
     SaveStarted,
     Warned,
 )
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.schedule.policy import Boundary, SaveContext, SaveDecisionPolicy
 from ckpt_tasks.training.counters import Counters
+from ckpt_tasks.training.failing import Failing
 from ckpt_tasks.training.metrics import JOURNAL_ROWS, MetricBuffer
 from ckpt_tasks.types import Position, SaveDecision
 
@@ -42,6 +44,7 @@ _OF_THIS_BOUNDARY = ("epoch", "best", *_UNDELAYED)
 """Saves of what is now, which wait for the one in flight; the others are as good a little later."""
 
 _LOOK_SECONDS = 0.25  # between two looks at requests to stop while training waits for a save
+_FIRST_WORD, _LONGEST_SILENCE = 10.0, 60.0  # seconds of waiting between two words about it
 
 
 class TrainingStopped(BaseException):
@@ -69,6 +72,8 @@ class Saver:
         The record of the checkpoint that this attempt started from.
     stop_on_error
         Training fails with the first save that does, if that need not be tried again.
+    makes_room
+        What has expired is removed once a save finds no room; then that is tried once more.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class Saver:
         max_unprotected: float,
         grace: float,
         stop_on_error: bool = False,
+        makes_room: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -96,6 +102,7 @@ class Saver:
         self._max_unprotected = max_unprotected
         self._grace = grace
         self._stop_on_error = stop_on_error
+        self._makes_room = makes_room
         self._clock = clock
         self._sleep = sleep
         self._metrics = MetricBuffer()
@@ -103,7 +110,7 @@ class Saver:
         self._signal: str | None = None
         self._stop_by: float | None = None
         self._ended: CkptTasksError | TrainingStopped | None = None
-        self._failing: _Failing | None = None
+        self._failing: Failing | None = None
         self._in_flight: _Flight | None = None
         self._save_seconds = 0.0
         self._captured_once = False
@@ -208,8 +215,13 @@ class Saver:
         A failure is told, as ever; raises `StoreError` once saves have failed for too long, and
         `StaleAttemptError` and `ConfigError` at once.
         """
+        began, silence = self._clock(), _FIRST_WORD
         while self._in_flight is not None:
             self._look(_LOOK_SECONDS)
+            waited = self._clock() - began
+            if self._in_flight is not None and waited >= silence:
+                self._tell_waiting(waited)
+                silence = waited + min(waited, _LONGEST_SILENCE)
 
     def close(self) -> None:
         """No more saves will come."""
@@ -370,6 +382,12 @@ class Saver:
 
     def _saved(self, record: CommitRecord, flight: _Flight) -> None:
         self._metrics.forget_journal()
+        if self._failing is not None:
+            unprotected = self._clock() - self._saved_at
+            count = self._failing.count
+            self._on_event(
+                SavesRecovered(checkpoint=record.id, failures=count, unprotected=unprotected)
+            )
         self._in_flight = self._failing = None
         self._saved_at = flight.staged_at
         self._save_seconds = sum(record.timings.values())
@@ -379,34 +397,47 @@ class Saver:
 
     def _failed(self, checkpoint: str, error: StoreError) -> None:
         """A failed save is an event, and tried again, until saves have failed for too long."""
-        flight, self._in_flight = self._in_flight, None
-        assert flight is not None
-        now = self._clock()
-        since = self._failing.since if self._failing else flight.staged_at
-        pause = self._max_unprotected / _RETRIES
-        self._failing = _Failing(flight.decision, since=since, retry_at=now + pause)
-        unprotected = now - self._saved_at
-        self._on_event(SaveFailed(checkpoint=checkpoint, why=str(error), unprotected=unprotected))
-        if self._stop_on_error and flight.decision.trigger not in _MUST_SUCCEED:
+        failing = self._note_failure(checkpoint, error, self._max_unprotected / _RETRIES)
+        if self._stops_at(failing):
             raise StoreError(
                 f"{checkpoint} of run {self._run!r} could not be saved, at which save.on_error = "
                 f"'stop' ends the attempt: {error}"
             ) from error
+        now = self._clock()
         if now >= self._give_up_at():
             raise StoreError(
                 f"{checkpoint} of run {self._run!r} could not be saved, and there has been no "
-                f"new checkpoint for {unprotected:.0f} s: {error}"
+                f"new checkpoint for {now - self._saved_at:.0f} s: {error}"
             ) from error
 
     def _torn(self, checkpoint: str, error: TornStateError) -> None:
         """Save again at the next boundary, and copy everything there from now on."""
+        self.may_overlap = False
+        self._note_failure(checkpoint, error, 0.0)
+
+    def _note_failure(
+        self, checkpoint: str, error: StoreError | TornStateError, pause: float
+    ) -> Failing:
+        """Tell of it; the next try comes after `pause` seconds."""
         flight, self._in_flight = self._in_flight, None
         assert flight is not None
         now = self._clock()
-        self.may_overlap = False
-        self._failing = _Failing(flight.decision, since=flight.staged_at, retry_at=now)
-        unprotected = now - self._saved_at
-        self._on_event(SaveFailed(checkpoint=checkpoint, why=str(error), unprotected=unprotected))
+        self._failing = failing = Failing.following(
+            self._failing,
+            error,
+            flight.decision,
+            begun=flight.staged_at,
+            now=now,
+            pause=pause,
+            makes_room=self._makes_room,
+        )
+        self._on_event(failing.told(self._run, checkpoint, error, now - self._saved_at))
+        return failing
+
+    def _stops_at(self, failing: Failing) -> bool:
+        if not self._stop_on_error or failing.decision.trigger in _MUST_SUCCEED:
+            return False
+        return not (self._makes_room and failing.may_find_room)
 
     def _give_up_at(self) -> float:
         """When training ends, by the clock, should saves go on failing, or one not end."""
@@ -416,6 +447,16 @@ class Saver:
             since = self._in_flight.staged_at if self._in_flight is not None else self._clock()
         limit = since + self._max_unprotected
         return limit if self._stop_by is None else min(limit, self._stop_by)
+
+    def _tell_waiting(self, waited: float) -> None:
+        """Training stands still until a save has ended: for how long, and how long at most."""
+        self._on_event(
+            SaveAwaited(
+                checkpoint=str(self._checkpointer.in_flight),
+                waited=waited,
+                left=max(0.0, self._give_up_at() - self._clock()),
+            )
+        )
 
     def _tell_delay(
         self, decision: SaveDecision, position: Position, flight: _Flight, *, waits: bool
@@ -452,11 +493,3 @@ class _Flight(msgspec.Struct):
     position: Position
     staged_at: float
     delays: int = 0
-
-
-class _Failing(msgspec.Struct, frozen=True):
-    """Saves fail: the latest `decision`, the first failure, when to try again (by the clock)."""
-
-    decision: SaveDecision
-    since: float
-    retry_at: float

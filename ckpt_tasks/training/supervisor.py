@@ -223,6 +223,8 @@ class Supervisor:
         if not self._overdue:
             return died
         late = f"{died.message}; it had not stopped within {self._grace:g} s"
+        if self._folder.has_live_writer():
+            late += ", and the save under way may yet become a checkpoint"
         # This end was made here: the training has no part in it.
         return msgspec.structs.replace(died, message=late, ended_with=None)
 

@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from support.attempt_forks import AttemptForks, Kill
 from support.launches import TOY, Launch, launched, wait_until
+from support.mlflow_proxy import Faults, Reply, mlflow_proxy
 from support.mlflow_server import MlflowServer
 from support.published import check_published, run_of, with_registry
 from support.run_checks import check_run
@@ -24,12 +25,15 @@ from ckpt_tasks.events import (
     MetricsLogged,
     MetricsReplayed,
     Progress,
+    RegistryLinked,
     RegistryUnavailable,
     Warned,
 )
 from ckpt_tasks.training.spec import NOT_REGISTERED, TrainSpec
-from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED
+from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 
+EPOCHS = 40
+"""Of the training that outlasts every outage, and is stopped then."""
 DRIFTING = TOY.with_name("toy_drifting.py")
 
 
@@ -49,27 +53,81 @@ def spec(root: Path) -> TrainSpec:
     return toy_spec(root, entrypoint=f"{TOY}:train")
 
 
-def test_training_goes_on_while_the_registry_is_away(
-    spec: TrainSpec,
+ERROR = b'{"error_code": "INTERNAL_ERROR", "message": "the database is down"}'
+REPLIES = {
+    "HTTP 500": (Reply(500, body=ERROR), "it answered with HTTP status 500"),
+    "HTTP 503 of a gateway": (
+        Reply(503, "text/html", b"<html>no backend</html>"),
+        "it answered with HTTP status 503",
+    ),
+    "a page in place of JSON": (Reply(200, "text/html", b"<html>sign in</html>"), "sign in"),
+    "an answer that is cut off": (Reply(cuts=True), "its answer was cut off"),
+    "no answer": (Reply(hangs=True), "it did not answer in time"),
+}
+"""What a registry answers that is not well, and a part of what people are told of it."""
+
+
+def test_training_goes_on_whatever_the_registry_answers(
+    root: Path,
     server: MlflowServer,
+    forks: AttemptForks,
+    digest: Digest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Steps are done while the server is stopped; once it is back, everything is there, once."""
-    trace = tmp_path / "trace"
-    monkeypatch.setenv("TOY_TRACE", str(trace))
+    """Errors, pages, cut answers and none, from the start on: each is told in one line, steps are
+    done meanwhile, and in the end all is there, once; training is the same, bit for bit.
+    """
+    spec = toy_spec(root, entrypoint=f"{TOY}:train", params={"epochs": EPOCHS})
+    sparse = ScheduleConfig(every_steps=20)
+    config = msgspec.structs.replace(spec.config, schedule=sparse)
+    spec = msgspec.structs.replace(spec, config=config)
+    alone = Digest(tmp_path / "alone")
+    plain = toy_spec(tmp_path / "plain", params={"epochs": EPOCHS})
+    assert forks.run(plain, environment=alone.environment).outcome.code == EXIT_DONE
+    for name, value in digest.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("TOY_STEP_SECONDS", "0.2")
     server.start()
-    with launched(with_registry(spec, server.uri)) as attempt:
-        attempt.wait_for(CheckpointRegistered)
-        server.stop()
-        before = _lines(trace)
-        attempt.wait_for(RegistryUnavailable)
-        wait_until(lambda: _lines(trace) >= min(before + 5, STEPS), "steps without a registry")
-        server.start()
-        outcome = attempt.outcome()
-        assert outcome.code == EXIT_DONE, attempt.output
-    check_published(spec, server.backend_uri)
+    with mlflow_proxy(server.uri) as (uri, faults):
+        faults.reply = REPLIES["HTTP 500"][0]
+        with launched(with_registry(spec, uri)) as attempt:
+            for reply, says in REPLIES.values():
+                _survive(attempt, faults, reply, says)
+            attempt.request_stop()
+            assert attempt.outcome().code == EXIT_STOPPED, attempt.output
+        monkeypatch.setenv("TOY_STEP_SECONDS", "0")
+        with launched(with_registry(spec, uri)) as again:
+            again.wait_for(RegistryLinked)
+            faults.reply = REPLIES["HTTP 503 of a gateway"][0]
+            again.wait_for(RegistryUnavailable, lambda event: event.left is not None)
+            faults.reply = None
+            assert again.outcome().code == EXIT_DONE, again.output
+    assert digest.read() == alone.read()
+    check_published(spec, server.backend_uri, steps=8 * EPOCHS)
+
+
+def _survive(attempt: Launch, faults: Faults, reply: Reply, says: str) -> None:
+    """One outage, from the first line about it to the end of it; training pauses behind it."""
+    told = len(attempt.of(RegistryUnavailable))
+    faults.reply = reply
+    wait_until(lambda: len(attempt.of(RegistryUnavailable)) > told, f"a word about {says!r}")
+    event = attempt.of(RegistryUnavailable)[told]
+    assert says in event.why
+    assert "\n" not in event.why
+    assert len(event.why) < 300
+    step = attempt.of(Progress)[-1].position.step
+    attempt.wait_for(Progress, lambda event: event.position.step > step + 2)
+    attempt.trainer.suspend()
+    faults.reply = None
+    committed = {event.checkpoint for event in attempt.of(CheckpointCommitted)}
+    wait_until(lambda: committed <= _registered(attempt), "the registration of what was missing")
+    attempt.trainer.resume()
+
+
+def _registered(attempt: Launch) -> set[str]:
+    return {event.checkpoint for event in attempt.of(CheckpointRegistered)}
 
 
 def test_a_registry_that_stays_away_is_told_shortly(
@@ -94,10 +152,6 @@ def test_a_registry_that_stays_away_is_told_shortly(
     assert all(event.again for event in later)
     (closing,) = [event.message for event in attempt.of(Warned) if NOT_REGISTERED in event.message]
     assert "within 9 s" in closing
-
-
-def _lines(trace: Path) -> int:
-    return len(trace.read_text("ascii").splitlines())
 
 
 def test_a_second_attempt_publishes_what_the_first_could_not(

@@ -6,6 +6,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from ckpt_tasks.fencing.process import this_uptime
+from ckpt_tasks.format.records import Uptime
 from ckpt_tasks.store.base import ObjectInfo, Store
 from ckpt_tasks.testing import WrapperStore
 from ckpt_tasks.testing.wrappers import Operation
@@ -17,9 +21,20 @@ class AgedStore(WrapperStore):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._older_by: dict[str, float] = {}
+        self._passed = 0.0
         self._lock = threading.Lock()
 
     def age(self, seconds: float) -> None:
+        self._passed += seconds
+        self.set_clock(seconds)
+
+    def uptime(self) -> Uptime | None:
+        """The time by this machine's own clock, with what has passed."""
+        here = this_uptime()
+        return here and msgspec.structs.replace(here, seconds=here.seconds + self._passed)
+
+    def set_clock(self, seconds: float) -> None:
+        """Set the store's clock forward, or back: no time passes."""
         with self._lock:
             for info in self.store.list_objects(""):
                 self._older_by[info.path] = self._older_by.get(info.path, 0.0) + seconds

@@ -1,13 +1,37 @@
-"""A proxy before an MLflow server that loses answers, or carries requests out late."""
+"""A proxy before an MLflow server that loses answers, carries requests out late, or answers what
+no MLflow does.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What every request gets in place of the server's answer.
+
+    Attributes
+    ----------
+    status, content_type, body
+        Of an answer, for a request that never reaches the server.
+    cuts
+        The request is carried out, and the server's answer ends in its midst.
+    hangs
+        There is none, for as long as this reply is given.
+    """
+
+    status: int = 200
+    content_type: str = "application/json"
+    body: bytes = b"{}"
+    cuts: bool = False
+    hangs: bool = False
 
 
 class Faults:
@@ -23,6 +47,23 @@ class Faults:
 
     def __init__(self) -> None:
         self.reset()
+        self._reply: Reply | None = None
+        self._changed = threading.Event()
+
+    @property
+    def reply(self) -> Reply | None:
+        """What all requests get from now on; ``None`` for the server's own answers."""
+        return self._reply
+
+    @reply.setter
+    def reply(self, reply: Reply | None) -> None:
+        before, self._changed = self._changed, threading.Event()
+        self._reply = reply
+        before.set()
+
+    def wait_for_change(self) -> None:
+        """Return once another `reply` is set."""
+        self._changed.wait()
 
     def reset(self, *, lose_answer_to: int = 0, hold_back: int = 0) -> None:
         """Start counting anew."""
@@ -60,6 +101,7 @@ def mlflow_proxy(upstream: str) -> Iterator[tuple[str, Faults]]:
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", faults
     finally:
+        faults.reply = None
         server.shutdown()
         server.server_close()
         thread.join()
@@ -75,15 +117,28 @@ def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
             def send() -> requests.Response:
                 return requests.request(method, url, data=body, headers=headers, timeout=60)
 
+            reply = faults.reply
+            if reply is not None and reply.hangs:
+                faults.wait_for_change()
+                self.close_connection = True
+                return
+            if reply is not None and not reply.cuts:
+                self.answer(reply.status, reply.content_type, reply.body)
+                return
             answer = faults.pass_on(self.path, send)
             if answer is None:
                 self.close_connection = True
                 return
-            self.send_response(answer.status_code)
-            self.send_header("Content-Type", answer.headers.get("Content-Type", ""))
-            self.send_header("Content-Length", str(len(answer.content)))
+            kind = answer.headers.get("Content-Type", "")
+            self.answer(answer.status_code, kind, answer.content, cut=reply is not None)
+
+        def answer(self, status: int, kind: str, body: bytes, *, cut: bool = False) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(answer.content)
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+            self.close_connection = self.close_connection or cut
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815
 

@@ -64,7 +64,14 @@ class RetainedRun(MadeRun):
         self, *, registry: Registry | None = None, through: Store | None = None
     ) -> CollectReport:
         store = through or self.store
-        return collect(store, self.name, grace=GRACE, by="a test", registry=registry)
+        return collect(
+            store,
+            self.name,
+            grace=GRACE,
+            by="a test",
+            registry=registry,
+            uptime=self.aged.uptime,
+        )
 
     def expire_and_collect(self, **rules: object) -> CollectReport:
         """Retention, with the grace passed."""

@@ -38,6 +38,10 @@ class Faults:
     """Cut the connection without forwarding."""
     cut_answers: int = 0
     """Forward, and cut the connection in the midst of the answer's body."""
+    holds: Callable[[Request], bool] = lambda request: False
+    """Which requests wait, before they are forwarded, until `let_go`."""
+    held: list[Request] = field(default_factory=list)
+    """Those that did."""
     stall_answers: int = 0
     """Forward, and say nothing until the proxy ends."""
     answer_status: int = 0
@@ -51,6 +55,19 @@ class Faults:
     seen: list[Request] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: threading.Event = field(default_factory=threading.Event)
+    _let_go: threading.Event = field(default_factory=threading.Event)
+
+    def hold(self, request: Request) -> None:
+        """Return at once, or once what is held is let go."""
+        if self.holds(request):
+            self.held.append(request)
+            self._let_go.wait()
+
+    def let_go(self) -> None:
+        """Forward what is held, and hold nothing any more."""
+        self.holds = lambda request: False
+        self._let_go.set()
+        self._let_go = threading.Event()
 
     def take(self, counter: str, request: Request) -> bool:
         """Whether this request is to meet the fate that `counter` counts."""
@@ -84,6 +101,7 @@ def s3_proxy(
         yield S3Server(f"{scheme}://127.0.0.1:{server.server_address[1]}"), faults
     finally:
         faults.ended.set()
+        faults.let_go()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -97,6 +115,7 @@ def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
             request = Request(self.command, self.path, dict(self.headers.items()))
             body = self._body()
             faults.seen.append(request)
+            faults.hold(request)
             if faults.take("drop_requests", request):
                 self.close_connection = True
                 return

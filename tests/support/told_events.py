@@ -44,7 +44,7 @@ TOLD: dict[str, Event] = {
     ),
     "checkpoint.quarantined": CheckpointQuarantined(checkpoint=CHECKPOINT, why="digest differs"),
     "checkpoint.save-failed": SaveFailed(
-        checkpoint=CHECKPOINT, why="no space left", unprotected=12.5
+        run="toy", checkpoint=CHECKPOINT, why="no space left", unprotected=12.5
     ),
 }
 

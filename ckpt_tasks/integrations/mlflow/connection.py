@@ -12,6 +12,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+from urllib3.exceptions import ResponseError
 
 from ckpt_tasks.errors import CkptTasksError, ConfigError, RegistryError, RegistryRefusedError
 from ckpt_tasks.integrations.mlflow import database
@@ -140,12 +141,17 @@ def error_code(error: MlflowException) -> str:
 
 
 def _unreachable(error: Exception) -> str | None:
-    """Why nobody answered, as the system says it: the innermost cause, for `requests` wraps it
+    """Why there is no answer, as the system says it: the innermost cause, for `requests` wraps it
     in five more, each of which repeats the others.
     """
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
+    if isinstance(chain[-1], ResponseError):  # "too many 503 error responses"
+        status = "".join(filter(str.isdigit, str(chain[-1])))
+        return f"it answered with HTTP status {status}"
+    if any(isinstance(link, requests.exceptions.ChunkedEncodingError) for link in chain):
+        return "its answer was cut off"
     if not any(isinstance(link, requests.ConnectionError | requests.Timeout) for link in chain):
         return None
     last = chain[-1]

@@ -106,7 +106,11 @@ def test_trouble_is_marked_and_masked() -> None:
     """Warnings and errors stand out, and no credential is printed."""
     stream = io.StringIO()
     account = Account(stream)
-    account(events.SaveFailed(checkpoint="c", why="s3://a:hunter2@b is full", unprotected=61.0))
+    account(
+        events.SaveFailed(
+            run="toy", checkpoint="c", why="s3://a:hunter2@b is full", unprotected=61.0
+        )
+    )
     account(events.RegistryUnavailable(why="refused", queued=4))
     account(events.CheckpointQuarantined(checkpoint="c", why="bad digest"))
     account(events.Warned(message="data order only"))

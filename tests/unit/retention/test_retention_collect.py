@@ -19,13 +19,14 @@ from ckpt_tasks.errors import (
     StoreError,
 )
 from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.fencing.process import this_uptime
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.records import Heartbeat, RegistryRunIds, now
 from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.retention import collect, expire_checkpoint, pin, unpin
 from ckpt_tasks.store.base import ObjectInfo
-from ckpt_tasks.testing import WrapperStore
+from ckpt_tasks.testing import Fault, FaultyStore, WrapperStore
 from ckpt_tasks.testing.memory_registry import MemoryRegistry, RegistryMemory
 from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.types import CheckpointId
@@ -62,13 +63,41 @@ def test_bytes_go_after_the_grace(run: RetainedRun) -> None:
     assert marked(run.store, run.layout)["collecting"] == set()
 
 
+@pytest.mark.parametrize("days", [-1, 365])
+def test_a_clock_that_is_set_ages_nothing(run: RetainedRun, days: int) -> None:
+    """Back by a day or forwards by a year, before or after the marks: the grace passes as it is."""
+    saved(run, 4)
+    run.expire(latest=3)
+    run.aged.set_clock(days * 86400)
+    run.expire(latest=2)
+    assert (run.collect().removed, len(run.collect().waiting)) == ([], 2)
+    run.aged.age(abs(days) * 86400 + 2 * GRACE)
+    assert len(run.collect().removed) == 2
+    run.check_whole()
+
+
+def test_a_clock_that_is_set_kills_no_save(run: RetainedRun) -> None:
+    """Of an attempt whose latest heartbeat seems a year old, and was a moment ago."""
+    saved(run, 1)
+    run.put_claim(2, process=elsewhere())
+    leave(run, "a0002-s0001-slow")
+    beat = Heartbeat(attempt=2, beat=1, at=now(), uptime=this_uptime())
+    run.store.put(run.layout.heartbeat(2), encode(beat))
+    run.aged.set_clock(365 * 86400)
+    assert run.collect().leftovers == []
+    run.aged.age(2 * GRACE)
+    assert run.collect().leftovers == [f"{run.layout.data}a0002-s0001-slow"]
+
+
 def test_dry_run_tells_and_changes_nothing(run: RetainedRun) -> None:
     """What would go, and how many bytes."""
     saved(run, 3, frozen=True)
     run.expire(latest=1)
     run.aged.age(2 * GRACE)
     before = run.contents()
-    told = collect(run.store, run.name, grace=GRACE, by="a test", dry_run=True)
+    told = collect(
+        run.store, run.name, grace=GRACE, by="a test", dry_run=True, uptime=run.aged.uptime
+    )
     assert run.contents() == before
     done = run.collect()
     assert (told.removed, told.freed) == (done.removed, done.freed)
@@ -300,6 +329,17 @@ def test_registry_that_cannot_be_asked_costs_nothing(run: RetainedRun) -> None:
     assert run.paths("data", "commits") == before
 
 
+def test_a_collection_that_a_full_disk_stops_stops_no_later_one(run: RetainedRun) -> None:
+    """What it has claimed is given back: the next one need not wait for a grace."""
+    oldest, *_ = saved(run, 3)
+    run.expire(latest=2)
+    run.aged.age(2 * GRACE)
+    full = FaultyStore(run.store, [Fault(at=2)], counted={"put"})  # behind the claims
+    with pytest.raises(StoreError):
+        run.collect(through=full)
+    assert run.collect().removed == [str(oldest)]
+
+
 # -- what cannot be known ------------------------------------------------------------------------
 
 
@@ -381,7 +421,14 @@ def test_stale_attempt_prunes_nothing(run: RetainedRun) -> None:
     before = run.paths("data", "commits")
     fence = Fence(run.store, run.layout, 1)
     with pytest.raises(StaleAttemptError):
-        collect(run.store, run.name, grace=GRACE, by="attempt 1", fence=fence)
+        collect(
+            run.store,
+            run.name,
+            grace=GRACE,
+            by="attempt 1",
+            fence=fence,
+            uptime=run.aged.uptime,
+        )
     assert run.paths("data", "commits") == before
     assert marked(run.store, run.layout)["collecting"] == set()
 

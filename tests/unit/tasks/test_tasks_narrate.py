@@ -73,11 +73,43 @@ TOLD = [
         (logging.WARNING, "still waiting for the registry, 55 s left"),
     ),
     (
-        events.SaveFailed(checkpoint=CHECKPOINT, why="s3://a:hunter2@b is full", unprotected=61),
+        events.SaveFailed(
+            run="toy", checkpoint=CHECKPOINT, why="s3://a:hunter2@b is full", unprotected=61
+        ),
         (
             logging.WARNING,
-            f"{CHECKPOINT} was not saved, 61 s without a durable checkpoint; training goes on: "
-            "s3://***@b is full",
+            f"{CHECKPOINT} of run 'toy' was not saved, 61 s without a durable checkpoint; training "
+            "goes on: s3://***@b is full",
+        ),
+    ),
+    (
+        events.SaveFailed(
+            run="toy", checkpoint=CHECKPOINT, why="full", unprotected=90, failures=10
+        ),
+        (
+            logging.WARNING,
+            f"{CHECKPOINT} of run 'toy' was not saved (10 saves have failed), 90 s without a "
+            "durable checkpoint; training goes on: full",
+        ),
+    ),
+    (
+        events.SaveFailed(
+            run="toy", checkpoint=CHECKPOINT, why="full", unprotected=66, failures=2, again=True
+        ),
+        None,
+    ),
+    (
+        events.SavesRecovered(checkpoint=CHECKPOINT, failures=12, unprotected=98.7),
+        (
+            logging.INFO,
+            "saves succeed again, after 12 that failed and 99 s without a durable checkpoint",
+        ),
+    ),
+    (
+        events.SaveAwaited(checkpoint=CHECKPOINT, waited=40.2, left=1760),
+        (
+            logging.INFO,
+            f"still waiting until {CHECKPOINT} is written, for 40 s so far and 1760 s more at most",
         ),
     ),
     (

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from support.made_runs import MadeRun
 
-from ckpt_tasks.errors import StaleAttemptError, StoreError
+from ckpt_tasks.errors import NoSpaceError, StaleAttemptError, StoreError
 from ckpt_tasks.events import (
     CheckpointCommitted,
     Event,
     MetricsLogged,
     SaveFailed,
+    SavesRecovered,
     SaveStarted,
     Warned,
 )
 from ckpt_tasks.schedule.policy import AnyOf, AtEnd, EverySteps, OnSignal
 from ckpt_tasks.state.tracked import TrackedItems
-from ckpt_tasks.testing import FakeClock, Fault, FaultyStore
+from ckpt_tasks.store.base import Store
+from ckpt_tasks.testing import FakeClock, Fault, FaultyStore, WrapperStore
 from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.metrics import JOURNAL_ROWS
 from ckpt_tasks.training.saver import Saver, TrainingStopped
@@ -36,6 +39,8 @@ class Scene:
     ----------
     faults
         Of the store's writes.
+    full
+        How many writes find no room.
     during_pause
         Called with the saver at the end of each pause between two tries.
     """
@@ -47,13 +52,15 @@ class Scene:
         max_unprotected: float = 60.0,
         grace: float = 20.0,
         stop_on_error: bool = False,
+        makes_room: bool = False,
+        full: int = 0,
         during_pause: Callable[[Saver], None] = lambda saver: None,
     ) -> None:
         self.run = MadeRun()
         self.clock = FakeClock()
         self.events: list[Event] = []
         self.counters = Counters(step=5)
-        store = FaultyStore(self.run.store, faults, counted={"write"})
+        store = FaultyStore(FullStore(self.run.store, full), faults, counted={"write"})
 
         def sleep(seconds: float) -> None:
             self.clock.sleep(seconds)
@@ -69,6 +76,7 @@ class Scene:
             max_unprotected=max_unprotected,
             grace=grace,
             stop_on_error=stop_on_error,
+            makes_room=makes_room,
             clock=self.clock,
             sleep=sleep,
         )
@@ -153,6 +161,48 @@ def test_the_first_failure_ends_training_where_that_is_asked_for() -> None:
     scene = Scene([Fault(at=1, times=2)], stop_on_error=True)
     scene.saver.finish(scene.counters, save=True)
     assert scene.saver.checkpoint == "step-00000005-a1-s3"
+
+
+class FullStore(WrapperStore):
+    """Has no room for its first `times` writes."""
+
+    def __init__(self, store: Store, times: int) -> None:
+        super().__init__(store)
+        self._left = times
+
+    def write(self, path: str, parts: Iterable[Any], size: int) -> None:
+        self._left -= 1
+        if self._left >= 0:
+            raise NoSpaceError("no space left")
+        super().write(path, parts, size)
+
+
+@pytest.mark.parametrize(("makes_room", "ends_after"), [(False, 1), (True, 2)])
+def test_a_full_disk_ends_training_only_when_no_room_could_be_made(
+    makes_room: bool, ends_after: int
+) -> None:
+    """With on_error = stop, too, a save is tried once more where something may be removed."""
+    scene = Scene(stop_on_error=True, makes_room=makes_room, full=2)
+    for _ in range(ends_after - 1):
+        scene.saver.at_boundary("step", scene.counters)
+        scene.counters.step += 5
+        scene.clock.advance(5.0)
+    with pytest.raises(StoreError, match=r"save\.on_error"):
+        scene.saver.at_boundary("step", scene.counters)
+    failed = [event for event in scene.events if isinstance(event, SaveFailed)]
+    assert [event.failures for event in failed] == list(range(1, ends_after + 1))
+    assert all(event.no_space for event in failed)
+
+
+def test_the_end_of_an_outage_is_told() -> None:
+    """How many saves had failed, and for how long there was no new checkpoint."""
+    scene = Scene([Fault(at=1, times=2)], max_unprotected=60.0)
+    while scene.saver.checkpoint is None:
+        scene.saver.at_boundary("step", scene.counters)
+        scene.clock.advance(3.0)
+    (recovered,) = [event for event in scene.events if isinstance(event, SavesRecovered)]
+    assert (recovered.failures, recovered.unprotected) == (2, 6.0)
+    assert [event.again for event in scene.events if isinstance(event, SaveFailed)] == [False, True]
 
 
 def test_a_stale_attempt_is_not_tried_again() -> None:

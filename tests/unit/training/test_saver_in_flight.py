@@ -18,6 +18,7 @@ from ckpt_tasks.errors import StaleAttemptError, StoreError
 from ckpt_tasks.events import (
     CheckpointCommitted,
     Event,
+    SaveAwaited,
     SaveDelayed,
     SaveFailed,
     SaveStarted,
@@ -186,6 +187,18 @@ def test_the_end_waits_for_what_is_in_flight(save: bool) -> None:
     scene.counters.step += 1
     scene.saver.finish(scene.counters, save=save)
     assert scene.saved == [5, 6][: 2 if save else 1]
+
+
+def test_who_waits_for_minutes_is_told_at_growing_intervals() -> None:
+    """Since when training has stood still, and when that save would be given up."""
+    scene = Scene(max_unprotected=600.0)
+    scene.drain.looks = 4 * 180  # each of which takes a quarter of a second
+    scene.saver.at_boundary("step", scene.counters)
+    scene.saver.finish(scene.counters, save=False)
+    awaited = scene.of(SaveAwaited)
+    assert [round(event.waited, -1) for event in awaited] == [10, 20, 40, 80, 140]
+    assert {round(event.waited + event.left) for event in awaited} == {600}
+    assert {event.checkpoint for event in awaited} == {scene.saver.checkpoint}
 
 
 def test_a_signal_saves_behind_the_one_in_flight() -> None:
