@@ -35,6 +35,11 @@ class MemoryRun(msgspec.Struct, kw_only=True):
     deleted: bool = False
 
 
+_Dump = tuple[
+    dict[str, MemoryRun], list[Registration], dict[str, str], dict[str, dict[str, Number]]
+]
+
+
 class RegistryMemory:
     """What several `MemoryRegistry` share, as processes share a server.
 
@@ -55,6 +60,16 @@ class RegistryMemory:
         self.aliases: dict[str, str] = {}
         self.metrics: dict[str, dict[str, Number]] = {}
         self._numbers = itertools.count(1)
+
+    def dump(self) -> bytes:
+        """All that it holds, for `load`."""
+        return msgspec.msgpack.encode((self.runs, self.versions, self.aliases, self.metrics))
+
+    def load(self, data: bytes) -> None:
+        """Hold what another memory held, and nothing else."""
+        held = msgspec.msgpack.decode(data, type=_Dump)
+        self.runs, self.versions, self.aliases, self.metrics = held
+        self._numbers = itertools.count(len(self.runs) + 1)
 
     def new_run(self, description: RunDescription) -> str:
         """Add a run, even if there is one of the same uid."""
