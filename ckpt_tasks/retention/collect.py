@@ -133,6 +133,7 @@ class _Collection:
         self.report.leftovers = sorted(self._leftovers(found))
 
     def run(self) -> None:
+        self._check_fence()
         found = self._survey(asks_time=True)
         victims = self._with_newer_verified(found, self._due(found))
         claimed = [victim for victim in victims if self._claim(found, victim)]
@@ -197,7 +198,6 @@ class _Collection:
             try:
                 check_checkpoint(self._store, self._layout, newest.record)
             except CorruptCheckpointError as error:
-                self._check_fence()
                 self._mark("quarantined", checkpoint, str(error)[:4000])
                 found = self._survey(asks_time=False)
                 continue
@@ -206,6 +206,7 @@ class _Collection:
         raise Refused("no checkpoint is left that a retry could start from")
 
     def _mark(self, kind: MarkKind, checkpoint: CheckpointId, why: str) -> None:
+        self._check_fence()
         mark(self._store, self._layout, kind, checkpoint, why=why, by=self._by)
 
     def _still_due(self, found: Survey, claimed: list[CheckpointId]) -> list[CheckpointId]:
@@ -230,6 +231,7 @@ class _Collection:
         record = MarkRecord(checkpoint=str(victim), why="being removed", by=self._by, at=now())
         path = self._layout.mark("collecting", victim)
         began = self._clock()
+        self._check_fence()
         if create_once(self._store, path, encode(record)):
             self._claimed[victim] = began
             return True
@@ -252,6 +254,7 @@ class _Collection:
 
     def _remove(self, found: Survey, victim: CheckpointId, needed: set[str]) -> None:
         files, indexes = self._files(found, victim)
+        self._check_fence()  # what has been begun below is then done to its end: so would others
         if self._registry is not None:
             try:
                 self._registry.forget(str(victim))
@@ -320,11 +323,13 @@ class _Collection:
         leftovers = self._leftovers(found)
         needed = self._needed(found, removed) if leftovers else set()
         for folder, paths in leftovers.items():
+            self._check_fence()
             unneeded = [path for path in paths if path not in needed]
             for path in unneeded:
                 self._delete(found, path)
             if unneeded:
                 self.report.leftovers.append(folder)
+        self._check_fence()
         aborted = self._store.abort_uploads(self._layout.folder, self._grace)
         self.report.uploads = len(aborted)
 

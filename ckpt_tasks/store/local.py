@@ -32,10 +32,11 @@ from ckpt_tasks.store._posix import (
     publish_exclusively,
     write_all,
 )
-from ckpt_tasks.store.base import ObjectInfo, Store
+from ckpt_tasks.store.base import ObjectInfo, Store, UploadInfo
 
 __all__ = ["LocalStore"]
 
+_TEMPORARY = ".tmp-"
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _FOLDER_TRIES = 5  # a concurrent `delete` may remove the empty folder that was just made
 
@@ -173,6 +174,21 @@ class LocalStore(Store):
             with contextlib.suppress(OSError):  # not empty, as a rule
                 os.rmdir(folder)
 
+    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        """Remove temporary files of killed processes; each is told under its own, hidden name."""
+        folder = self._folder(prefix)
+        with self._errors("delete", prefix):
+            found = sorted(_temporaries(folder, prefix))
+            if not found:
+                return []
+            with self._temporary(os.path.join(folder, "x"), b"") as probe:
+                now = os.stat(probe).st_mtime  # by the store's clock
+            due = [upload for upload in found if now - upload.begun >= older_than]
+            for upload in due:
+                with contextlib.suppress(FileNotFoundError):  # another collection was faster
+                    os.unlink(self._full(upload.path))
+        return due
+
     def check_writable(self) -> None:
         """Make the root and a file in it; raises `ConfigError` where that is not allowed."""
         try:
@@ -224,7 +240,7 @@ class LocalStore(Store):
     def _temporary(self, full: str, data: bytes) -> Iterator[str]:
         """A durable file with `data` beside `full`, under a hidden name; removed at the end."""
         folder = os.path.dirname(full)
-        temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
+        temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}")
         try:
             descriptor = self._open_new(temporary)
             try:
@@ -309,3 +325,14 @@ def _walk(folder: str, prefix: str) -> Iterator[ObjectInfo]:
             with contextlib.suppress(FileNotFoundError):  # deleted since
                 status = entry.stat()
                 yield ObjectInfo(prefix + entry.name, status.st_size, status.st_mtime)
+
+
+def _temporaries(folder: str, prefix: str) -> Iterator[UploadInfo]:
+    """What killed processes have left, or live ones are writing now."""
+    for where, _, names in os.walk(folder):
+        below = "" if where == folder else f"{os.path.relpath(where, folder)}/"
+        for name in names:
+            if name.startswith(_TEMPORARY):
+                with contextlib.suppress(FileNotFoundError):  # just renamed
+                    begun = os.stat(os.path.join(where, name)).st_mtime
+                    yield UploadInfo(f"{prefix}{below}{name}", begun)

@@ -139,7 +139,7 @@ class FaultInjector:
         elif fault.when == "late":
             with self._lock:
                 self._late.append((number + fault.delay, call))
-        strike()
+        return strike()
 
     def land(self) -> None:
         """Let all that is late take effect now; what is then refused is lost."""

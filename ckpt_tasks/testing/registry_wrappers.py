@@ -52,16 +52,14 @@ class WrapperRegistry(Registry):
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.name = registry.name  # type: ignore[misc] - it stands for that one
+        vars(self)["name"] = registry.name  # its class has none: it stands for that one
 
     def _run(self, operation: str, subject: str, call: Callable[[], T]) -> T:
         """Every operation passes here; `call` does it. `subject` says with what, for people."""
         return call()
 
     def find_run(self, description: RunDescription) -> RegistryRunIds | None:
-        return self._run(
-            "find_run", description.run, lambda: self.registry.find_run(description)
-        )
+        return self._run("find_run", description.run, lambda: self.registry.find_run(description))
 
     def create_run(self, description: RunDescription) -> RegistryRunIds:
         return self._run(
@@ -117,17 +115,13 @@ class WrapperRegistry(Registry):
         )
 
     def alias_holder(self, alias: str, metric: str) -> AliasHolder | None:
-        return self._run(
-            "alias_holder", alias, lambda: self.registry.alias_holder(alias, metric)
-        )
+        return self._run("alias_holder", alias, lambda: self.registry.alias_holder(alias, metric))
 
     def held(self) -> dict[str, list[str]]:
         return self._run("held", "", self.registry.held)
 
     def forget(self, checkpoint: str, *, aliases: bool = False) -> None:
-        self._run(
-            "forget", checkpoint, lambda: self.registry.forget(checkpoint, aliases=aliases)
-        )
+        self._run("forget", checkpoint, lambda: self.registry.forget(checkpoint, aliases=aliases))
 
     def write_note(self, text: str) -> None:
         self._run("write_note", "", lambda: self.registry.write_note(text))

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ckpt_tasks.store.base import ObjectInfo, Store
+from ckpt_tasks.store.base import ObjectInfo, Store, UploadInfo
 from ckpt_tasks.testing import WrapperStore
 from ckpt_tasks.testing.wrappers import Operation
 
@@ -17,15 +17,20 @@ class AgedStore(WrapperStore):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._older_by: dict[str, float] = {}
+        self._passed = 0.0
         self._lock = threading.Lock()
 
     def age(self, seconds: float) -> None:
         with self._lock:
+            self._passed += seconds
             for info in self.store.list_objects(""):
                 self._older_by[info.path] = self._older_by.get(info.path, 0.0) + seconds
 
     def list_objects(self, prefix: str) -> list[ObjectInfo]:
         return [self._aged(info) for info in super().list_objects(prefix)]
+
+    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        return super().abort_uploads(prefix, max(0.0, older_than - self._passed))
 
     def _aged(self, info: ObjectInfo) -> ObjectInfo:
         assert info.modified is not None

@@ -53,6 +53,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         As `FaultyAttempt` takes them; nothing is counted where neither is given.
     registers
         The child does a registrar's work, too, in the trainer's thread.
+    ages
+        What a registrar's work finds has been there for longer than any grace.
     writer
         Saves are written by a process beside the child, and the faults are that one's.
     """
@@ -65,6 +67,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     hold_at_step: int | None = None
     registers: bool = False
+    ages: bool = True
     writer: bool = False
 
 
@@ -176,6 +179,7 @@ class AttemptForks:
         environment: dict[str, str] | None = None,
         hold_at_step: int | None = None,
         registers: bool = False,
+        ages: bool = True,
         writer: bool = False,
     ) -> Fork:
         """Fork a child that executes one attempt; returns while it runs."""
@@ -190,6 +194,7 @@ class AttemptForks:
             environment=environment or {},
             hold_at_step=hold_at_step,
             registers=registers,
+            ages=ages,
             writer=writer,
         )
         assert self._process is not None
@@ -310,17 +315,18 @@ def _attempt(request: Request) -> int:
 
 def _faulty(request: Request) -> FaultyAttempt:
     """What the child opens, or, without faults, only counts."""
-    path = Path(request.folder)
+    path, registers, ages = Path(request.folder), request.registers, request.ages
     if not request.writer:
-        return FaultyAttempt(path, request.faults, request.counted, registers=request.registers)
-    told = WriterFaults(
-        folder=request.folder, faults=request.faults, counted=request.counted or []
-    )
+        return FaultyAttempt(path, request.faults, request.counted, registers=registers, ages=ages)
+    told = WriterFaults(folder=request.folder, faults=request.faults, counted=request.counted or [])
     os.environ[WRITER_FAULTS] = msgspec.json.encode(told).decode()
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent / "faulty_writer"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        [
+            str(Path(__file__).parent / "faulty_writer"),
+            *filter(None, [os.environ.get("PYTHONPATH")]),
+        ]
     )
-    return FaultyAttempt(path, [], [], registers=request.registers)
+    return FaultyAttempt(path, [], [], registers=registers, ages=ages)
 
 
 def _striker(kill: Kill | None) -> object:

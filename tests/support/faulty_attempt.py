@@ -52,8 +52,8 @@ class FaultyAttempt:
     faults, counted
         As `FaultInjector` takes them; by default the changes of the store count. Where `counted`
         names operations of a file system, those of a local store do.
-    registers
-        Whether the child does a registrar's work, too.
+    registers, ages
+        Whether the child does a registrar's work, too, and what it finds is old.
     """
 
     def __init__(
@@ -63,9 +63,11 @@ class FaultyAttempt:
         counted: Collection[str] | None,
         *,
         registers: bool = False,
+        ages: bool = True,
     ) -> None:
         self._folder = folder
         self._registers = registers
+        self._ages = ages
         self._counted = CHANGES if counted is None else frozenset(counted)
         self._patches = contextlib.ExitStack()
         self.injector = FaultInjector(
@@ -90,7 +92,7 @@ class FaultyAttempt:
         def open_faulty() -> Registry:
             return FaultyRegistry(open_registry(spec.config.registry), self.injector)
 
-        return InlineRegistrar(spec, open_aged, open_faulty, log)
+        return InlineRegistrar(spec, open_aged, open_faulty, log, ages=self._ages)
 
     def tell(self) -> None:
         """Write down which operations there were, and undo what was done to `os`."""

@@ -46,6 +46,8 @@ class InlineRegistrar:
         Makes a registry that is not bound to a run yet.
     on_event
         Told what happens.
+    ages
+        Whether every grace has passed of what is there when something is committed.
     """
 
     def __init__(
@@ -54,12 +56,15 @@ class InlineRegistrar:
         open_store: Callable[[], tuple[Store, AgedStore]],
         open_registry: Callable[[], Registry],
         on_event: EventSink,
+        *,
+        ages: bool = True,
     ) -> None:
         self._spec = spec
         self._layout = RunLayout(spec.run)
         self._open_store = open_store
         self._open_registry = open_registry
         self._on_event = on_event
+        self._ages = ages
         self._claimed: AttemptClaimed | RunFoundComplete | None = None
         self._publisher: Publisher | None = None
         self._settled = False
@@ -106,7 +111,7 @@ class InlineRegistrar:
         return True
 
     def _retain(self) -> None:
-        """As the registrar's thread does; all that lies there has been there for long."""
+        """As the registrar's thread does."""
         retention, claimed = self._spec.config.retention, self._claimed
         if retention.keeps_everything or self._is_stale or not isinstance(claimed, AttemptClaimed):
             return
@@ -116,7 +121,8 @@ class InlineRegistrar:
             registry = self._bound_registry(store, claimed)
             run = self._spec.run
             expire(store, run, retention, by=by, registry=registry, fence=fence)
-            aged.age(2 * GRACE)
+            if self._ages:
+                aged.age(2 * GRACE)
             collect(store, run, grace=GRACE, by=by, registry=registry, fence=fence)
         except StaleAttemptError as error:
             self._stop(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,9 +55,10 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None
     problems: list[str]
 
-    def differences(self, expected: Contents, *, saves_failed: bool) -> list[str]:
-        """From the run that nothing ever happened to. Saves that failed, aloud, may be missing."""
-        if saves_failed and {*self.kept} <= {*expected.kept} and self.kept[-1:] == expected.kept[-1:]:
+    def differences(self, expected: Contents, *, may_miss_saves: bool) -> list[str]:
+        """From the run that nothing ever happened to; saves may be missing, but not the last."""
+        fewer = {*self.kept} <= {*expected.kept} and self.kept[-1:] == expected.kept[-1:]
+        if may_miss_saves and fewer:
             expected = msgspec.structs.replace(expected, kept=self.kept, registered=self.kept)
         return [
             f"{name} is {getattr(self, name)!r}, and not {getattr(expected, name)!r}"
@@ -96,9 +98,7 @@ def _contents(
         saved_state=_state_of(store, layout, kept[-1]),
         kept=[c.step for c in kept],
         registered=[c.step for c in registered],
-        aliases={
-            alias: _holder(registry, alias) for alias in (BEST, resume_alias(spec.run))
-        },
+        aliases={alias: _holder(registry, alias) for alias in (BEST, resume_alias(spec.run))},
         losses=sorted((row.step, row.value) for row in registry.history("loss", 0)),
         status=_status(store, layout, registry),
         problems=problems,
@@ -106,11 +106,12 @@ def _contents(
 
 
 def _problems_of_lineage(spec: TrainSpec, steps: int) -> list[str]:
-    keeps_everything = spec.config.retention.keeps_everything
+    retained = not spec.config.retention.keeps_everything
     try:
-        check_run(spec, steps=steps if keeps_everything else None)
+        check_run(spec, steps=steps, retained=retained)
     except AssertionError as error:
-        return [f"the run is not whole: {error!r}"]
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return [f"the run is not whole: {error} ({where.line})"]
     return []
 
 

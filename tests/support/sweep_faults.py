@@ -55,14 +55,14 @@ def _at(place: Place, forks: AttemptForks, options: argparse.Namespace) -> Itera
             continue
         database = _database(place.folder) if name == "mlflow" else None
         sweeps = Sweeps(forks, place, SCENARIOS[name], database)
-        began, done = time.monotonic(), 0
-        for case in sweep(
+        began = time.monotonic()
+        cases = sweep(
             sweeps.trial,
             [FATES[fate] for fate in options.fates],
             name=f"{name}, {place.name}",
             chosen=lambda number: number % options.every == options.offset,
-        ):
-            done += 1
+        )
+        for done, case in enumerate(cases, 1):
             if sys.stderr.isatty() or done % 50 == 0:
                 pace = (time.monotonic() - began) / done
                 print(f"{case.sweep}: {done} cases, {pace:.2f} s each", file=sys.stderr, flush=True)
@@ -88,10 +88,12 @@ def _opened(name: str, root: Path) -> Iterator[Place]:
     if name == "local":
         yield Place(name, folder)
         return
-    with tempfile.TemporaryDirectory(prefix="ckpt-tasks-server-") as disk:
-        with _SERVERS[name](Path(disk)) as server:
-            os.environ.update(server.environment)
-            yield Place(name, folder, server)
+    with (
+        tempfile.TemporaryDirectory(prefix="ckpt-tasks-server-") as disk,
+        _SERVERS[name](Path(disk)) as server,
+    ):
+        os.environ.update(server.environment)
+        yield Place(name, folder, server)
 
 
 def _memory() -> str | None:
