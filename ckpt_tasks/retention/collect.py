@@ -133,7 +133,6 @@ class _Collection:
         self.report.leftovers = sorted(self._leftovers(found))
 
     def run(self) -> None:
-        self._check_fence()
         found = self._survey(asks_time=True)
         victims = self._with_newer_verified(found, self._due(found))
         claimed = [victim for victim in victims if self._claim(found, victim)]
@@ -142,17 +141,18 @@ class _Collection:
                 found = self._survey(asks_time=True)
                 claimed = self._still_due(found, claimed)
                 needed = self._needed(found, claimed)
-                self._check_fence()
+                for victim in claimed:
+                    self._remove(found, victim, needed)
             except (Refused, StaleAttemptError):
                 self._withdraw(claimed)
                 raise
-            for victim in claimed:
-                self._remove(found, victim, needed)
         self._remove_leftovers(found, claimed)
 
     # -- deciding --------------------------------------------------------------------------------
 
     def _survey(self, *, asks_time: bool) -> Survey:
+        if asks_time:
+            self._check_fence()
         return survey(self._store, self._layout, self._registry, by=self._by, asks_time=asks_time)
 
     def _due(self, found: Survey) -> list[CheckpointId]:
@@ -254,7 +254,7 @@ class _Collection:
 
     def _remove(self, found: Survey, victim: CheckpointId, needed: set[str]) -> None:
         files, indexes = self._files(found, victim)
-        self._check_fence()  # what has been begun below is then done to its end: so would others
+        self._check_fence()
         if self._registry is not None:
             try:
                 self._registry.forget(str(victim))
@@ -265,6 +265,7 @@ class _Collection:
             except CkptTasksError as error:
                 self._withdraw([victim])
                 raise Refused(f"the registry cannot forget {victim}: {error}") from error
+        self._claimed.pop(victim, None)  # from here on any collection would end what is begun
         self._store.delete(self._layout.commit(victim))
         for path in sorted(files - needed - indexes):
             self._delete(found, path)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from ckpt_tasks.store.base import ObjectInfo, Store, UploadInfo
 from ckpt_tasks.testing import WrapperStore
 from ckpt_tasks.testing.wrappers import Operation
+
+_CLOCK_TICK = 0.02  # seconds by which the time of a file may lie behind that of the clock
 
 
 class AgedStore(WrapperStore):
@@ -17,12 +20,12 @@ class AgedStore(WrapperStore):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._older_by: dict[str, float] = {}
-        self._passed = 0.0
+        self._aged_at = 0.0
         self._lock = threading.Lock()
 
     def age(self, seconds: float) -> None:
         with self._lock:
-            self._passed += seconds
+            self._aged_at = time.time()
             for info in self.store.list_objects(""):
                 self._older_by[info.path] = self._older_by.get(info.path, 0.0) + seconds
 
@@ -30,7 +33,9 @@ class AgedStore(WrapperStore):
         return [self._aged(info) for info in super().list_objects(prefix)]
 
     def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
-        return super().abort_uploads(prefix, max(0.0, older_than - self._passed))
+        """What was begun before the last `age` is old."""
+        since = time.time() - self._aged_at + _CLOCK_TICK
+        return super().abort_uploads(prefix, min(older_than, since))
 
     def _aged(self, info: ObjectInfo) -> ObjectInfo:
         assert info.modified is not None

@@ -17,6 +17,7 @@ from support.attempt_forks import AttemptForks, Fork, Kill
 from support.claims import move_claim_elsewhere
 from support.faulty_attempt import StoreFault
 from support.launches import wait_until
+from support.run_checks import leftovers
 from support.run_contents import Contents, contents_of
 from support.s3_servers import S3Server
 from support.toy_runs import Digest, toy_spec
@@ -164,11 +165,22 @@ class ToyTrial:
         if len(fork.operations) < fault.at:
             return Struck(reached=False, failed=False)
         self._saves_failed = bool(fork.events_of(SaveFailed))
-        operation, path = fork.operations[fault.at - 1]
+        return Struck(
+            reached=True,
+            failed=fork.outcome.code != EXIT_DONE,
+            problems=self._problems_of_write(*fork.operations[fault.at - 1]),
+        )
+
+    def _problems_of_write(self, operation: str, path: str) -> list[str]:
+        """What a write of data that failed should have said and cleared away."""
+        if operation not in ("write", "file.writev") or "/data/" not in path:
+            return []
         problems = []
-        if operation in ("write", "file.writev") and "/data/" in path and not self._saves_failed:
+        if not self._saves_failed:
             problems.append(f"{path} could not be written, and nobody was told")
-        return Struck(reached=True, failed=fork.outcome.code != EXIT_DONE, problems=problems)
+        if leftovers(self._spec):
+            problems.append(f"of the failed save there is left {sorted(leftovers(self._spec))}")
+        return problems
 
     def recover(self) -> str | None:
         return self._retry()
@@ -183,7 +195,13 @@ class ToyTrial:
     def check(self) -> Sequence[str]:
         with self._registry_patched():
             report = reconcile(self._spec.config, self._spec.run, dry_run=True)
-        found = [*report.changes, *report.left, *filter(None, [report.problem])]
+        # What may be removed is: below, as by any later collection.
+        found = [
+            difference
+            for difference in (*report.changes, *report.left)
+            if difference.kind not in ("expired", "orphan")
+        ]
+        found += filter(None, [report.problem])
         problems = [f"store and registry disagree: {one}" for one in found]
         contents = self.contents()
         # Beside a writer, saves that fall due while one is written are left out.
@@ -275,11 +293,14 @@ class ToyTrial:
 
     def _hide(self) -> None:
         """Else the replacement would end the process that stalls, as it can see it."""
-        store, run = self._spec.config.store, self._spec.run
-        with open_store(store) as opened:
-            claimed = list_attempts(opened, RunLayout(run))
-        if claimed:
-            move_claim_elsewhere(store, run, max(claimed))
+        newest = self._newest_attempt()
+        if newest:
+            move_claim_elsewhere(self._spec.config.store, self._spec.run, newest)
+
+    def _newest_attempt(self) -> int:
+        """0 where none has been claimed."""
+        with open_store(self._spec.config.store) as store:
+            return max(list_attempts(store, RunLayout(self._spec.run)), default=0)
 
     def _changes_of_a_zombie(self, older: Fork, at: int) -> list[str]:
         """What the older attempt did after the operation that it stood in, which nobody can stop.
@@ -292,6 +313,8 @@ class ToyTrial:
         claimed_at = [n for n, operation in enumerate(operations, 1) if _is_claim(*operation)]
         if not claims or not claimed_at or at <= claimed_at[-1]:
             return []
+        if claims[0].attempt == self._newest_attempt():
+            return []  # the run was complete, so that the replacement claimed nothing
         return [
             f"{operation} of {subject}"
             for operation, subject in operations[at:]
@@ -316,8 +339,12 @@ def _is_harmless(operation: str, subject: str, before: list[tuple[str, str]], at
         return (
             f"/data/a{attempt:04d}-" in subject or _removes(before) or _gives_back(subject, before)
         )
-    if operation == "create":  # changes nothing, for another's stands there
-        return subject.endswith(("/memory.json", "/mlflow.json"))
+    if operation == "create":
+        # The ids of the registry's run stand there already. A checkpoint of a stale attempt, that
+        # had just asked the fence, is none of the lineage: nobody starts from it or registers it.
+        return subject.endswith(("/memory.json", "/mlflow.json")) or (
+            "/commits/" in subject and f"-a{attempt}-" in subject
+        )
     return operation == "discard_run" or (operation == "write" and "/data/" in subject)
 
 
