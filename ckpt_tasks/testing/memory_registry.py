@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import ClassVar
@@ -69,6 +70,8 @@ class RegistryMemory:
         """Hold what another memory held, and nothing else."""
         held = msgspec.msgpack.decode(data, type=_Dump)
         self.runs, self.versions, self.aliases, self.metrics = held
+        for run in self.runs.values():
+            run.rows = dict.fromkeys(map(_with_one_nan, run.rows))
         self._numbers = itertools.count(len(self.runs) + 1)
 
     def new_run(self, description: RunDescription) -> str:
@@ -149,7 +152,7 @@ class MemoryRegistry(Registry):
         return [row for row in self._run().rows if row.key == key and row.step > after_step]
 
     def log_metrics(self, rows: Sequence[MetricRow]) -> None:
-        self._run().rows.update(dict.fromkeys(rows))
+        self._run().rows.update(dict.fromkeys(map(_with_one_nan, rows)))
 
     def registered(self) -> dict[str, Registration]:
         self._run()
@@ -246,3 +249,8 @@ class MemoryRegistry(Registry):
 
 def _alias(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)
+
+
+def _with_one_nan(row: MetricRow) -> MetricRow:
+    """The row, equal to any other with the same values: a NaN equals itself only."""
+    return msgspec.structs.replace(row, value=math.nan) if math.isnan(row.value) else row

@@ -110,7 +110,9 @@ class Trial(Protocol):
         """Do it without a fault; returns its operations in order, as (operation, subject)."""
 
     def strike(self, fault: Fault) -> Struck:
-        """Do it with a fault. Whatever ``stall`` stalls is replaced meanwhile, and goes on then."""
+        """Do it with a fault, whose time-out need not be waited for. What a ``stall`` stops is
+        replaced meanwhile, and goes on then.
+        """
 
     def recover(self) -> str | None:
         """Retry without faults; returns why that cannot be done, for people."""

@@ -16,13 +16,14 @@ from ckpt_tasks.types import CheckpointId
 
 
 def check_run(
-    spec: TrainSpec, *, steps: int | None = None, retained: bool = False
+    spec: TrainSpec, *, steps: int | None = None, retained: bool = False, stalled: bool = False
 ) -> list[CheckpointId]:
     """Assert every invariant of the run; returns its valid checkpoints, oldest first.
 
     With `steps`, the run is complete and trained exactly those: each of them once on the final
     lineage. Which were trained, and what attempts started from, is not known of a run that was
-    `retained`: some of its checkpoints are gone.
+    `retained`: some of its checkpoints are gone. Where an attempt `stalled` in a commit, its
+    checkpoint may have come after the start of the next.
     """
     with open_store(spec.config.store) as store:
         layout = RunLayout(spec.run)
@@ -31,7 +32,7 @@ def check_run(
         for checkpoint in view.checkpoints:
             report = verify_checkpoint(store, spec.run, checkpoint.id)
             assert report.ok, f"committed without its data: {report.problem}"
-        if not retained:
+        if not (retained or stalled):
             _check_starts(spec)
         valid = trace_lineage(view.attempts).valid(list_checkpoints(store, layout))[::-1]
         resumed = {a.number: a.resumed for a in view.attempts}

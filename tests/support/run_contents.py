@@ -15,6 +15,8 @@ from support.run_checks import check_run, leftovers, temporary_files
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints, view_run
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
+from ckpt_tasks.fencing.attempts import read_attempts
+from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import Index
 from ckpt_tasks.registry import Registry
@@ -39,7 +41,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     saved_state
         Digest of the newest checkpoint's state.
     kept, registered
-        Steps of checkpoints.
+        Steps of checkpoints, of the lineage and in the registry.
     aliases
         The step that each points at.
     losses
@@ -67,9 +69,17 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
-def contents_of(spec: TrainSpec, *, digest: str, steps: int) -> Contents:
-    """Retain by the run's rules, with every grace passed, and look at all that is left."""
-    problems = _problems_of_lineage(spec, steps)
+def contents_of(spec: TrainSpec, *, digest: str, steps: int, stalled: bool = False) -> Contents:
+    """Retain by the run's rules, with every grace passed, and look at all that is left.
+
+    Parameters
+    ----------
+    digest
+        Of what the training had in memory at its end.
+    stalled
+        See `check_run`.
+    """
+    problems = _problems_of_lineage(spec, steps, stalled)
     store = AgedStore(open_store(spec.config.store))
     registry = open_registry(spec.config.registry)
     try:
@@ -90,7 +100,8 @@ def _contents(
     if report.refused is not None:
         problems.append(f"nothing is collected: {report.refused}")
     problems += _left_without_need(spec, store, layout)
-    kept = sorted(list_checkpoints(store, layout), key=lambda c: (c.attempt, c.sequence))
+    lineage = trace_lineage(read_attempts(store, layout))
+    kept = lineage.valid(list_checkpoints(store, layout))[::-1]
     registered = sorted(map(CheckpointId.parse, registry.registered()))
     problems += [f"{c} is registered, and not in the store" for c in {*registered} - {*kept}]
     return Contents(
@@ -105,10 +116,10 @@ def _contents(
     )
 
 
-def _problems_of_lineage(spec: TrainSpec, steps: int) -> list[str]:
+def _problems_of_lineage(spec: TrainSpec, steps: int, stalled: bool) -> list[str]:
     retained = not spec.config.retention.keeps_everything
     try:
-        check_run(spec, steps=steps, retained=retained)
+        check_run(spec, steps=steps, retained=retained, stalled=stalled)
     except AssertionError as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return [f"the run is not whole: {error} ({where.line})"]

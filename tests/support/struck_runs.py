@@ -144,7 +144,7 @@ class ToyTrial:
         self._folder = Path(tempfile.mkdtemp(prefix="trial-", dir=sweeps.place.folder))
         self._digest = Digest(self._folder / "digest")
         self._spec = self._make_spec()
-        self._saves_failed = False
+        self._saves_failed = self._stalled = False
 
     # -- as a `Trial` ----------------------------------------------------------------------------
 
@@ -217,7 +217,8 @@ class ToyTrial:
 
     def contents(self) -> Contents:
         """What is left of the run once all that nobody refers to has been collected."""
-        return contents_of(self._spec, digest=self._digest.read(), steps=STEPS)
+        digest = self._digest.read()
+        return contents_of(self._spec, digest=digest, steps=STEPS, stalled=self._stalled)
 
     def _make_spec(self) -> TrainSpec:
         store, scenario = self._place.new_store(), self._scenario
@@ -279,6 +280,7 @@ class ToyTrial:
         if not older.held:
             older.wait()
             return Struck(reached=False, failed=False)
+        self._stalled = True
         self._hide()
         why = self._retry(ages=False)  # it stalls for less than a grace: that is what one is for
         assert why is None, why
