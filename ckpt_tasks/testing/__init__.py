@@ -13,10 +13,14 @@ from ckpt_tasks.testing.memory_registry import MemoryRegistry, RegistryMemory
 from ckpt_tasks.testing.registry import RegistryTests
 from ckpt_tasks.testing.registry_wrappers import FaultyRegistry, WrapperRegistry
 from ckpt_tasks.testing.stores import StoreTests
+from ckpt_tasks.testing.sweep import FATES, Case, Fate, Struck, Trial, summary, sweep
 from ckpt_tasks.testing.wrappers import FaultyStore, LatencyStore, WrapperStore
 
 __all__ = [
+    "FATES",
+    "Case",
     "FakeClock",
+    "Fate",
     "Fault",
     "FaultInjector",
     "FaultyRegistry",
@@ -27,7 +31,11 @@ __all__ = [
     "RegistryMemory",
     "RegistryTests",
     "StoreTests",
+    "Struck",
+    "Trial",
     "WrapperRegistry",
     "WrapperStore",
     "faulty_files",
+    "summary",
+    "sweep",
 ]
