@@ -240,12 +240,24 @@ def serve() -> None:
     lock = threading.Lock()
     for line in sys.stdin.buffer:
         request = msgspec.json.decode(line, type=Request)
+        _import_for(request)
         with lock:
             pid = os.fork()
             if pid == 0:
                 _in_child(request)
             _say(Reply(folder=request.folder, pid=pid))
         threading.Thread(target=_reap, args=(request.folder, pid, lock), daemon=True).start()
+
+
+def _import_for(request: Request) -> None:
+    """Once, instead of in every child."""
+    import ckpt_tasks.training.attempt
+
+    config = request.spec.config
+    if config.store.url.startswith("s3:"):
+        import ckpt_tasks.store.s3
+    if request.registers and config.registry.kind == "mlflow":
+        import ckpt_tasks.integrations.mlflow  # noqa: F401
 
 
 def _reap(folder: str, pid: int, lock: threading.Lock) -> None:
