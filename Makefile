@@ -4,6 +4,7 @@
 #   make demo-airflow   the same under Airflow
 #   make test           the test suite
 #   make test-all       the same, with every case of what `make test` shows by a sample
+#   make test-faults    one fault at every operation of a training, on each kind of store (hours)
 #
 # PYTHON=... chooses the interpreter, VENV=... where the environment is made.
 
@@ -21,7 +22,7 @@ FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-airflow test test-all fuzz lint format ui wheel extras constraints clean
+.PHONY: help install demo demo-airflow test test-all test-faults fuzz lint format ui wheel extras constraints clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --durations 40 -m 'exhaustive or not exhaustive'
+
+# FAULTS="--places local --every 10" and the like choose among the cases: --help tells.
+test-faults: $(STAMP)
+	cd tests && ../$(VENV)/bin/python -m support.sweep_faults $(FAULTS)
 
 # Checkpoints and records as an attacker would make them, for some minutes. Tells how many.
 FUZZ_SECONDS ?= 600

@@ -154,20 +154,21 @@ class _Collection:
                 found = self._survey(asks_time=True)
                 claimed = self._still_due(found, claimed)
                 needed = self._needed(found, claimed)
-                self._check_fence()
+                for victim in claimed:
+                    self._remove(found, victim, needed)
             except (Refused, StaleAttemptError, StoreError):
-                # Nothing is removed yet. What stays marked is left alone for a grace by the next
-                # collection, too: one that a full disk has stopped must not stop that.
+                # What stays marked is left alone for a grace by the next collection, too: one that
+                # a full disk has stopped must not stop that.
                 with contextlib.suppress(StoreError):
                     self._withdraw(claimed)
                 raise
-            for victim in claimed:
-                self._remove(found, victim, needed)
         self._remove_leftovers(found, claimed)
 
     # -- deciding --------------------------------------------------------------------------------
 
     def _survey(self, *, asks_time: bool) -> Survey:
+        if asks_time:
+            self._check_fence()
         return survey(self._store, self._layout, self._registry, by=self._by, asks_time=asks_time)
 
     def _due(self, found: Survey) -> list[CheckpointId]:
@@ -227,7 +228,6 @@ class _Collection:
             try:
                 check_checkpoint(self._store, self._layout, newest.record)
             except CorruptCheckpointError as error:
-                self._check_fence()
                 self._mark("quarantined", checkpoint, str(error)[:4000])
                 found = self._survey(asks_time=False)
                 continue
@@ -236,6 +236,7 @@ class _Collection:
         raise Refused("no checkpoint is left that a retry could start from")
 
     def _mark(self, kind: MarkKind, checkpoint: CheckpointId, why: str) -> None:
+        self._check_fence()
         mark(self._store, self._layout, kind, checkpoint, why=why, by=self._by)
 
     def _still_due(self, found: Survey, claimed: list[CheckpointId]) -> list[CheckpointId]:
@@ -260,6 +261,7 @@ class _Collection:
         record = MarkRecord(checkpoint=str(victim), why="being removed", by=self._by, at=now())
         path = self._layout.mark("collecting", victim)
         began = self._clock()
+        self._check_fence()
         if create_once(self._store, path, encode(record)):
             self._claimed[victim] = began
             return True
@@ -282,6 +284,7 @@ class _Collection:
 
     def _remove(self, found: Survey, victim: CheckpointId, needed: set[str]) -> None:
         files, indexes = self._files(found, victim)
+        self._check_fence()
         if self._registry is not None:
             try:
                 self._registry.forget(str(victim))
@@ -292,6 +295,7 @@ class _Collection:
             except CkptTasksError as error:
                 self._withdraw([victim])
                 raise Refused(f"the registry cannot forget {victim}: {error}") from error
+        self._claimed.pop(victim, None)  # from here on any collection would end what is begun
         self._store.delete(self._layout.commit(victim))
         for path in sorted(files - needed - indexes):
             self._delete(found, path)
@@ -357,11 +361,13 @@ class _Collection:
         leftovers = self._leftovers(found)
         needed = self._needed(found, removed) if leftovers else set()
         for folder, paths in leftovers.items():
+            self._check_fence()
             unneeded = [path for path in paths if path not in needed]
             for path in unneeded:
                 self._delete(found, path)
             if unneeded:
                 self.report.leftovers.append(folder)
+        self._check_fence()
         aborted = self._store.abort_uploads(self._layout.folder, self._grace)
         self.report.uploads = len(aborted)
 

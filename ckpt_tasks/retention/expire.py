@@ -88,10 +88,10 @@ def expire(
     """
     planned = plan_run(store, run, config, registry=registry, now=now)
     layout = RunLayout(run)
-    if fence is not None and planned.to_expire:
-        fence.check()
     for verdict in planned.to_expire:
         checkpoint = CheckpointId.parse(verdict.checkpoint)
+        if fence is not None:
+            fence.check()
         mark(store, layout, "expired", checkpoint, why=verdict.why[0], by=by)
     return planned
 

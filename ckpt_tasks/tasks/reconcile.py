@@ -283,7 +283,7 @@ class _Reconciliation:
         view, store, layout = self._view, self._store, self._layout
         fence = Fence(store, layout, view.attempts[-1].number)
         fence.check()
-        self._bring_back(registry, before)
+        self._bring_back(registry, before, fence)
         for twin in before.twins:
             registry.discard_run(twin)
         for checkpoint in before.gone:
@@ -302,15 +302,15 @@ class _Reconciliation:
         _publish_all(publisher)
         for checkpoint in before.doubles:
             parsed = CheckpointId.parse(checkpoint)
-            register_checkpoint(store, layout, registry, parsed, run=view.run)
+            register_checkpoint(store, layout, registry, parsed, run=view.run, fence=fence)
         publisher.end(wanted_status(store, view, before.state))
 
-    def _bring_back(self, registry: Registry, before: Differences) -> None:
+    def _bring_back(self, registry: Registry, before: Differences, fence: Fence) -> None:
         """Bind the registry to the run, which is restored, or made anew, where it is not there."""
         store, layout, view = self._store, self._layout, self._view
         attempts = [describe(store, view, attempt) for attempt in trained(view)]
         if before.ids is None:
-            ids = self._make_run(registry, attempts[0])
+            ids = self._make_run(registry, attempts[0], fence)
             for description in attempts:  # values that changed are shown in their order
                 registry.open_run(ids, description)
             for checkpoint in registry.traces():  # left of a run that is gone
@@ -324,10 +324,12 @@ class _Reconciliation:
         store.put(layout.registry_ids(registry.name), encode(before.ids))
         registry.attach_run(before.ids, attempts[-1])
 
-    def _make_run(self, registry: Registry, description: RunDescription) -> RegistryRunIds:
+    def _make_run(
+        self, registry: Registry, description: RunDescription, fence: Fence
+    ) -> RegistryRunIds:
         store, layout = self._store, self._layout
         if read_ids(store, layout, registry.name, self._tell) is None:
-            return choose_ids(store, layout, registry, description, self._tell)
+            return choose_ids(store, layout, registry, description, fence, self._tell)
         ids = registry.create_run(description)
         store.put(layout.registry_ids(registry.name), encode(ids))  # of a run that is gone
         return ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import ClassVar
@@ -36,6 +37,11 @@ class MemoryRun(msgspec.Struct, kw_only=True):
     deleted: bool = False
 
 
+_Dump = tuple[
+    dict[str, MemoryRun], list[Registration], dict[str, str], dict[str, dict[str, Number]]
+]
+
+
 class RegistryMemory:
     """What several `MemoryRegistry` share, as processes share a server.
 
@@ -56,6 +62,18 @@ class RegistryMemory:
         self.aliases: dict[str, str] = {}
         self.metrics: dict[str, dict[str, Number]] = {}
         self._numbers = itertools.count(1)
+
+    def dump(self) -> bytes:
+        """All that it holds, for `load`."""
+        return msgspec.msgpack.encode((self.runs, self.versions, self.aliases, self.metrics))
+
+    def load(self, data: bytes) -> None:
+        """Hold what another memory held, and nothing else."""
+        held = msgspec.msgpack.decode(data, type=_Dump)
+        self.runs, self.versions, self.aliases, self.metrics = held
+        for run in self.runs.values():
+            run.rows = dict.fromkeys(map(_with_one_nan, run.rows))
+        self._numbers = itertools.count(len(self.runs) + 1)
 
     def new_run(self, description: RunDescription) -> str:
         """Add a run, even if there is one of the same uid."""
@@ -141,7 +159,7 @@ class MemoryRegistry(Registry):
         ]
 
     def log_metrics(self, rows: Sequence[MetricRow]) -> None:
-        self._run().rows.update(dict.fromkeys(rows))
+        self._run().rows.update(dict.fromkeys(map(_with_one_nan, rows)))
 
     def registered(self) -> dict[str, Registration]:
         self._run()
@@ -241,3 +259,8 @@ class MemoryRegistry(Registry):
 
 def _alias(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)
+
+
+def _with_one_nan(row: MetricRow) -> MetricRow:
+    """The row, equal to any other with the same values: a NaN equals itself only."""
+    return msgspec.structs.replace(row, value=math.nan) if math.isnan(row.value) else row

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.store.base import ObjectInfo, Store, UploadInfo
+from ckpt_tasks.testing.faults import Fault, FaultInjector
 
 __all__ = [
     "CHANGES",
     "OPERATIONS",
-    "Fault",
     "FaultyStore",
     "LatencyStore",
     "Operation",
@@ -55,6 +51,7 @@ class WrapperStore(Store):
         self.store = store
         self.url = store.url
         self.supports_conditional_create = store.supports_conditional_create
+        self.is_shared = store.is_shared
         self.is_mounted = store.is_mounted
 
     def _run(self, operation: Operation, path: str, call: Callable[[], T]) -> T:
@@ -106,75 +103,36 @@ class WrapperStore(Store):
         self.store.close()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """What goes wrong at which operation.
-
-    Parameters
-    ----------
-    at
-        Number of the operation among those that `FaultyStore` counts, from 1.
-    when
-        ``before``: it does not take effect. ``during``: a `write` or `replace` stops after half of
-        its bytes; as ``before`` for the others. ``after``: it takes effect, and its answer is lost.
-        ``late``: it fails now, and takes effect after `delay` more counted operations, or at
-        `FaultyStore.land`.
-    how
-        ``raise`` a `StoreError`, or ``kill`` this process with SIGKILL.
-    times
-        How many operations from `at` on meet this fate.
-    delay
-        See ``late``.
-    """
-
-    at: int
-    when: Literal["before", "during", "after", "late"] = "before"
-    how: Literal["raise", "kill"] = "raise"
-    times: int = 1
-    delay: int = 1
-
-    def __post_init__(self) -> None:
-        if self.when == "late" and self.how == "kill":
-            raise ValueError("a killed process has no later in which a put could land")
-
-    def strike(self, operation: Operation, path: str) -> None:
-        """Raise, or kill this process."""
-        if self.how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise StoreError(f"injected fault {self.when} {operation} of {path} (operation {self.at})")
-
-
 class FaultyStore(WrapperStore):
-    """Fails, or kills the process, at chosen operations, and counts them.
+    """Fails, or kills or stalls the process, at chosen operations, and counts them.
 
     Parameters
     ----------
     store
         The store that does the work.
     faults
-        What goes wrong; none, to count only.
+        What goes wrong; none, to count only. Or what counts the operations of other things, too.
     counted
-        The operations that count. Default: those that change the store.
-
-    Attributes
-    ----------
-    log
-        (operation, path) of each counted operation that was asked for, in order.
+        The operations that count, where `faults` does not say. Default: those that change the
+        store.
     """
 
     def __init__(
         self,
         store: Store,
-        faults: Iterable[Fault] = (),
+        faults: Iterable[Fault] | FaultInjector = (),
         *,
-        counted: Collection[Operation] = CHANGES,
+        counted: Collection[str] = CHANGES,
     ) -> None:
         super().__init__(store)
-        self.faults = list(faults)
-        self.log: list[tuple[Operation, str]] = []
-        self._counted = frozenset(counted)
-        self._late: list[tuple[int, Callable[[], object]]] = []
-        self._lock = threading.Lock()
+        if not isinstance(faults, FaultInjector):
+            faults = FaultInjector(faults, counted=counted)
+        self.injector = faults
+
+    @property
+    def log(self) -> list[tuple[str, str]]:
+        """(operation, path) of each counted operation that was asked for, in order."""
+        return self.injector.log
 
     @property
     def count(self) -> int:
@@ -183,7 +141,7 @@ class FaultyStore(WrapperStore):
 
     def land(self) -> None:
         """Let all that is late take effect now; what the store then refuses is lost."""
-        self._land(lambda due: True)
+        self.injector.land()
 
     def write(self, path: str, parts: Iterable[Any], size: int) -> None:
         self._stream("write", self.store.write, path, parts, size)
@@ -199,59 +157,23 @@ class FaultyStore(WrapperStore):
         parts: Iterable[Any],
         size: int,
     ) -> None:
-        number = self._count(operation, path)
-        fault = self._fault(number)
-        if fault is not None and fault.when == "during":
-            parts = _half(parts, size, lambda: fault.strike(operation, path))
-        elif fault is not None and fault.when == "late":
-            parts = [bytes(part) for part in parts]
-        self._meet(fault, number, operation, path, lambda: write(path, parts, size))
+        if any(fault.when == "late" for fault in self.injector.faults):
+            parts = [bytes(part) for part in parts]  # their memory may be used again by then
+
+        def write_half(strike: Callable[[], NoReturn]) -> None:
+            write(path, _half(parts, size, strike), size)
+            strike()  # a store that asked for no more than it needs
+
+        self.injector.run(
+            operation,
+            path,
+            lambda: write(path, parts, size),
+            error=StoreError,
+            half=write_half,
+        )
 
     def _run(self, operation: Operation, path: str, call: Callable[[], T]) -> T:
-        if operation not in self._counted:
-            return call()
-        number = self._count(operation, path)
-        return self._meet(self._fault(number), number, operation, path, call)
-
-    def _count(self, operation: Operation, path: str) -> int:
-        if operation not in self._counted:
-            return 0
-        with self._lock:
-            self.log.append((operation, path))
-            number = len(self.log)
-        self._land(lambda due: due <= number)
-        return number
-
-    def _fault(self, number: int) -> Fault | None:
-        return next((f for f in self.faults if f.at <= number < f.at + f.times), None)
-
-    def _meet(
-        self,
-        fault: Fault | None,
-        number: int,
-        operation: Operation,
-        path: str,
-        call: Callable[[], T],
-    ) -> T:
-        if fault is None or (fault.when == "during" and operation in _STREAMED):
-            return call()
-        if fault.when == "after":
-            call()
-        elif fault.when == "late":
-            with self._lock:
-                self._late.append((number + fault.delay, call))
-        fault.strike(operation, path)
-        raise AssertionError("a fault raises or kills")
-
-    def _land(self, is_due: Callable[[int], bool]) -> None:
-        with self._lock:
-            due = [call for number, call in self._late if is_due(number)]
-            self._late = [entry for entry in self._late if not is_due(entry[0])]
-        for call in due:
-            try:
-                call()
-            except StoreError:
-                continue  # its sender was told of a failure long ago
+        return self.injector.run(operation, path, call, error=StoreError)
 
 
 def _half(parts: Iterable[Any], size: int, strike: Callable[[], None]) -> Iterator[Any]:

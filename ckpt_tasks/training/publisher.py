@@ -36,7 +36,7 @@ from ckpt_tasks.registry.base import (
     RunDescription,
     RunStatus,
 )
-from ckpt_tasks.registry.best import BestAlias
+from ckpt_tasks.registry.best import BEST, BestAlias
 from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.training.backlog import find_backlog
@@ -64,8 +64,8 @@ class Publisher:
 
     Made once the attempt has recorded what it resumed from, as that settles the lineage. Each
     method may raise `RegistryError`, after which it can be called again; and
-    `StaleAttemptError` or `StoreError` from the fence, which is asked before anything is
-    published.
+    `StaleAttemptError` or `StoreError` from the fence, which is asked right before each single
+    thing is published: an attempt that was stopped for a while does at most what it stood in.
     """
 
     def __init__(
@@ -138,7 +138,6 @@ class Publisher:
         self._tell_replay(ended=False)
         while self._commits:
             if str(self._commits[0]) not in self._registered:
-                self._fence.check()
                 self._register_or_tell(self._commits[0])
             self._commits.popleft()
         if self._clock() >= self._story_due:
@@ -163,9 +162,9 @@ class Publisher:
 
     def end(self, status: RunStatus) -> None:
         """Give the run its status; everything has been published."""
-        self._fence.check()
         self._tell_replay(ended=True)
         self._tell()
+        self._fence.check()
         self._registry.end_run(status)
         unmet = self._best.unmet(self._logged) if self._best is not None else None
         if unmet is not None:
@@ -177,6 +176,7 @@ class Publisher:
         self._fence.check()
         self._registry.write_note(story)
         if replays:
+            self._fence.check()
             self._registry.write_tag(REPLAY_TAG, tell_replays(replays))
         self._story_due = self._clock() + _STORY_SECONDS
 
@@ -188,14 +188,15 @@ class Publisher:
         return replays
 
     def _open_run(self) -> None:
-        self._fence.check()
         ids = choose_ids(
             self._store,
             self._layout,
             self._registry,
             self._description,
+            self._fence,
             lambda message: self._on_event(Warned(message=message)),
         )
+        self._fence.check()
         self._registry.open_run(ids, self._description)
         self._on_event(
             RegistryLinked(
@@ -242,7 +243,7 @@ class Publisher:
         newest = backlog.newest_registered
         if newest is not None:
             self._move_resume_alias(newest, self._registered[newest.id])
-        best.move()
+        self._move_best_alias(best)
         self._best = best
 
     def _unsent(self) -> Mapping[tuple[str, int], MetricRow]:
@@ -289,16 +290,22 @@ class Publisher:
         would be refused then, and none of it may be set aside.
         """
         assert self._ids is not None
+        self._fence.check()
         self._registry.open_run(self._ids, self._description)
 
     def _register(self, checkpoint: CheckpointId) -> None:
         record, registration = register_checkpoint(
-            self._store, self._layout, self._registry, checkpoint, run=self._run_record()
+            self._store,
+            self._layout,
+            self._registry,
+            checkpoint,
+            run=self._run_record(),
+            fence=self._fence,
         )
         self._move_resume_alias(record, registration)
         assert self._best is not None
         if self._best.consider(record):
-            self._best.move()
+            self._move_best_alias(self._best)
         self._registered[record.id] = registration  # last: what fails above is repeated
         self._on_event(
             CheckpointRegistered(
@@ -321,8 +328,15 @@ class Publisher:
         age = (record.checkpoint.attempt, record.checkpoint.sequence)
         if record.nonfinite or age < self._resume_age:
             return
+        self._fence.check()
         self._registry.set_alias(resume_alias(self._layout.run), registration)
         self._resume_age = age
+
+    def _move_best_alias(self, best: BestAlias) -> None:
+        due = best.due()
+        if due is not None:
+            self._fence.check()
+            self._registry.set_alias(BEST, due)
 
 
 def resume_alias(run: str) -> str:
@@ -331,17 +345,31 @@ def resume_alias(run: str) -> str:
 
 
 def register_checkpoint(
-    store: Store, layout: RunLayout, registry: Registry, checkpoint: CheckpointId, *, run: RunRecord
+    store: Store,
+    layout: RunLayout,
+    registry: Registry,
+    checkpoint: CheckpointId,
+    *,
+    run: RunRecord,
+    fence: Fence,
 ) -> tuple[CommitRecord, Registration]:
     """Register a committed checkpoint, or complete what was left half done.
+
+    Parameters
+    ----------
+    fence
+        Of the attempt in whose name it is done.
 
     Raises
     ------
     CheckpointNotFoundError, CorruptCheckpointError
         Its commit record is gone, or cannot be read.
+    StaleAttemptError
+        A later attempt owns the run.
     """
     path = layout.commit(checkpoint)
     record = read_commit(store, layout, checkpoint, run=run)
     manifest = store.read(path, limit=MAX_RECORD_BYTES)
     uri = f"{store.url.rstrip('/')}/{path}"
+    fence.check()
     return record, registry.register(record, uri=uri, manifest=manifest)

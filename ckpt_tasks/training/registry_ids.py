@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ckpt_tasks.errors import CorruptCheckpointError, ObjectNotFoundError
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
+from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import RegistryRunIds
@@ -41,14 +42,20 @@ def choose_ids(
     layout: RunLayout,
     registry: Registry,
     description: RunDescription,
+    fence: Fence,
     tell: Callable[[str], None],
 ) -> RegistryRunIds:
-    """The run's ids: from the store, or by search, or newly made. Errors as the registry's."""
+    """The run's ids: from the store, or by search, or newly made.
+
+    Errors as the registry's and the fence's: a stale attempt makes no run.
+    """
     path = layout.registry_ids(registry.name)
     known = read_ids(store, layout, registry.name, tell)
     if known is not None:
         return known
     found = registry.find_run(description)
+    if found is None:
+        fence.check()
     ids = found or registry.create_run(description)
     if create_once(store, path, encode(ids)):
         return ids

@@ -72,7 +72,7 @@ def test_killed_write_is_found_by_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("operation", ["create", "put"])
 def test_leftovers_are_harmless(tmp_path: Path, operation: str) -> None:
-    """Temporary files of killed writers exist, are never listed, and stop nobody."""
+    """Temporary files of killed writers are never listed, stop nobody, and can be removed."""
     leftovers = []
     for store in killed_stores(tmp_path, operation):
         if os.path.isdir(f"{store.root}/run"):
@@ -82,4 +82,6 @@ def test_leftovers_are_harmless(tmp_path: Path, operation: str) -> None:
         store.delete("run/it")
         assert store.list_objects("") == []
         assert store.list_folders("") == []
+        store.abort_uploads("", older_than=0.0)
+        assert [path for path in Path(store.root).rglob("*") if path.is_file()] == []
     assert leftovers

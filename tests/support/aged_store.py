@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,11 @@ import msgspec
 
 from ckpt_tasks.fencing.process import this_uptime
 from ckpt_tasks.format.records import Uptime
-from ckpt_tasks.store.base import ObjectInfo, Store
+from ckpt_tasks.store.base import ObjectInfo, Store, UploadInfo
 from ckpt_tasks.testing import WrapperStore
 from ckpt_tasks.testing.wrappers import Operation
+
+_CLOCK_TICK = 0.02  # seconds by which the time of a file may lie behind that of the clock
 
 
 class AgedStore(WrapperStore):
@@ -22,6 +25,7 @@ class AgedStore(WrapperStore):
         super().__init__(store)
         self._older_by: dict[str, float] = {}
         self._passed = 0.0
+        self._aged_at = 0.0
         self._lock = threading.Lock()
 
     def age(self, seconds: float) -> None:
@@ -36,11 +40,17 @@ class AgedStore(WrapperStore):
     def set_clock(self, seconds: float) -> None:
         """Set the store's clock forward, or back: no time passes."""
         with self._lock:
+            self._aged_at = time.time()
             for info in self.store.list_objects(""):
                 self._older_by[info.path] = self._older_by.get(info.path, 0.0) + seconds
 
     def list_objects(self, prefix: str) -> list[ObjectInfo]:
         return [self._aged(info) for info in super().list_objects(prefix)]
+
+    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        """What was begun before the last `age` is old."""
+        since = time.time() - self._aged_at + _CLOCK_TICK
+        return super().abort_uploads(prefix, min(older_than, since))
 
     def _aged(self, info: ObjectInfo) -> ObjectInfo:
         assert info.modified is not None

@@ -7,7 +7,6 @@ dies where it was told to.
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -21,6 +20,13 @@ from types import TracebackType
 from typing import Literal
 
 import msgspec
+from support.faulty_attempt import (
+    WRITER_FAULTS,
+    FaultyAttempt,
+    StoreFault,
+    WriterFaults,
+    hold,
+)
 
 from ckpt_tasks.events import Event, EventLog, EventReader
 from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
@@ -38,17 +44,20 @@ class Kill(msgspec.Struct, frozen=True, kw_only=True):
     signal: Literal["SIGKILL", "SIGSTOP", "SIGTERM"] = "SIGKILL"
 
 
-class StoreFault(msgspec.Struct, frozen=True, kw_only=True):
-    """A `ckpt_tasks.testing.Fault` of the child's store; `counted` as `FaultyStore` takes it."""
-
-    at: int
-    when: Literal["before", "during", "after", "late"] = "before"
-    how: Literal["raise", "kill"] = "raise"
-    times: int = 1
-
-
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What one child is to do."""
+    """What one child is to do.
+
+    Parameters
+    ----------
+    faults, counted
+        As `FaultyAttempt` takes them; nothing is counted where neither is given.
+    registers
+        The child does a registrar's work, too, in the trainer's thread.
+    ages
+        What a registrar's work finds has been there for longer than any grace.
+    writer
+        Saves are written by a process beside the child, and the faults are that one's.
+    """
 
     folder: str
     spec: TrainSpec
@@ -57,6 +66,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     counted: list[str] | None = None
     environment: dict[str, str] = {}
     hold_at_step: int | None = None
+    registers: bool = False
+    ages: bool = True
     has_writer: bool = False
 
 
@@ -102,7 +113,7 @@ class Fork:
 
     @property
     def operations(self) -> list[tuple[str, str]]:
-        """Store operations counted, as (operation, path)."""
+        """Operations counted, as (operation, subject)."""
         return msgspec.json.decode(
             (self.folder / "operations.json").read_bytes(), type=list[tuple[str, str]]
         )
@@ -113,7 +124,7 @@ class Fork:
 
     @property
     def held(self) -> bool:
-        """It waits before the step at which it was told to hold."""
+        """It waits before the step at which it was told to hold, or stalls."""
         return (self.folder / "held").exists()
 
     def let_go(self) -> None:
@@ -139,7 +150,8 @@ class AttemptForks:
     def __enter__(self) -> AttemptForks:
         with (self._folder / "forks.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, __file__],
+                [sys.executable, "-m", "support.attempt_forks"],
+                cwd=Path(__file__).parents[1],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -166,6 +178,8 @@ class AttemptForks:
         counted: Sequence[str] | None = None,
         environment: dict[str, str] | None = None,
         hold_at_step: int | None = None,
+        registers: bool = False,
+        ages: bool = True,
         has_writer: bool = False,
     ) -> Fork:
         """Fork a child that executes one attempt; returns while it runs.
@@ -182,6 +196,8 @@ class AttemptForks:
             counted=None if counted is None else list(counted),
             environment=environment or {},
             hold_at_step=hold_at_step,
+            registers=registers,
+            ages=ages,
             has_writer=has_writer,
         )
         assert self._process is not None
@@ -227,12 +243,24 @@ def serve() -> None:
     lock = threading.Lock()
     for line in sys.stdin.buffer:
         request = msgspec.json.decode(line, type=Request)
+        _import_for(request)
         with lock:
             pid = os.fork()
             if pid == 0:
                 _in_child(request)
             _say(Reply(folder=request.folder, pid=pid))
         threading.Thread(target=_reap, args=(request.folder, pid, lock), daemon=True).start()
+
+
+def _import_for(request: Request) -> None:
+    """Once, instead of in every child."""
+    import ckpt_tasks.training.attempt
+
+    config = request.spec.config
+    if config.store.url.startswith("s3:"):
+        import ckpt_tasks.store.s3
+    if request.registers and config.registry.kind == "mlflow":
+        import ckpt_tasks.integrations.mlflow  # noqa: F401
 
 
 def _reap(folder: str, pid: int, lock: threading.Lock) -> None:
@@ -268,10 +296,12 @@ def _attempt(request: Request) -> int:
     os.environ.update(request.environment)
     log = EventLog(folder.trainer_events)
     strike = _striker(request.kill)
-    if request.faults or request.counted is not None:
-        _break_store(attempt, request)
+    faulty = _faulty(request)
+    if request.faults or request.counted is not None or request.registers:
+        attempt.open_store = faulty.open_store
+    registrar = faulty.registrar(request.spec, log)
     if request.hold_at_step is not None:
-        _in_step(toy_training, request.hold_at_step, lambda: _hold(Path(request.folder)))
+        _in_step(toy_training, request.hold_at_step, lambda: hold(Path(request.folder)))
     kill = request.kill
     if kill is not None and kill.step is not None:
         _in_step(toy_training, kill.step, lambda: _strike(kill))
@@ -279,6 +309,8 @@ def _attempt(request: Request) -> int:
     def on_event(event: Event) -> None:
         log(event)
         strike(event)
+        if registrar is not None:
+            registrar(event)
 
     runner = attempt.AttemptRunner(request.spec, on_event, folder if request.has_writer else None)
     signal.signal(signal.SIGTERM, lambda *_: runner.request_stop("received SIGTERM"))
@@ -288,8 +320,28 @@ def _attempt(request: Request) -> int:
     except Exception as error:
         traceback.print_exc()
         outcome = runner.failure(error)
+    if registrar is not None:
+        registrar.finish(outcome.code)
+    if not request.has_writer:
+        faulty.tell()
     folder.write_outcome(outcome, folder.trainer_outcome)
     return outcome.code
+
+
+def _faulty(request: Request) -> FaultyAttempt:
+    """What the child opens, or, without faults, only counts."""
+    path, registers, ages = Path(request.folder), request.registers, request.ages
+    if not request.has_writer:
+        return FaultyAttempt(path, request.faults, request.counted, registers=registers, ages=ages)
+    told = WriterFaults(folder=request.folder, faults=request.faults, counted=request.counted or [])
+    os.environ[WRITER_FAULTS] = msgspec.json.encode(told).decode()
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [
+            str(Path(__file__).parent / "faulty_writer"),
+            *filter(None, [os.environ.get("PYTHONPATH")]),
+        ]
+    )
+    return FaultyAttempt(path, [], [], registers=registers, ages=ages)
 
 
 def _striker(kill: Kill | None) -> object:
@@ -311,29 +363,6 @@ def _strike(kill: Kill) -> None:
     os.kill(os.getpid(), signal.Signals[kill.signal])
 
 
-def _break_store(attempt: object, request: Request) -> None:
-    from ckpt_tasks.testing import Fault, FaultyStore
-    from ckpt_tasks.testing.wrappers import CHANGES
-
-    open_store = attempt.open_store  # type: ignore[attr-defined]
-    counted = CHANGES if request.counted is None else request.counted
-
-    def open_faulty(*args: object, **kwargs: object) -> FaultyStore:
-        faults = [Fault(**msgspec.structs.asdict(fault)) for fault in request.faults]
-        store = FaultyStore(open_store(*args, **kwargs), faults, counted=counted)
-        close = store.close
-
-        def close_and_tell() -> None:
-            path = Path(request.folder) / "operations.json"
-            path.write_bytes(msgspec.json.encode(store.log))
-            close()
-
-        store.close = close_and_tell  # type: ignore[method-assign]
-        return store
-
-    attempt.open_store = functools.wraps(open_store)(open_faulty)  # type: ignore[attr-defined]
-
-
 def _in_step(toy_training: object, wanted: int, act: Callable[[], None]) -> None:
     """Act in the step that follows the first `wanted` ones, before its end."""
     trace = toy_training._trace  # type: ignore[attr-defined]
@@ -346,13 +375,5 @@ def _in_step(toy_training: object, wanted: int, act: Callable[[], None]) -> None
     toy_training._trace = trace_and_act  # type: ignore[attr-defined]
 
 
-def _hold(folder: Path) -> None:
-    """Stand still until the test says go."""
-    (folder / "held").touch()
-    while not (folder / "go").exists():
-        time.sleep(0.01)
-
-
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     serve()

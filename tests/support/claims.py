@@ -6,16 +6,19 @@ from pathlib import Path
 
 import msgspec
 
+from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import AttemptClaim
+from ckpt_tasks.store import open_store
 
 
-def move_claim_elsewhere(root: Path, run: str, attempt: int) -> None:
-    """Rewrite a claim in a local store so that its process cannot be looked at from here."""
-    path = root / RunLayout(run).attempt(attempt)
-    claim = decode(path.read_bytes(), AttemptClaim, path=str(path))
-    process = msgspec.structs.replace(claim.process, host="another-host", boot_id="another-boot")
-    temporary = path.with_suffix(".elsewhere")
-    temporary.write_bytes(encode(msgspec.structs.replace(claim, process=process)))
-    temporary.replace(path)
+def move_claim_elsewhere(place: StoreConfig | Path, run: str, attempt: int) -> None:
+    """Rewrite a claim so that its process cannot be looked at from here."""
+    path = RunLayout(run).attempt(attempt)
+    with open_store(str(place) if isinstance(place, Path) else place) as store:
+        claim = decode(store.read(path), AttemptClaim, path=path)
+        process = msgspec.structs.replace(
+            claim.process, host="another-host", boot_id="another-boot"
+        )
+        store.put(path, encode(msgspec.structs.replace(claim, process=process)))

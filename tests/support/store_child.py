@@ -5,14 +5,11 @@ Run as a script: ``store_child.py race CONFIG NAME`` or ``store_child.py kill RO
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,10 +17,10 @@ from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ObjectExistsError
 from ckpt_tasks.store import open_store
 from ckpt_tasks.store.local import LocalStore
+from ckpt_tasks.testing import Fault, faulty_files
 
 OLD = b"old" * 1000
 DATA = b"0123456789" * 20_000
-CALLS = ("open", "mkdir", "writev", "fsync", "close", "link", "rename", "unlink")
 
 
 def race(config: str, name: str) -> None:
@@ -39,7 +36,7 @@ def race(config: str, name: str) -> None:
 
 
 def kill(root: str, operation: str) -> None:
-    """Do `operation` in forked children, the n-th killed at its n-th system call.
+    """Do `operation` in forked children, the n-th killed in its n-th system call.
 
     A ``writev`` that is struck writes half of its bytes first. Prints, for each n, how the child
     ended and where its store lies; stops at the first child that is not killed.
@@ -51,8 +48,8 @@ def kill(root: str, operation: str) -> None:
             store.put("run/it", OLD)
         child = os.fork()
         if child == 0:
-            _strike_at(number)
-            _act(store, operation)
+            with faulty_files(folder, [Fault(at=number, when="during", how="kill")]):
+                _act(store, operation)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
@@ -68,22 +65,6 @@ def _act(store: LocalStore, operation: str) -> None:
         store.put("run/it", DATA)
     else:
         store.write("run/it", [DATA[:50_000], DATA[50_000:]], len(DATA))
-
-
-def _strike_at(number: int) -> None:
-    """Kill this process at its `number`-th system call that `CALLS` names."""
-    calls = iter(range(1, sys.maxsize))
-
-    def struck(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if next(calls) == number:
-            if call.__name__ == "writev":
-                descriptor, views = args
-                os.write(descriptor, b"".join(views)[: sum(map(len, views)) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **kwargs)
-
-    for name in CALLS:
-        setattr(os, name, functools.partial(struck, getattr(os, name)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""The stores and the registry of one child of `attempt_forks`, with faults at any operation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from support.aged_store import AgedStore
+from support.inline_registrar import InlineRegistrar
+
+from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.events import EventSink
+from ckpt_tasks.registry import Registry, load_registry
+from ckpt_tasks.store import Store, open_store
+from ckpt_tasks.store.local import LocalStore
+from ckpt_tasks.testing import (
+    Fault,
+    FaultInjector,
+    FaultyRegistry,
+    FaultyStore,
+    FileRegistry,
+    faulty_files,
+)
+from ckpt_tasks.testing.files import FILE_OPERATIONS
+from ckpt_tasks.testing.wrappers import CHANGES
+from ckpt_tasks.training.spec import TrainSpec
+
+WRITER_FAULTS = "FAULTY_WRITER"
+
+
+class StoreFault(msgspec.Struct, frozen=True, kw_only=True):
+    """A `ckpt_tasks.testing.Fault` of a child; a ``stall`` lasts until `Fork.let_go`."""
+
+    at: int
+    when: Literal["before", "during", "after", "late"] = "before"
+    how: Literal["raise", "timeout", "kill", "stall"] = "raise"
+    times: int = 1
+
+
+class FaultyAttempt:
+    """What a child opens.
+
+    Parameters
+    ----------
+    folder
+        The child's.
+    faults, counted
+        As `FaultInjector` takes them; by default the changes of the store count. Where `counted`
+        names operations of a file system, those of a local store do.
+    registers, ages
+        Whether the child does a registrar's work, too, and what it finds is old.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        faults: Sequence[StoreFault],
+        counted: Collection[str] | None,
+        *,
+        registers: bool = False,
+        ages: bool = True,
+    ) -> None:
+        self._folder = folder
+        self._registers = registers
+        self._ages = ages
+        self._counted = CHANGES if counted is None else frozenset(counted)
+        self._patches = contextlib.ExitStack()
+        self.injector = FaultInjector(
+            [Fault(**msgspec.structs.asdict(fault)) for fault in faults],
+            counted=self._counted,
+            sleep=self._wait,
+        )
+
+    def open_store(self, *args: object, **kwargs: object) -> Store:
+        """As `ckpt_tasks.store.open_store`."""
+        return FaultyStore(self._opened(*args, **kwargs), self.injector)
+
+    def registrar(self, spec: TrainSpec, log: EventSink) -> InlineRegistrar | None:
+        """What publishes and retains, where that is asked for."""
+        if not self._registers:
+            return None
+
+        def open_aged() -> tuple[Store, AgedStore]:
+            aged = AgedStore(self._opened(spec.config.store))
+            return FaultyStore(aged, self.injector), aged
+
+        def open_faulty() -> Registry:
+            return FaultyRegistry(open_registry(spec.config.registry), self.injector)
+
+        return InlineRegistrar(spec, open_aged, open_faulty, log, ages=self._ages)
+
+    def tell(self) -> None:
+        """Write down which operations there were, and undo what was done to `os`."""
+        self._patches.close()
+        path = self._folder / "operations.json"
+        path.write_bytes(msgspec.json.encode(self.injector.log))
+
+    def _opened(self, *args: object, **kwargs: object) -> Store:
+        store = open_store(*args, **kwargs)  # type: ignore[arg-type]
+        if isinstance(store, LocalStore) and self._counted & FILE_OPERATIONS:
+            self._patches.enter_context(faulty_files(store.root, self.injector))
+            self._counted -= FILE_OPERATIONS  # once is enough
+        return store
+
+    def _wait(self, seconds: float) -> None:
+        """A time-out is not waited for; a stall lasts until the test says go."""
+        if any(fault.how == "stall" for fault in self.injector.faults):
+            hold(self._folder)
+
+
+def open_registry(config: RegistryConfig) -> Registry:
+    """The registry that a configuration names; of the kind ``file``, one that is a file."""
+    if config.kind == "file":
+        assert config.tracking_uri is not None
+        return FileRegistry(Path(config.tracking_uri))
+    return load_registry(config)
+
+
+def hold(folder: Path) -> None:
+    """Stand still until the test says go."""
+    (folder / "held").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+
+
+class WriterFaults(msgspec.Struct, frozen=True, kw_only=True):
+    """Faults of the first writer's process that a child starts, in its environment."""
+
+    folder: str
+    faults: list[StoreFault]
+    counted: list[str]
+
+
+def break_writer() -> None:
+    """In the process of a writer: have its store fail as the environment says."""
+    told = msgspec.json.decode(os.environ[WRITER_FAULTS], type=WriterFaults)
+    folder = Path(told.folder)
+    try:
+        (folder / "writer").touch(exist_ok=False)
+    except FileExistsError:  # the first writer has died of it
+        return
+    from ckpt_tasks.store import open as opening
+
+    faulty = FaultyAttempt(folder, told.faults, told.counted)
+    opening.open_store = faulty.open_store  # type: ignore[assignment]
+    import atexit
+
+    atexit.register(faulty.tell)
