@@ -167,9 +167,14 @@ class _Collection:
     # -- deciding --------------------------------------------------------------------------------
 
     def _survey(self, *, asks_time: bool) -> Survey:
-        if asks_time:
-            self._check_fence()
-        return survey(self._store, self._layout, self._registry, by=self._by, asks_time=asks_time)
+        return survey(
+            self._store,
+            self._layout,
+            self._registry,
+            by=self._by,
+            asks_time=asks_time,
+            fence=self._fence,
+        )
 
     def _due(self, found: Survey) -> list[CheckpointId]:
         """What may go, oldest first; what has to wait, and what stays, is reported."""

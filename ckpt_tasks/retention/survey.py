@@ -18,6 +18,7 @@ from ckpt_tasks.errors import (
     UnsupportedFormatError,
 )
 from ckpt_tasks.fencing.claim import read_run
+from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.fencing.replica import check_not_replica
 from ckpt_tasks.format.codec import decode, encode
@@ -152,7 +153,13 @@ class Survey(msgspec.Struct, kw_only=True):
 
 
 def survey(
-    store: Store, layout: RunLayout, registry: Registry | None, *, by: str, asks_time: bool
+    store: Store,
+    layout: RunLayout,
+    registry: Registry | None,
+    *,
+    by: str,
+    asks_time: bool,
+    fence: Fence | None = None,
 ) -> Survey:
     """Look at all of a run: data first, so that no record is missed whose data was seen.
 
@@ -161,6 +168,8 @@ def survey(
     asks_time
         Write an object, to learn the store's time from it. Else this machine's is taken where it
         is the later of the two.
+    fence
+        Of the attempt that asks for the time: checked before anything is written.
 
     Raises
     ------
@@ -172,6 +181,8 @@ def survey(
     """
     check_not_replica(store, read_run(store, layout))
     if asks_time:
+        if fence is not None:
+            fence.check()
         probe = MarkRecord(checkpoint="", why="a collection began", by=by, at=now())
         store.put(layout.collected, encode(probe))
     objects = store.list_objects(layout.folder)
