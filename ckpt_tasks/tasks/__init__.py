@@ -1,5 +1,6 @@
 """The steps of a resumable training, as plain functions that no orchestrator has a part in."""
 
+from ckpt_tasks.tasks.copy import adopt, copy
 from ckpt_tasks.tasks.export import ExportReport, export, export_from
 from ckpt_tasks.tasks.exporting import ExportRequest, ServedModel
 from ckpt_tasks.tasks.find import FoundCheckpoint, WantedCheckpoint, find, parse_wanted
@@ -38,9 +39,11 @@ __all__ = [
     "ServedModel",
     "Trial",
     "WantedCheckpoint",
+    "adopt",
     "checkpoint_row",
     "collect",
     "combinations",
+    "copy",
     "expire",
     "expire_checkpoint",
     "export",
