@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.made_ranks import CountingStore
 from support.sharded_runs import (
     LAYOUT,
@@ -26,6 +27,7 @@ from ckpt_tasks.checkpointer.reader import read_commit
 from ckpt_tasks.checkpointer.verify import state_digest, verify_checkpoint
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
 from ckpt_tasks.store import open_store
+from ckpt_tasks.tasks import ExportRequest, export_from
 from ckpt_tasks.training.load import load_uri, open_uri
 from ckpt_tasks.training.own import RNG
 from ckpt_tasks.types import CheckpointId
@@ -290,6 +292,22 @@ def test_whole_tensors_for_who_uses_the_model(fsdp: Any) -> None:
     assert same(dict(values["model"]), expected["model"])
     first = values["optimizer"]["state"][0]["exp_avg"]
     assert same(first, expected["optimizer"]["state"]["0"]["exp_avg"])
+
+
+def test_exported_tensors_are_whole(fsdp: Any, tmp_path: Path) -> None:
+    """In each form, a model that ranks have cut is a plain one, and its optimizer's state too."""
+    root, checkpoint, expected = fsdp
+    names = ExportRequest(only=["model", "optimizer"])
+    with open_store(str(root)) as store:
+        for to in ("safetensors", "torch"):
+            how = {"checkpoint": str(checkpoint), "request": names}
+            export_from(store, LAYOUT.run, to, str(tmp_path / to), **how)
+    moment = load_file(tmp_path / "safetensors" / "optimizer.safetensors")["state.0.exp_avg"]
+    states = torch.load(tmp_path / "torch", weights_only=True)
+    assert same(load_file(tmp_path / "safetensors" / "model.safetensors"), expected["model"])
+    assert same(dict(states["model"]), expected["model"])
+    assert same(moment, expected["optimizer"]["state"]["0"]["exp_avg"])
+    assert same(states["optimizer"]["state"][0]["exp_avg"], moment)
 
 
 def test_verify_reads_all_ranks(fsdp: Any) -> None:

@@ -143,7 +143,8 @@ def _example(model: ServedModel) -> Any:
     if model.example is None:
         return None
     try:
-        return numpy.load(model.example, allow_pickle=False)
+        with Path(model.example).open("rb") as file:
+            return numpy.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--example {model.example} is no .npy file: {error}") from error
 

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckpt_tasks.checkpointer.runs import Target, copy_runs, pieces_with
-from ckpt_tasks.format.blocks import Part, overlap, runs_between
+from ckpt_tasks.format.blocks import Part, overlap, runs_between, split, volume
 
 
 def parts_of(shape: tuple[int, ...]) -> st.SearchStrategy[Part]:
@@ -70,3 +70,15 @@ def indexes(part: Part) -> list[tuple[int, ...]]:
     """Of all elements of a block, row-major."""
     spans = [range(first, first + n) for first, n in zip(*part[:2], strict=True)]
     return list(itertools.product(*spans))
+
+
+@given(SHAPES.flatmap(parts_of), st.integers(1, 400))
+def test_blocks_of_a_split_lie_one_behind_the_other(part: Part, most: int) -> None:
+    """None is too large, and one after the other they are the whole."""
+    behind = 0
+    for piece in split(part, most):
+        runs = runs_between(piece, piece, part, 1)
+        assert volume(piece) <= most
+        assert (runs.target, runs.length, runs.steps) == (behind, volume(piece), ())
+        behind += volume(piece)
+    assert behind == volume(part)

@@ -15,13 +15,14 @@ from ckpt_tasks.types import CheckpointId
 SIZE = 256 * 2**20
 
 RECOVER = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from ckpt_tasks import tasks
 from ckpt_tasks.config import CheckpointConfig, StoreConfig
 from ckpt_tasks.training.spec import TrainSpec
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # ru_maxrss begins with that of the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 url, run = sys.argv[1:]
 def recover(run):
