@@ -171,7 +171,7 @@ def _backlog(
     return find_backlog(
         store,
         layout,
-        uid=view.run.uid,
+        run=view.run,
         registered=registered,
         high_water=high_water,
         tails_after=tails_after,
