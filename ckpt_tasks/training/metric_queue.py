@@ -124,8 +124,8 @@ class MetricQueue:
         self._unsent = unsent or {}
         self._high_water = high_water
         self._first_values = FirstValues(self._history, bounds)
-        unsent_steps = (step for _, step in self._unsent)
-        self._last_step = max(self._first_values.last_step, *unsent_steps, -1)
+        unsent_step = max((step for _, step in self._unsent), default=-1)
+        self._last_step = max(self._first_values.last_step, unsent_step)
         self._ready.extendleft(reversed(backlog))
 
     @property

@@ -259,8 +259,10 @@ class Publisher:
 
     def _tell_replay(self, *, ended: bool) -> None:
         """Once, when the steps that were done again are behind, or the attempt is."""
+        if self._told_replay or not (ended or self._metrics.has_passed):
+            return
         replay = self._metrics.replay
-        if self._told_replay or not replay.steps or not (ended or self._metrics.has_passed):
+        if not replay.steps:
             return
         self._told_replay = True
         attempt = self._fence.attempt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.escaping import markdown_code, markdown_text
@@ -18,10 +18,6 @@ _HEAD = "| attempt | began | started from | checkpoints | why | ended |"
 _SHOWN_ATTEMPTS = 30
 _SHOWN_PASSED_OVER, _SHOWN_REASON = 3, 200
 _SHOWN_REPLAYS = 5
-_NOT_DETERMINISTIC = (
-    "**The training is not deterministic.** Its state and the order of its data were restored "
-    "exactly; what it computed from them came out differently."
-)
 
 
 def tell_story(store: Store, layout: RunLayout, replays: Mapping[int, Replay] | None = None) -> str:
@@ -59,25 +55,46 @@ def read_replays(
 
 
 def tell_replays(replays: Mapping[int, Replay]) -> str:
-    """All that attempts have found, in a few words, which begin with the one that people search."""
+    """What attempts have found, for a tag, of which a page shows little more than the beginning."""
     diverged = {number: replay for number, replay in replays.items() if replay.has_diverged}
-    told = [f"attempt {number} {replay}" for number, replay in (diverged or replays).items()]
-    more = f"; {len(told) - _SHOWN_REPLAYS} attempts more" if len(told) > _SHOWN_REPLAYS else ""
-    word = "diverged" if diverged else "identical"
-    return f"{word}: {'; '.join(told[-_SHOWN_REPLAYS:])}{more}"
+    steps = _steps(sum(replay.steps for replay in replays.values()))
+    if not diverged:
+        return f"identical: {steps}, {_numbers(replays)}"
+    found = [one for replay in diverged.values() for one in (replay.first, replay.largest) if one]
+    first = min(found, key=lambda one: one.step)
+    largest = max(found, key=lambda one: one.absolute)
+    count = sum(replay.diverged_steps for replay in diverged.values())
+    return (
+        f"diverged: {count} of {steps}, {_numbers(diverged)}; first step {first.step} "
+        f"({first.key}); largest difference {largest.absolute:.3g} ({largest.key}, step "
+        f"{largest.step})"
+    )
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count != 1 else ''}"
+
+
+def _numbers(attempts: Iterable[int]) -> str:
+    numbers = [str(number) for number in sorted(attempts)]
+    more = ["..."] if len(numbers) > _SHOWN_REPLAYS else []
+    shown = ", ".join([*more, *numbers[-_SHOWN_REPLAYS:]])
+    return f"attempt{'s' if len(numbers) > 1 else ''} {shown}"
 
 
 def _replay_lines(replays: Mapping[int, Replay]) -> list[str]:
+    """First what is shown of a note that is folded."""
     if not replays:
         return []
-    diverged = any(replay.has_diverged for replay in replays.values())
-    lines = ["", _NOT_DETERMINISTIC] if diverged else []
+    count = sum(replay.diverged_steps for replay in replays.values())
+    steps = _steps(sum(replay.steps for replay in replays.values()))
+    diverged = (
+        f"**Not deterministic:** {count} of {steps} that were done again came out differently, "
+        "although the state and the order of the data were restored exactly."
+    )
     shown = sorted(replays.items())[-_SHOWN_REPLAYS:]
-    return [
-        *lines,
-        "",
-        *(f"- Attempt {number} {markdown_text(str(replay))}." for number, replay in shown),
-    ]
+    told = [f"- Attempt {number} {markdown_text(str(replay))}." for number, replay in shown]
+    return [*(["", diverged] if count else []), "", *told]
 
 
 def _attempts(view: RunView) -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 
-from support.replays import DIVERGED
-
 from ckpt_tasks.events import (
     AttemptClaimed,
     AttemptResumed,
@@ -21,6 +19,7 @@ from ckpt_tasks.events import (
     RegistryLinked,
     SaveFailed,
 )
+from ckpt_tasks.replay import Replay
 from ckpt_tasks.types import Position
 
 CHECKPOINT = "step-00000003-a2-s1"
@@ -30,7 +29,7 @@ TOLD: dict[str, Event] = {
     "attempt.resumed": AttemptResumed(
         attempt=2, checkpoint=CHECKPOINT, position=POSITION, why="newest", lost_steps=4
     ),
-    "attempt.replayed": MetricsReplayed(run="toy", attempt=2, replay=DIVERGED),
+    "attempt.replayed": MetricsReplayed(run="toy", attempt=2, replay=Replay(steps=37, values=74)),
     "checkpoint.committed": CheckpointCommitted(
         checkpoint=CHECKPOINT,
         position=POSITION,

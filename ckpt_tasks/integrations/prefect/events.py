@@ -2,13 +2,14 @@
 
 ==============================================  ===========================================
 ``ckpt_tasks.attempt.resumed``                  an attempt knows where it starts
+``ckpt_tasks.attempt.replayed``                 were steps done again alike
 ``ckpt_tasks.checkpoint.committed``             a checkpoint exists
 ``ckpt_tasks.checkpoint.registered``            the registry knows it
 ``ckpt_tasks.checkpoint.quarantined``           it was found damaged
 ``ckpt_tasks.checkpoint.save-failed``           a save did not become a checkpoint
 ==============================================  ===========================================
 
-The resource is the checkpoint (the attempt, for ``attempt.resumed``); related are the training
+The resource is the checkpoint (the attempt, for ``attempt...``); related are the training
 run, under the role ``training-run``, and what Prefect adds: flow run, flow, deployment, tags.
 """
 

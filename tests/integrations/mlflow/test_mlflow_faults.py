@@ -107,7 +107,7 @@ def test_killed_while_it_publishes_a_replay(mlflow_server: MlflowServer) -> None
         later = [program.REPLAYED] * (program.DONE - program.DIED_AT)
         assert sorted((m.step, m.value) for m in losses) == [*enumerate([*first, *later], 1)]
         assert len(client.get_metric_history(run.info.run_id, "seen")) == program.DONE
-        assert run.data.tags["ckpt.replay"].startswith(f"diverged: attempt 2 {expected}")
+        assert run.data.tags["ckpt.replay"].startswith("diverged: 3 of 3 steps, attempt 2; ")
         assert f"- Attempt 2 {expected}" in run.data.tags["mlflow.note.content"]
 
 

@@ -17,7 +17,7 @@ from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import ConfigError, RegistryError
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.records import CommitRecord
-from ckpt_tasks.integrations.mlflow import MlflowRegistry, checkpoints
+from ckpt_tasks.integrations.mlflow import MlflowRegistry, checkpoints, history
 from ckpt_tasks.registry import Registration, RunDescription
 from ckpt_tasks.testing.registry import example_description, example_record, rows_of
 
@@ -375,3 +375,14 @@ def test_credentials_stay_out_of_errors_and_ids(mlflow_server: MlflowServer) -> 
         unreachable.find_run(description)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None or "hunter2" not in str(caught.value.__cause__)
+
+
+def test_history_of_a_server_that_knows_no_ranges(
+    mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole history is read then, and what is not asked for left out."""
+    monkeypatch.setattr(history, "_ENDPOINT", "/api/2.0/mlflow/metrics/no-such-page")
+    registry = opened(mlflow_server.uri, example_description())
+    registry.log_metrics(rows_of("loss", [0.5, 0.25, 0.125, 0.0625]))
+    for _ in range(2):
+        assert [row.value for row in registry.history("loss", 1, 3)] == [0.25, 0.125]

@@ -8,9 +8,14 @@ import pytest
 from safetensors.torch import load_file
 from support.made_ranks import commit_ranks, part_of_rank, sharded
 from support.made_runs import MadeRun, State
+from support.replays import DIVERGED
 
+from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.format.blocks import share_of_rows
+from ckpt_tasks.format.codec import encode
+from ckpt_tasks.format.records import Heartbeat, now
 from ckpt_tasks.store.local import LocalStore
+from ckpt_tasks.tasks import report
 from ckpt_tasks.types import CheckpointId
 
 EXIT_NOT_FOUND = 4
@@ -64,6 +69,22 @@ def test_a_run_is_shown_with_its_attempts(call, store_path, stored):
     assert stored.first in rows[1]
     view = call("show", "digits cnn", "--store", store_path, "--json").json
     assert [attempt["number"] for attempt in view["attempts"]] == [1, 2]
+    assert view["replays"] == {}
+
+
+def test_a_run_is_shown_with_what_it_did_again(call, store_path):
+    """What each attempt has found of the steps that it did again, as a sentence and as numbers."""
+    run = MadeRun(LocalStore(store_path), "replayed")
+    run.begin().commit(10)
+    second = run.begin()
+    beat = Heartbeat(attempt=second.number, beat=1, at=now(), replay=DIVERGED)
+    run.store.put(run.layout.heartbeat(second.number), encode(beat))
+    answer = call("show", "replayed", "--store", store_path)
+    assert answer.out.splitlines()[-1] == f"attempt 2 {DIVERGED}"
+    (replay,) = call("show", "replayed", "--store", store_path, "--json").json["replays"].values()
+    assert (replay["diverged_steps"], replay["largest"]["replayed"]) == (1, 0.75)
+    (first, again) = report(StoreConfig(url=store_path), "replayed").attempts
+    assert (first["replay"], again["replay"]) == (None, str(DIVERGED))
 
 
 def test_a_checkpoint_is_shown(call, store_path, stored):

@@ -195,7 +195,7 @@ def test_tails_of_a_complete_run_are_the_last_attempts() -> None:
         rows = find_backlog(
             run.store,
             run.layout,
-            uid=run.identity.uid,
+            run=run.identity,
             registered=(),
             high_water={},
             tails_after=after,

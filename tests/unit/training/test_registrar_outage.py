@@ -247,7 +247,10 @@ def test_a_registrar_in_anothers_place_tells_no_replay_again(
         assert beat is not None
         assert beat.replay == told.replay
     assert [row.step for row in stored.rows] == [1, 2, 3]
-    assert stored.tags["replay"] == f"diverged: attempt 1 {told.replay}"
+    assert stored.tags["replay"] == (
+        "diverged: 1 of 1 step, attempt 1; first step 1 (loss); largest difference 0.25 (loss, "
+        "step 1)"
+    )
 
 
 def test_what_the_registry_does_not_take_at_the_end_is_kept(

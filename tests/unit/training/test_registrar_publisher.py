@@ -410,7 +410,9 @@ def test_replayed_rows_are_compared_not_sent(run: MadeRun, memory: RegistryMemor
     assert (found.steps, found.values, found.diverged_steps) == (2, 3, 1)
     assert found.keys == {"loss": 1}
     (stored,) = memory.runs.values()
-    assert stored.tags["replay"].startswith("diverged: attempt 2 replayed 2 steps, 1 came out")
+    assert stored.tags["replay"].startswith(
+        "diverged: 1 of 2 steps, attempt 2; first step 2 (loss);"
+    )
     assert "- Attempt 2 replayed 2 steps, 1 came out differently, first step 2" in stored.note
     losses = [(row.step, row.value) for row in stored.rows if row.key == "loss"]
     assert losses == [(1, 0.5), (2, 0.4), (3, 0.2)]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 from support.made_runs import MadeAttempt, MadeRun
+from support.replays import DIVERGED, IDENTICAL
 
 from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.fencing.attempts import read_attempts
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.records import AttemptClaim, Heartbeat, now
 from ckpt_tasks.registry.base import RunDescription
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.training.publisher import Publisher
-from ckpt_tasks.training.story import tell_story
+from ckpt_tasks.training.story import read_replays, tell_replays, tell_story
 
 HEAD = [
     "| attempt | began | started from | checkpoints | why | ended |",
@@ -134,6 +136,33 @@ def test_the_newest_attempts_are_shown(run: MadeRun) -> None:
         run.begin()
     assert [row.split()[1] for row in _rows(run)] == [str(n) for n in range(3, 33)]
     assert _story(run)[2] == "No checkpoint yet; 32 attempts."
+
+
+def test_what_was_done_again(run: MadeRun) -> None:
+    """Before the table, whether it came out alike; in a tag, all attempts in a few words."""
+    for replay in (None, IDENTICAL, DIVERGED):
+        attempt = run.begin()
+        beat = Heartbeat(attempt=attempt.number, beat=1, at=now(), ended=True, replay=replay)
+        run.store.put(run.layout.heartbeat(attempt.number), encode(beat))
+    replays = read_replays(run.store, run.layout, read_attempts(run.store, run.layout))
+    assert replays == {2: IDENTICAL, 3: DIVERGED}
+    lines = tell_story(run.store, run.layout, replays).splitlines()
+    assert lines[4] == (
+        "**Not deterministic:** 1 of 42 steps that were done again came out differently, although "
+        "the state and the order of the data were restored exactly."
+    )
+    assert lines[6:8] == [
+        "- Attempt 2 replayed 37 steps, all identical.",
+        f"- Attempt 3 {DIVERGED}.",
+    ]
+    assert lines[9] == HEAD[0]
+    assert tell_replays(replays) == (
+        "diverged: 1 of 42 steps, attempt 3; first step 8 (loss); largest difference 0.25 (loss, "
+        "step 8)"
+    )
+    many = dict.fromkeys(range(2, 12), IDENTICAL)
+    assert tell_replays(many) == "identical: 370 steps, attempts ..., 7, 8, 9, 10, 11"
+    assert "Not deterministic" not in tell_story(run.store, run.layout, many)
 
 
 def test_a_quarantined_checkpoint_stands_in_the_registrys_note(run: MadeRun) -> None:
