@@ -184,6 +184,6 @@ def _wait_for_marks(root: Path) -> None:
     """On all checkpoints but the newest: as many as the retry and the final save need."""
     commits, marks = root / "toy/commits", root / "toy/marks/expired"
     wait_until(
-        lambda: len(os.listdir(marks)) == len(os.listdir(commits)) - 1 > 1,
+        lambda: marks.is_dir() and len(os.listdir(marks)) == len(os.listdir(commits)) - 1 > 1,
         "marks of what has expired",
     )
