@@ -282,10 +282,11 @@ class LocalStore(Store):
         """A root that has been there and is gone is not made again: it belongs to a file system
         that was unmounted, and another one would hide what is written, or be hidden.
         """
+        was_there = self._has_root  # asked first: another thread may be making it
         try:
             os.stat(self._root)
         except FileNotFoundError as error:
-            if self._has_root:
+            if was_there:
                 raise StoreError(
                     f"the store {self._root} is gone: its file system was unmounted, or somebody "
                     "has removed it. Mount it again; nothing is written meanwhile"
