@@ -415,6 +415,7 @@ class LocalStore(Store):
         """A root that has been there and is gone is not made again: it belongs to a file system
         that was unmounted, and another one would hide what is written, or be hidden.
         """
+        # In this order: another thread may be making it.
         if self._has_root and not os.path.isdir(self._root):
             raise StoreError(
                 f"the store {self._root} is gone: its file system was unmounted, or somebody "
