@@ -111,7 +111,9 @@ def _change(node: list[Any], others: list[list[Any]], draw: random.Random) -> No
     elif change == 1:
         node.insert(draw.randrange(len(node) + 1), node[place])  # twice; of an object, its key
     elif change == 2 and len(dump([node[place]])) < _REPEATED:
-        node[:] = node[place : place + 1] * draw.choice((2, 30, 100))
+        once = type(node)(node[place : place + 1])
+        # Copies: else a later change of one were a change of all.
+        node[:] = [_copied(once)[0] for _ in range(draw.choice((2, 30, 100)))]
     elif isinstance(node, Members):
         name, value = node[place]
         if change == 3:
