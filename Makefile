@@ -53,7 +53,7 @@ test-all: $(STAMP)
 
 # FAULTS="--places local --every 10" and the like choose among the cases: --help tells.
 test-faults: $(STAMP)
-	cd tests && ../$(VENV)/bin/python -m support.sweep_faults $(FAULTS)
+	PYTHONPATH=$(CURDIR)/tests $(VENV)/bin/python -m support.sweep_faults $(FAULTS)
 
 # Checkpoints and records as an attacker would make them, for some minutes. Tells how many.
 FUZZ_SECONDS ?= 600

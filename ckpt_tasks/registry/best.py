@@ -32,7 +32,7 @@ class BestAlias:
     Parameters
     ----------
     registry
-        With the run open when `move` is called.
+        With the run open when `due` is called.
     run_id
         The run's id there.
     attempt
@@ -72,17 +72,11 @@ class BestAlias:
         """Know of checkpoints that were found damaged: none of them keeps the alias."""
         self._damaged.update(map(str, checkpoints))
 
-    def move(self) -> None:
-        """Point the alias at the best of this run's checkpoints if that is better.
+    def due(self) -> Registration | None:
+        """What the alias is to point at now; ``None`` where it is to stay as it is.
 
         Raises `RegistryError` as the registry does; it can be called again.
         """
-        due = self.due()
-        if due is not None:
-            self._registry.set_alias(BEST, due)
-
-    def due(self) -> Registration | None:
-        """What the alias is to point at; ``None`` where it is to stay as it is."""
         if self._metric is None or not self._scores:
             return None
         held = self._registry.alias_holder(BEST, self._metric)

@@ -21,6 +21,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, NoReturn, TypeVar
 
+from ckpt_tasks.errors import CkptTasksError
+
 __all__ = ["Fault", "FaultInjector"]
 
 T = TypeVar("T")
@@ -176,5 +178,5 @@ class FaultInjector:
         for call in due:
             try:
                 call()
-            except OSError:
+            except (CkptTasksError, OSError):
                 continue  # its sender was told of a failure long ago

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -18,9 +19,8 @@ from pathlib import Path
 
 import msgspec
 from mlflow import MlflowClient
-from support import s3_servers
+from support import ceph_server, s3_servers
 from support.attempt_forks import AttemptForks
-from support.ceph_server import ceph_server
 from support.s3_servers import S3Server
 from support.struck_runs import SCENARIOS, Place, Sweeps
 
@@ -28,7 +28,7 @@ from ckpt_tasks.testing.sweep import FATES, LOSSES, Case, summary, sweep
 
 _SERVERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[S3Server]]] = {
     "seaweedfs": s3_servers.seaweedfs_server,
-    "ceph": ceph_server,
+    "ceph": ceph_server.ceph_server,
     "moto": s3_servers.moto_server,
 }
 _LOCAL_ONLY = {"files", "mlflow"}
@@ -36,11 +36,15 @@ _LOCAL_ONLY = {"files", "mlflow"}
 
 def main() -> int:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the servers, too
     cases: list[Case] = []
     with tempfile.TemporaryDirectory(prefix="ckpt-tasks-faults-", dir=_memory()) as folder:
         root = Path(folder)
         with AttemptForks(root) as forks:
             for place in options.places:
+                if place == "ceph" and not ceph_server.is_installed():
+                    print(f"ceph is left out: it needs the Debian packages {ceph_server.PACKAGES}")
+                    continue
                 with _opened(place, root) as opened:
                     for case in _at(opened, forks, options):
                         cases.append(case)
