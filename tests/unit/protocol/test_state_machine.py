@@ -1,0 +1,271 @@
+"""A run, and all that may happen to it in any order, beside a plain model of it.
+
+Hypothesis draws what happens: attempts claim, save, are killed and wake up; people pin, expire,
+name and collect; bytes go bad, the registry loses what it knew. After each step the listing of the
+store and the contents of the registry are compared with the model (`support.run_model`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from support.made_runs import elsewhere
+from support.modelled_run import Cut, ModelledRun, Trainer
+from support.modelled_upkeep import Upkeep
+from support.retained_runs import GRACE
+from support.run_model import Age
+
+from ckpt_tasks.checkpointer import catalog
+from ckpt_tasks.fencing import attempts, claim
+from ckpt_tasks.retention import references
+from ckpt_tasks.store.ambiguity import create_once
+from ckpt_tasks.testing import MemoryRegistry
+
+EXAMPLES = int(os.environ.get("CKPT_TASKS_MACHINE_EXAMPLES", "30"))
+STEPS = int(os.environ.get("CKPT_TASKS_MACHINE_STEPS", "40"))
+
+CUTS = st.none() | st.builds(
+    Cut, at=st.integers(1, 8), after=st.booleans(), kills=st.booleans(), torn=st.booleans()
+)
+ANY = st.integers(0, 30)
+"""Picks one of what there is, modulo how many."""
+
+FEW = st.integers(0, 2)
+
+
+class Machine(RuleBasedStateMachine):
+    """Each rule does something to the real run and to the model, and compares the outcome."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modelled = ModelledRun()
+        self.model = self.modelled.model
+        self.upkeep = Upkeep(self.modelled)
+        self._patch = pytest.MonkeyPatch()
+        module = importlib.import_module("ckpt_tasks.tasks.reconcile")
+        memory, store = self.modelled.memory, self.modelled.store
+        self._patch.setattr(module, "load_registry", lambda config: MemoryRegistry(memory))
+        self._patch.setattr(module, "open_existing_store", lambda config: store)
+
+    def trainer(self, pick: int) -> Trainer:
+        trainers = self.modelled.trainers
+        return trainers[-1 - pick % len(trainers)]
+
+    def age(self, pick: int) -> Age:
+        return sorted(self.model.committed)[-1 - pick % len(self.model.committed)]
+
+    # -- attempts ----------------------------------------------------------------------------------
+
+    @initialize()
+    def first(self) -> None:
+        self.modelled.begin()
+
+    @rule(cut=CUTS)
+    def retry(self, cut: Cut | None) -> None:
+        self.modelled.begin(cut=cut)
+
+    @precondition(lambda self: self.model.committed)
+    @rule(pick=ANY, fresh=st.booleans(), cut=CUTS)
+    def resume_as_asked(self, pick: int, fresh: bool, cut: Cut | None) -> None:
+        resume = "fresh" if fresh else str(self.modelled.id_of(self.age(pick)))
+        self.modelled.begin(resume, cut)
+
+    @precondition(lambda self: self.modelled.trainers)
+    @rule(pick=FEW, body=FEW, rows=st.tuples(FEW, FEW), loss=FEW, odd=FEW)
+    def save(self, pick: int, body: int, rows: tuple[int, int], loss: int, odd: int) -> None:
+        trainer = self.trainer(pick)
+        self.modelled.save(trainer, body=body, rows=rows, loss=loss, healthy=odd != 2)
+
+    @precondition(lambda self: self.modelled.trainers)
+    @rule(pick=FEW, body=FEW, cut=CUTS)
+    def save_and_fail(self, pick: int, body: int, cut: Cut | None) -> None:
+        self.modelled.save(self.trainer(pick), body=body, cut=cut)
+
+    @precondition(lambda self: self.modelled.trainers)
+    @rule(body=FEW, names=st.lists(st.sampled_from(["begin", "retain", "wait"]), max_size=4))
+    def save_while(self, body: int, names: list[str]) -> None:
+        """Right before its commit record another attempt begins, or a collection comes."""
+        budget = iter((0.4,))
+
+        def retain() -> None:
+            self.upkeep.expire(1)
+            self.upkeep.collect()
+
+        def wait() -> None:
+            self.upkeep.advance(next(budget, 0.0) * GRACE)
+
+        actions: dict[str, Callable[[], None]] = {
+            "begin": self.modelled.begin, "retain": retain, "wait": wait,
+        }  # fmt: skip
+
+        def during() -> None:
+            for name in names:
+                actions[name]()
+
+        self.modelled.save(self.trainer(0), body=body, during=during)
+
+    @precondition(lambda self: self.modelled.trainers)
+    @rule(pick=FEW, body=FEW)
+    def save_late(self, pick: int, body: int) -> None:
+        """The commit record is on its way when the attempt is told that it failed."""
+        self.modelled.save(self.trainer(pick), body=body, lands_late=True)
+
+    @precondition(lambda self: self.modelled.late)
+    @rule()
+    def land(self) -> None:
+        self.modelled.land()
+
+    @precondition(lambda self: self.modelled.trainers)
+    @rule(pick=FEW)
+    def kill(self, pick: int) -> None:
+        self.modelled.kill(self.trainer(pick))
+
+    # -- retention ---------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.model.committed)
+    @rule(pick=ANY)
+    def pin(self, pick: int) -> None:
+        self.upkeep.pin(self.age(pick))
+
+    @precondition(lambda self: self.model.pins)
+    @rule(pick=ANY)
+    def unpin(self, pick: int) -> None:
+        pins = sorted(self.model.pins)
+        self.upkeep.unpin(pins[pick % len(pins)])
+
+    @precondition(lambda self: self.model.committed)
+    @rule(pick=ANY)
+    def expire_one(self, pick: int) -> None:
+        self.upkeep.expire_one(self.age(pick))
+
+    @rule(latest=st.integers(1, 3), pick=st.none() | FEW)
+    def expire(self, latest: int, pick: int | None) -> None:
+        in_name_of = pick is not None and self.modelled.trainers
+        self.upkeep.expire(latest, self.trainer(pick) if in_name_of else None)
+
+    @rule(pick=st.none() | FEW, cut=CUTS)
+    def collect(self, pick: int | None, cut: Cut | None) -> None:
+        in_name_of = pick is not None and self.modelled.trainers
+        self.upkeep.collect(self.trainer(pick) if in_name_of else None, cut)
+
+    @rule(graces=st.sampled_from([0.4, 2.5]), beats=st.booleans())
+    def time_passes(self, graces: float, beats: bool) -> None:
+        self.upkeep.advance(graces * GRACE)
+        for trainer in self.modelled.trainers if beats else ():
+            self.modelled.beat(trainer)
+
+    # -- damage ------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.model.data)
+    @rule(pick=ANY, place=st.floats(0, 1))
+    def damage(self, pick: int, place: float) -> None:
+        paths = sorted(self.model.data)
+        self.upkeep.damage(paths[-1 - pick % len(paths)], place)
+
+    @precondition(lambda self: self.model.damaged)
+    @rule()
+    def repair(self) -> None:
+        for path in sorted(self.model.damaged):
+            self.upkeep.repair(path)
+
+    @precondition(lambda self: self.model.committed)
+    @rule(pick=ANY)
+    def verify(self, pick: int) -> None:
+        self.upkeep.verify(self.age(pick))
+
+    # -- registry ----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.modelled.trainers)
+    @rule(pick=FEW)
+    def publish(self, pick: int) -> None:
+        self.upkeep.publish(self.trainer(pick))
+
+    @rule()
+    def reconcile(self) -> None:
+        self.upkeep.reconcile()
+
+    @rule()
+    def registry_comes_or_goes(self) -> None:
+        self.modelled.memory.available ^= True
+
+    @rule()
+    def empty_registry(self) -> None:
+        self.upkeep.empty_registry()
+
+    @precondition(lambda self: self.model.registered)
+    @rule(pick=ANY, deletes=st.booleans())
+    def meddle(self, pick: int, deletes: bool) -> None:
+        """Somebody deletes a version, or gives it an alias."""
+        registered = sorted(self.model.registered)
+        age = registered[pick % len(registered)]
+        (self.upkeep.lose_registration if deletes else self.upkeep.set_alias)(age)
+
+    # -- comparing ---------------------------------------------------------------------------------
+
+    @invariant()
+    def agrees(self) -> None:
+        self.modelled.check()
+
+    def teardown(self) -> None:
+        try:
+            self.settle()
+        finally:
+            self._patch.undo()
+            for trainer in list(self.modelled.trainers):
+                self.modelled.kill(trainer)
+            raw = self.modelled.store.store
+            for info in raw.list_objects(""):
+                raw.delete(info.path)
+
+    def settle(self) -> None:
+        """All that is on its way comes to its end: what is kept is whole, and nothing else is."""
+        modelled, upkeep = self.modelled, self.upkeep
+        modelled.memory.available = True
+        modelled.land()
+        modelled.check_contents()
+        upkeep.reconcile()
+        modelled.check()
+        for _ in range(2):
+            upkeep.advance(2.5 * GRACE)
+            upkeep.collect()
+            modelled.check()
+        modelled.check_contents()
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No waiting, few threads; every attempt is a process of a machine that cannot be looked at."""
+    monkeypatch.setitem(create_once.__kwdefaults__, "sleep", lambda seconds: None)
+    monkeypatch.setattr(claim, "this_process", elsewhere)
+    for module in (attempts, catalog, references):
+        monkeypatch.setattr(module, "_PARALLEL_READS", 1)
+    yield
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_run_is_what_the_model_says_whatever_happens() -> None:
+    """Drawn histories, the same ones each time."""
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
