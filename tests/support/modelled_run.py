@@ -100,7 +100,7 @@ class ModelledRun:
         self.model = RunModel(grace=GRACE)
         self.memory = RegistryMemory()
         self.trainers: list[Trainer] = []
-        self.late: list[FaultyStore] = []
+        self.late: list[tuple[float, FaultyStore]] = []
         self.description = RunDescription(
             run=self.run.name,
             uid=self.run.identity.uid,
@@ -175,7 +175,7 @@ class ModelledRun:
             damaged, fails = lost.damaged, True
         number = model.attempts + 1
         store = FaultyStore(self.store)
-        struck_at = _arm(store, cut)
+        struck_at = arm(store, cut)
         error: CkptTasksError | None = None
         recovered: Recovered | None = None
         try:
@@ -189,8 +189,9 @@ class ModelledRun:
             model.attempts, model.sign = number, model.now
             if resume not in ("auto", "fresh"):
                 model.asked[number] = age_of(resume)
+        news = set(damaged) - model.quarantined
         found = self.marked("quarantined") - model.quarantined
-        assert found <= set(damaged), f"quarantines {found}, damaged is {damaged}"
+        assert found <= news, f"quarantines {found}, damaged is {news}"
         model.quarantine(found)
         if self.store.exists(self.layout.resumed(number)):
             start = json.loads(self.store.read(self.layout.resumed(number)))["checkpoint"]
@@ -202,7 +203,7 @@ class ModelledRun:
         if struck:
             return
         assert (error is not None) == fails, error
-        assert found == set(damaged)
+        assert found == news
         if recovered is not None:
             self.trainers.append(self._trainer(number, store, recovered))
 
@@ -298,7 +299,7 @@ class ModelledRun:
                 )
 
         trainer.at_commit = at_commit
-        struck_at = _arm(store, cut)
+        struck_at = arm(store, cut)
         error: CkptTasksError | None = None
         request = save_request(trainer.step, metrics={"loss": float(loss)})
         try:
@@ -315,7 +316,7 @@ class ModelledRun:
         if stands:
             model.committed.add(age)
             assert not was_stale, f"a stale attempt has committed {age}"
-            assert not model.needs(age) & known_bad & model.damaged, (
+            assert not model.damage_of(age) & known_bad, (
                 f"{age} refers to what was known to be damaged"
             )
         elif error is not None and not isinstance(error, StaleAttemptError):
@@ -334,14 +335,14 @@ class ModelledRun:
             assert self.is_stale(trainer), error
             self.kill(trainer)
         elif lands_late and age in model.writes:
-            self.late.append(store)
+            self.late.append((model.now, store))
         else:
             assert struck or self._may_be_refused(age), error
 
     def land(self) -> None:
         """Commit records that were on their way arrive, whoever has sent them."""
         before = self.commits()
-        for store in self.late:
+        for _, store in self.late:
             store.land()
         self.late.clear()
         self.model.committed |= self.commits() - before
@@ -373,16 +374,28 @@ class ModelledRun:
         for info in self.store.list_objects(layout.data):
             if layout.write_of(info.path) == age:
                 model.data.setdefault(info.path, model.now)
-        index = next((path for path in model.data if _is_index_of(layout.write_of(path), path, age)), None)
-        if index is None:
+        mine = [path for path in model.data if layout.write_of(path) == age]
+        index = next((path for path in mine if path.endswith(".index.json")), None)
+        if index is None or age in model.writes:
             return
         try:
-            named = json.loads(self.store.read(index))["files"]
+            content = json.loads(self.store.read(index))
         except ValueError:
             return  # torn
-        files = frozenset(layout.in_run(file["path"]) for file in named)
-        folder = index[: index.rindex("/") + 1]
-        model.writes[age] = Write(age, step, folder, index, files, tensors, healthy, float(loss))
+        files = [(layout.in_run(file["path"]), file["header_size"]) for file in content["files"]]
+        spans = {(path, 0, header_size) for path, header_size in files}
+        for one in content["tensors"]:
+            spans.add((files[one["file"]][0], one["offset"], one["offset"] + one["size"]))
+        model.writes[age] = Write(
+            age=age,
+            step=step,
+            folder=index[: index.rindex("/") + 1],
+            index=index,
+            spans=frozenset(spans),
+            tensors=tensors,
+            healthy=healthy,
+            loss=float(loss),
+        )
 
     def _leave_torn(self, path: str) -> None:
         if not self.store.exists(path):
@@ -405,11 +418,7 @@ class ModelledRun:
         return bool(homes & doubtful or homes - model.committed)
 
 
-def _is_index_of(write: Age | None, path: str, age: Age) -> bool:
-    return write == age and path.endswith(".index.json")
-
-
-def _arm(store: FaultyStore, cut: Cut | None) -> float:
+def arm(store: FaultyStore, cut: Cut | None) -> float:
     """Let the store fail as told; returns at which operation."""
     if cut is None:
         return float("inf")

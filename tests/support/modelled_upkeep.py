@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.modelled_run import REGISTRY, Cut, ModelledRun, Trainer, _arm, age_of
+from support.modelled_run import REGISTRY, Cut, ModelledRun, Trainer, arm, age_of
 from support.retained_runs import GRACE
 from support.run_model import Age
 
@@ -96,7 +96,7 @@ class Upkeep:
         """Remove what nothing needs, exactly that; killed on the way, no more than that."""
         m = self.modelled
         store = FaultyStore(m.store)
-        struck_at = _arm(store, cut)
+        struck_at = arm(store, cut)
         fence = Fence(m.store, m.layout, trainer.number) if trainer is not None else None
         report: CollectReport | None = None
         try:
@@ -131,7 +131,7 @@ class Upkeep:
         model.verified |= read
         read = model.verified | set(model.starts.values())
         newest = max(read.intersection(model.startable()), default=(0, 0))
-        gone = going & model.committed - m.commits()
+        gone = {age for age in model.committed - m.commits() if model.could_start(age)}
         assert all(age < newest for age in gone), f"{gone} go, {newest} is the newest ever read"
         return going
 
@@ -170,7 +170,8 @@ class Upkeep:
 
     def advance(self, seconds: float) -> None:
         """Time passes; a put that is on its way does not stay so for a whole grace."""
-        if seconds > GRACE / 2:
+        oldest = min((at for at, _ in self.modelled.late), default=self.model.now)
+        if self.model.now + seconds - oldest >= GRACE:
             self.modelled.land()
         self.modelled.store.age(seconds)
         self.model.now += seconds
@@ -275,17 +276,16 @@ class Upkeep:
         raw = self.modelled.store.store
         content = bytearray(raw.read(path))
         self._originals.setdefault(path, bytes(content))
-        content[round(place * (len(content) - 1))] ^= 1
+        at = round(place * (len(content) - 1))
+        content[at] ^= 1
         raw.put(path, bytes(content))
-        if bytes(content) == self._originals[path]:
-            self.model.damaged.discard(path)
-        else:
-            self.model.damaged.add(path)
+        self.model.damaged ^= {(path, at)}
 
-    def repair(self, path: str) -> None:
-        """A copy of what was there is brought back."""
-        self.modelled.store.store.put(path, self._originals[path])
-        self.model.damaged.discard(path)
+    def repair(self) -> None:
+        """Copies of what was there are brought back."""
+        for path in {path for path, _ in self.model.damaged}:
+            self.modelled.store.store.put(path, self._originals[path])
+        self.model.damaged.clear()
 
     def verify(self, age: Age) -> None:
         m = self.modelled

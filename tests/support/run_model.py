@@ -25,17 +25,28 @@ class Lost(Exception):  # noqa: N818 - an answer of the model
 class Write:
     """One write of a checkpoint, committed or not.
 
-    `index` and `files` are the paths of what it needs, `tensors` the bytes that it restores.
+    Parameters
+    ----------
+    index
+        Path of its index.
+    spans
+        What it needs of each file: path, first byte, and the byte behind the last.
+    tensors
+        The bytes that it restores.
     """
 
     age: Age
     step: int
     folder: str
     index: str
-    files: frozenset[str]
+    spans: frozenset[tuple[str, int, int]]
     tensors: dict[int, bytes]
     healthy: bool = True
     loss: float = 0.0
+
+    @property
+    def files(self) -> frozenset[str]:
+        return frozenset(path for path, _, _ in self.spans)
 
     @property
     def id(self) -> str:
@@ -59,8 +70,8 @@ class RunModel:
     committed, data
         Records, and the objects of writes with the time of their writing.
     damaged
-        Objects whose bytes are wrong; `known_bad` are those because of which a checkpoint has been
-        quarantined.
+        Bytes that are wrong, each by path and place; `known_bad` are those because of which a
+        checkpoint has been quarantined.
     """
 
     grace: float
@@ -72,8 +83,8 @@ class RunModel:
     writes: dict[Age, Write] = field(default_factory=dict)
     committed: set[Age] = field(default_factory=set)
     data: dict[str, float] = field(default_factory=dict)
-    damaged: set[str] = field(default_factory=set)
-    known_bad: set[str] = field(default_factory=set)
+    damaged: set[tuple[str, int]] = field(default_factory=set)
+    known_bad: set[tuple[str, int]] = field(default_factory=set)
     pins: set[Age] = field(default_factory=set)
     quarantined: set[Age] = field(default_factory=set)
     verified: set[Age] = field(default_factory=set)
@@ -105,15 +116,34 @@ class RunModel:
             attempt, last = self.starts[attempt] or (0, 0)
         return found
 
+    def could_start(self, age: Age) -> bool:
+        """Whether a retry would go on from it, had nobody given it up."""
+        return age in self.lineage() and self.writes[age].healthy and age not in self.quarantined
+
     def is_given_up(self, age: Age) -> bool:
         return age in self.collecting or (age in self.expired and age not in self.pins)
 
     def is_damaged(self, age: Age) -> bool:
-        needs = self.needs(age)
-        return not needs <= self.data.keys() or bool(needs & self.damaged)
+        return not self.needs(age) <= self.data.keys() or bool(self.damage_of(age))
+
+    def damage_of(self, age: Age) -> set[tuple[str, int]]:
+        """The wrong bytes among those that it needs."""
+        write = self.writes[age]
+        whole = {(write.index, 0, 10**9), *write.spans}
+        return {
+            (path, place)
+            for path, place in self.damaged
+            if any(path == needed and start <= place < stop for needed, start, stop in whole)
+        }
+
+    def has_index(self, age: Age) -> bool:
+        """Whether it can be told which files a checkpoint needs."""
+        index = self.writes[age].index
+        return index in self.data and all(path != index for path, _ in self.damaged)
 
     def unmarked(self) -> list[Age]:
-        return [one for one in self.lineage() if not self.is_given_up(one) | self._is_bad(one)]
+        given_up = {one for one in self.committed if self.is_given_up(one)}
+        return [one for one in self.lineage() if one not in given_up | self.quarantined]
 
     def startable(self) -> list[Age]:
         """What a retry would try, newest first."""
@@ -121,9 +151,6 @@ class RunModel:
 
     def newest(self) -> Age | None:
         return next(iter(self.startable()), None)
-
-    def _is_bad(self, age: Age) -> bool:
-        return age in self.quarantined
 
     def pick(self) -> tuple[Age | None, list[Age]]:
         """What the next attempt goes on from, and what it finds damaged before; or `Lost`."""
@@ -135,7 +162,7 @@ class RunModel:
         last_resort = [
             one
             for one in lineage
-            if self.is_given_up(one) and one not in self.collecting and not self._is_bad(one)
+            if self.is_given_up(one) and one not in self.collecting and one not in self.quarantined
         ]
         found = []
         for age in [*self.unmarked(), *last_resort]:
@@ -150,7 +177,7 @@ class RunModel:
         """They were found damaged."""
         for age in ages:
             self.quarantined.add(age)
-            self.known_bad |= self.needs(age) & self.damaged
+            self.known_bad |= self.damage_of(age)
 
     # -- retention ---------------------------------------------------------------------------------
 
@@ -179,11 +206,11 @@ class RunModel:
         newest, lineage = startable[0], set(self.lineage())
         kept = self.protected() | set(startable[:latest])
         for age in self.committed:
-            doubtful = self._is_bad(age) or (age in lineage and not self.writes[age].healthy)
-            if (doubtful and age > newest) or (not self._is_bad(age) and self.is_given_up(age)):
+            doubtful = age in self.quarantined or (age in lineage and not self.writes[age].healthy)
+            if (doubtful and age > newest) or (age not in self.quarantined and self.is_given_up(age)):
                 kept.add(age)
             replaced = newest[0] == max(self.starts)
-            if age not in lineage and not self._is_bad(age) and not replaced:
+            if age not in lineage and age not in self.quarantined and not replaced:
                 kept.add(age)
         return self.committed - kept
 
@@ -192,10 +219,7 @@ class RunModel:
         newest, protected = self.newest(), self.protected()
         found = set()
         for age, since in {**self.collecting, **self.expired}.items():
-            could_start = (
-                age in self.lineage() and self.writes[age].healthy and not self._is_bad(age)
-            )
-            if age in protected or (newest is not None and could_start and age > newest):
+            if age in protected or (newest is not None and self.could_start(age) and age > newest):
                 continue
             if age in self.collecting or self.now - since > self.grace:
                 found.add(age)
@@ -211,7 +235,7 @@ class RunModel:
         found: set[str] = set()
         for age in self.committed - set(without):
             found |= self.own(age)
-            if age not in self.quarantined or self.writes[age].index not in self.damaged:
+            if age not in self.quarantined or self.has_index(age):
                 found |= self.needs(age)
         return found
 
@@ -240,7 +264,7 @@ class RunModel:
 
     def cannot_tell_what_is_needed(self, without: Iterable[Age]) -> bool:
         remaining = self.committed - set(without) - self.quarantined
-        return any(self.writes[age].index in self.damaged for age in remaining)
+        return not all(map(self.has_index, remaining))
 
     def claimed_by_others(self) -> set[Age]:
         """What a collection that may still go on has begun to remove."""
@@ -257,7 +281,7 @@ class RunModel:
         found = self.leftovers()
         for age in going & self.writes.keys():
             found |= self.own(age)
-            if self.writes[age].index in self.data.keys() - self.damaged:
+            if self.has_index(age):
                 found |= self.writes[age].files
         return (found & self.data.keys()) - self.needed(without=going)
 
@@ -269,7 +293,7 @@ class RunModel:
 
     def remove(self, path: str) -> None:
         del self.data[path]
-        self.damaged.discard(path)
+        self.damaged = {(other, place) for other, place in self.damaged if other != path}
 
     def forget(self, age: Age) -> None:
         """A checkpoint is none any more."""

@@ -179,8 +179,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.damaged)
     @rule()
     def repair(self) -> None:
-        for path in sorted(self.model.damaged):
-            self.upkeep.repair(path)
+        self.upkeep.repair()
 
     @precondition(lambda self: self.model.committed)
     @rule(pick=ANY)
@@ -206,7 +205,7 @@ class Machine(RuleBasedStateMachine):
     def empty_registry(self) -> None:
         self.upkeep.empty_registry()
 
-    @precondition(lambda self: self.model.registered)
+    @precondition(lambda self: self.model.registered and self.modelled.memory.available)
     @rule(pick=ANY, deletes=st.booleans())
     def meddle(self, pick: int, deletes: bool) -> None:
         """Somebody deletes a version, or gives it an alias."""
