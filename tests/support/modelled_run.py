@@ -415,7 +415,8 @@ class ModelledRun:
         foreign = model.writes[age].files - model.own(age)
         homes = {self.layout.write_of(path) for path in foreign}
         doubtful = {*model.expired, *model.collecting, *model.quarantined}
-        return bool(homes & doubtful or homes - model.committed)
+        by_way_of_damaged = any(foreign <= model.needs(bad) for bad in model.quarantined)
+        return bool(homes & doubtful or homes - model.committed) or by_way_of_damaged
 
 
 def arm(store: FaultyStore, cut: Cut | None) -> float:

@@ -125,7 +125,7 @@ class Upkeep:
         found = m.marked("quarantined") - model.quarantined
         assert all(model.is_damaged(age) for age in found), f"{found} is not damaged"
         model.quarantine(found)
-        going = due - model.protected() - model.claimed_by_others()
+        going = due & model.due() - model.claimed_by_others()
         read = m.marked("verified") - model.verified
         assert not any(model.is_damaged(age) for age in read)
         model.verified |= read

@@ -183,9 +183,8 @@ class RunModel:
 
     def protected(self) -> set[Age]:
         """What nothing lets go."""
-        kept = (self.pins | set(self.aliases.values()) | self._starts_under_way()) & self.committed
-        newest = self.newest()
-        return kept | {newest} if newest is not None else kept
+        kept = self.pins | set(self.aliases.values()) | self._starts_under_way() | {self.newest()}
+        return {age for age in kept if age in self.committed}
 
     def _starts_under_way(self) -> set[Age]:
         """Of attempts that have no checkpoint of their own yet."""
