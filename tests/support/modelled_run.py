@@ -124,6 +124,8 @@ class ModelledRun:
         beside = {layout.run_record, layout.registry_ids("memory"), layout.collected}
         beside |= {layout.heartbeat(number) for number in range(1, model.attempts + 1)}
         assert found - beside == expected, f"store and model differ:\n{found - beside ^ expected}"
+        for age in model.committed - model.quarantined:
+            assert model.needs(age) <= model.data.keys(), f"{age} has lost {model.needs(age)}"
         self._check_registry()
 
     def _check_registry(self) -> None:
@@ -245,9 +247,7 @@ class ModelledRun:
     def publisher(self, number: int) -> Publisher:
         store, layout, registry = self.store, self.layout, MemoryRegistry(self.memory)
         fence = Fence(store, layout, number)
-        return Publisher(
-            store, layout, fence, registry, REGISTRY, self.description, discard_event
-        )
+        return Publisher(store, layout, fence, registry, REGISTRY, self.description, discard_event)
 
     def is_stale(self, trainer: Trainer) -> bool:
         return trainer.number < self.model.attempts

@@ -1,8 +1,8 @@
-"""What is done to a run from outside, to the real one and to its model: retention, registry, damage."""
+"""What happens to a run from outside, to the real one and to its model."""
 
 from __future__ import annotations
 
-from support.modelled_run import REGISTRY, Cut, ModelledRun, Trainer, arm, age_of
+from support.modelled_run import REGISTRY, Cut, ModelledRun, Trainer, age_of, arm
 from support.retained_runs import GRACE
 from support.run_model import Age
 
@@ -19,7 +19,7 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.registry.base import Registry
 from ckpt_tasks.retention import CollectReport, collect, expire, expire_checkpoint, pin, unpin
 from ckpt_tasks.tasks import reconcile
-from ckpt_tasks.testing import FaultyStore, MemoryRegistry, RegistryMemory
+from ckpt_tasks.testing import FaultyStore, MemoryRegistry
 from ckpt_tasks.training.registry_ids import read_ids
 
 CONFIG = CheckpointConfig(

@@ -204,13 +204,14 @@ class RunModel:
             return set()
         newest, lineage = startable[0], set(self.lineage())
         kept = self.protected() | set(startable[:latest])
-        for age in self.committed:
-            doubtful = age in self.quarantined or (age in lineage and not self.writes[age].healthy)
-            if (doubtful and age > newest) or (age not in self.quarantined and self.is_given_up(age)):
+        for age in self.committed - self.quarantined:
+            was_replaced = newest[0] == max(self.starts)
+            is_unhealthy = age in lineage and not self.writes[age].healthy
+            if self.is_given_up(age) or (is_unhealthy and age > newest):
                 kept.add(age)
-            replaced = newest[0] == max(self.starts)
-            if age not in lineage and age not in self.quarantined and not replaced:
+            if age not in lineage and not was_replaced:
                 kept.add(age)
+        kept |= {age for age in self.quarantined if age > newest}
         return self.committed - kept
 
     def due(self) -> set[Age]:

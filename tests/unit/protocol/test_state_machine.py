@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -246,13 +245,12 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting, few threads; every attempt is a process of a machine that cannot be looked at."""
     monkeypatch.setitem(create_once.__kwdefaults__, "sleep", lambda seconds: None)
     monkeypatch.setattr(claim, "this_process", elsewhere)
     for module in (attempts, catalog, references):
         monkeypatch.setattr(module, "_PARALLEL_READS", 1)
-    yield
 
 
 @pytest.mark.usefixtures("_quick")
