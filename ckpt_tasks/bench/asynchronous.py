@@ -94,7 +94,7 @@ class OursAsync(AsyncSave):
     def begin(self, number: int) -> None:
         began = time.perf_counter()
         captured = capture(self._items)
-        state = captured if self._fence is None else self._fence.overlap(captured)
+        state = captured if self._fence is None else self._fence.overlap(captured, captured)
         taken = time.perf_counter() - began
         self._checkpointer.begin(
             state, msgspec.structs.replace(request(number), capture_seconds=taken)

@@ -20,7 +20,7 @@ from ckpt_tasks.checkpointer.commit import new_write_id
 from ckpt_tasks.checkpointer.drain import Drain, WriterDiedError
 from ckpt_tasks.checkpointer.image import Planner
 from ckpt_tasks.checkpointer.job import NAMED_PARAMETERS, SaveJob
-from ckpt_tasks.checkpointer.staged import DividedState, StagedState
+from ckpt_tasks.checkpointer.staged import StagedState
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.fencing.lineage import Lineage
 from ckpt_tasks.format.records import CommitRecord, RunRecord
@@ -181,7 +181,7 @@ class Checkpointer:
                 draft=msgspec.structs.replace(draft, nonfinite=bad),
                 seconds=seconds + waited,
                 rank=self._rank,
-                shared=list(state.shared) if isinstance(state, DividedState) else [],
+                shared=list(state.shared),
                 row_blocks=list(state.row_blocks),
                 gather_seconds=self._gather_seconds,
                 whole=request.whole,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from ckpt_tasks.format.records import RowBlocks, SharedTensor
 
-__all__ = ["DividedState", "StagedState", "StagedTensor"]
+__all__ = ["StagedState", "StagedTensor"]
 
 
 class StagedTensor(Protocol):
@@ -49,6 +49,10 @@ class StagedState(Protocol):
     def row_blocks(self) -> Sequence[RowBlocks]:
         """Tensors that were split, whose blocks are among the tensors."""
 
+    @property
+    def shared(self) -> Sequence[SharedTensor]:
+        """Tensors that another rank writes; known when `finish_copy` has returned."""
+
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`.
 
@@ -63,12 +67,3 @@ class StagedState(Protocol):
 
     def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
         """Names of parameters that hold NaN or infinity, as they were copied."""
-
-
-@runtime_checkable
-class DividedState(Protocol):
-    """A staged state, some of whose tensors another rank writes."""
-
-    @property
-    def shared(self) -> Sequence[SharedTensor]:
-        """Those; the others are the state's tensors, in order."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ckpt_tasks.errors import CorruptCheckpointError
-from ckpt_tasks.format.records import RowBlocks
+from ckpt_tasks.format.records import RowBlocks, SharedTensor
 from ckpt_tasks.format.tree import Path, SamePath, decode_tree, encode_tree
 from ckpt_tasks.garbage import without_collection
 from ckpt_tasks.state import arrays, sharding, sparse
@@ -68,6 +68,11 @@ class CapturedState:
         self.trees = trees
         self.tensors = tensors
         self.row_blocks = row_blocks
+
+    @property
+    def shared(self) -> Sequence[SharedTensor]:
+        """What another rank writes: nothing, where this state has not been divided."""
+        return ()
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy each tensor's bytes, row-major, to its offset in `buffer`."""
@@ -217,7 +222,7 @@ class _Collector:
         if part is not None and local is not None:
             check_supported(local, path)
             index = self._index(local, path)
-            self.images[index].part = part
+            self.images[index].part, self.images[index].source = part, tensor
         return "sharded", leaf
 
     def _index(self, tensor: torch.Tensor, path: Path, plain: str | None = None) -> int:

@@ -7,22 +7,27 @@ weights, schedulers) is copied at the boundary. Something else that changes a pa
 such as weights that are clipped in place, is found by the tensors' version counters
 (https://docs.pytorch.org/docs/stable/notes/autograd.html#in-place-correctness-checks), but for what
 goes through ``.data``, which does not count.
+
+What another rank writes of such tensors is digested in that time, too.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ckpt_tasks.errors import TornStateError
+from ckpt_tasks.format.records import SharedTensor
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.cuda import moment_of
 from ckpt_tasks.state.sharding import local_part
+from ckpt_tasks.state.sharing import RankState
 from ckpt_tasks.state.staging import copy_images
+from ckpt_tasks.state.tensors import TensorImage
 
 __all__ = ["OverlappedState", "StepFence"]
 
@@ -43,8 +48,16 @@ class StepFence:
                 self._optimizers.append(item)
                 item.register_step_pre_hook(lambda *_: self._pass())
 
-    def overlap(self, captured: CapturedState) -> OverlappedState:
-        """The same state, of which only a part is copied at the boundary."""
+    def overlap(self, captured: CapturedState, state: CapturedState) -> OverlappedState:
+        """The same state, of which only a part is copied at the boundary.
+
+        Parameters
+        ----------
+        captured
+            All that was captured.
+        state
+            That, or what this rank writes of it.
+        """
         changed = set(self._addresses())
         fenced = {
             position
@@ -54,7 +67,7 @@ class StepFence:
         for tensor in captured.row_blocks:
             if tensor.position in fenced:
                 fenced.update(tensor.positions)
-        return OverlappedState(captured, sorted(fenced), self)
+        return OverlappedState(state, {id(captured.tensors[each]) for each in fenced}, self)
 
     def close(self) -> None:
         """From now on steps wait, until `open`."""
@@ -87,25 +100,42 @@ class OverlappedState:
 
     Parameters
     ----------
+    state
+        The state, perhaps what one rank writes of it.
     fenced
-        Positions of the tensors that are copied later, up to the next step.
+        Which of its images are copied, or digested, later, up to the next step; by `id`.
     """
 
-    def __init__(self, captured: CapturedState, fenced: Sequence[int], fence: StepFence) -> None:
-        self._captured = captured
-        self._fenced = fenced
+    def __init__(self, state: CapturedState, fenced: Collection[int], fence: StepFence) -> None:
+        self._state = state
         self._fence = fence
-        self.trees = captured.trees
-        self.tensors = captured.tensors
-        self.row_blocks = captured.row_blocks
-        self._versions = [self._version(position) for position in fenced]
-        self._moment = moment_of(captured.tensors)
+        self.trees = state.trees
+        self.tensors = state.tensors
+        self.row_blocks = state.row_blocks
+        self._later = _positions(enumerate(state.tensors), fenced)
+        left = state.left if isinstance(state, RankState) else {}
+        self._left = set(left)
+        self._compared_later = _positions(left.items(), fenced)
+        self._versions = [
+            (image, image.source._version)
+            for image in (
+                *(state.tensors[position] for position in self._later),
+                *(left[position] for position in self._compared_later),
+            )
+        ]
+        self._moment = moment_of(state.tensors)
+
+    @property
+    def shared(self) -> Sequence[SharedTensor]:
+        """As `CapturedState.shared`."""
+        return self._state.shared
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         """Copy what else than a step may change."""
-        later = set(self._fenced)
+        later = set(self._later)
         now = [position for position in range(len(self.tensors)) if position not in later]
         self._copy(now, buffer, offsets)
+        self._compare(self._left.difference(self._compared_later))
         self._fence.close()
 
     def finish_copy(self, buffer: memoryview, offsets: Sequence[int]) -> float:
@@ -114,11 +144,12 @@ class OverlappedState:
         Raises `TornStateError` where something else has changed it.
         """
         try:
-            self._copy(self._fenced, buffer, offsets)
+            self._copy(self._later, buffer, offsets)
+            self._compare(self._compared_later)
             torn = {
-                self.tensors[position].name: None
-                for position, version in zip(self._fenced, self._versions, strict=True)
-                if self._version(position) != version
+                image.name: None
+                for image, version in self._versions
+                if image.source._version != version
             }
         finally:
             waited = self._fence.open()
@@ -131,7 +162,7 @@ class OverlappedState:
 
     def find_nonfinite(self, buffer: memoryview, offsets: Sequence[int]) -> list[str]:
         """As `CapturedState.find_nonfinite`."""
-        return self._captured.find_nonfinite(buffer, offsets)
+        return self._state.find_nonfinite(buffer, offsets)
 
     def _copy(self, positions: Sequence[int], buffer: memoryview, offsets: Sequence[int]) -> None:
         copy_images(
@@ -141,5 +172,10 @@ class OverlappedState:
             self._moment,
         )
 
-    def _version(self, position: int) -> int:
-        return self.tensors[position].data._version
+    def _compare(self, positions: Iterable[int]) -> None:
+        if isinstance(self._state, RankState):
+            self._state.compare(positions)
+
+
+def _positions(images: Iterable[tuple[int, TensorImage]], chosen: Collection[int]) -> list[int]:
+    return [position for position, image in images if id(image) in chosen]

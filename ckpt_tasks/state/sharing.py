@@ -22,7 +22,7 @@ import torch
 
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest, digest_of_chunks
-from ckpt_tasks.format.records import RowBlocks, SharedTensor
+from ckpt_tasks.format.records import SharedTensor
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.tensors import TensorImage
 
@@ -37,33 +37,59 @@ _THREADS = min(4, os.cpu_count() or 1)
 _ALONE_BYTES = 1024 * 1024  # below it a second thread costs more than it saves
 _OWN_PREFIX = "ckpt_tasks"  # random generators and counters: per rank, and small
 
+_Owner = tuple[int, str, str]
+"""Rank that writes a tensor, and item and key under which it does."""
+
 
 class RankState(CapturedState):
     """One rank's state as it is staged: its trees, and the tensors that it writes itself.
 
     Parameters
     ----------
-    trees
-        As captured: positions in them count all tensors of this rank.
-    tensors
-        Those of the captured tensors that this rank writes, in order.
-    shared
-        The others.
-    row_blocks
-        Of all tensors, as captured.
+    captured
+        The rank's whole state. Positions in its trees and row blocks count all its tensors.
+    owners
+        Position of each tensor that another rank writes, to that rank and the name it gives it.
+    found
+        Digests of those that have been taken already, at this boundary.
+
+    Attributes
+    ----------
+    left
+        The tensors that other ranks write, by position. They are not copied, but digested.
     """
 
-    __slots__ = ("shared",)
+    __slots__ = ("_found", "_owners", "left")
 
     def __init__(
-        self,
-        trees: dict[str, Any],
-        tensors: list[TensorImage],
-        shared: list[SharedTensor],
-        row_blocks: Sequence[RowBlocks] = (),
+        self, captured: CapturedState, owners: Mapping[int, _Owner], found: Mapping[int, str]
     ) -> None:
-        super().__init__(trees, tensors, row_blocks)
-        self.shared = shared
+        tensors = captured.tensors
+        kept = [tensor for position, tensor in enumerate(tensors) if position not in owners]
+        super().__init__(captured.trees, kept, captured.row_blocks)
+        self.left = {position: tensors[position] for position in sorted(owners)}
+        self._owners = owners
+        self._found = {position: found[position] for position in owners if position in found}
+
+    @property
+    def shared(self) -> Sequence[SharedTensor]:
+        """Each tensor that is left, with the digest of this rank's own values."""
+        return [
+            SharedTensor(
+                position=position, rank=rank, item=item, key=key, digest=self._found[position]
+            )
+            for position, (rank, item, key) in sorted(self._owners.items())
+        ]
+
+    def compare(self, positions: Iterable[int]) -> None:
+        """Take the digests of those of `left`, as they are now."""
+        missing = [position for position in positions if position not in self._found]
+        self._found.update(digests(self.left, missing))
+
+    def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
+        """Copy what this rank writes, and digest the rest."""
+        super().copy_into(buffer, offsets)
+        self.compare(self.left)
 
 
 class _Offer(msgspec.Struct, frozen=True, array_like=True):
@@ -99,7 +125,7 @@ class SharingPlanner:
         self._world_size = world_size
         self._exchange = exchange
         self._fingerprint: object = None
-        self._owners: Mapping[int, tuple[int, str, str]] = {}
+        self._owners: Mapping[int, _Owner] = {}
 
     def forget(self) -> None:
         """Plan anew at the next save: values that were equal may differ now."""
@@ -111,21 +137,16 @@ class SharingPlanner:
         Parameters
         ----------
         captured
-            This rank's whole state. It must not change meanwhile.
+            This rank's whole state. It must not change while a plan is made.
         """
         fingerprint = [(t.item, t.key, t.dtype, t.shape, t.part) for t in captured.tensors]
+        found: Mapping[int, str] = {}
         if self._fingerprint is None or fingerprint != self._fingerprint:
-            shared = self._plan(captured, fingerprint)
-        else:
-            shared = self._shared(captured.tensors, digests(captured.tensors, self._owners))
-        kept = [
-            tensor
-            for position, tensor in enumerate(captured.tensors)
-            if position not in self._owners
-        ]
-        return RankState(captured.trees, kept, shared, captured.row_blocks)
+            found = self._plan(captured, fingerprint)
+        return RankState(captured, self._owners, found)
 
-    def _plan(self, captured: CapturedState, fingerprint: object) -> list[SharedTensor]:
+    def _plan(self, captured: CapturedState, fingerprint: object) -> Mapping[int, str]:
+        """Ask the other ranks; the digests of what was offered to them."""
         self._fingerprint, self._owners = None, {}
         offered = [i for i, tensor in enumerate(captured.tensors) if _may_be_common(tensor)]
         found = digests(captured.tensors, offered)
@@ -135,18 +156,10 @@ class SharingPlanner:
         if messages is None or len(messages) != self._world_size:
             # This rank writes all of its own, whatever the others expect; and asks nobody again
             # before all plan anew, or it would wait at every save for ranks that need no plan.
-            return []
+            return found
         offers = [msgspec.msgpack.decode(data, type=list[_Offer]) for data in messages]
         self._owners = _owners(self._rank, own, offers)
-        return self._shared(captured.tensors, found)
-
-    def _shared(
-        self, tensors: Sequence[TensorImage], found: Mapping[int, str]
-    ) -> list[SharedTensor]:
-        return [
-            SharedTensor(position=position, rank=rank, item=item, key=key, digest=found[position])
-            for position, (rank, item, key) in sorted(self._owners.items())
-        ]
+        return found
 
 
 def _may_be_common(tensor: TensorImage) -> bool:
@@ -164,7 +177,7 @@ def _offer(tensor: TensorImage, found: str) -> _Offer:
 
 def _owners(
     rank: int, own: Mapping[int, _Offer], offers: Sequence[Sequence[_Offer]]
-) -> dict[int, tuple[int, str, str]]:
+) -> dict[int, _Owner]:
     """Position of each tensor that another rank writes, to that rank and the name it gives it.
 
     Every rank computes it from the same messages, so all come to the same result.
@@ -209,7 +222,10 @@ def _write_item(offer: _Offer) -> Any:
     )
 
 
-def digests(tensors: Sequence[TensorImage], positions: Iterable[int]) -> dict[int, str]:
+_Tensors = Sequence[TensorImage] | Mapping[int, TensorImage]
+
+
+def digests(tensors: _Tensors, positions: Iterable[int]) -> dict[int, str]:
     """`digest_of_chunks` of tensors, by position; of many bytes, by several threads."""
     chosen = sorted(positions, key=lambda position: tensors[position].nbytes)
     if sum(tensors[position].nbytes for position in chosen) < _ALONE_BYTES:
@@ -223,7 +239,7 @@ def digests(tensors: Sequence[TensorImage], positions: Iterable[int]) -> dict[in
     return found
 
 
-def _digests(tensors: Sequence[TensorImage], positions: Iterable[int]) -> dict[int, str]:
+def _digests(tensors: _Tensors, positions: Iterable[int]) -> dict[int, str]:
     return {position: _digest(tensors[position]) for position in positions}
 
 

@@ -102,6 +102,9 @@ class TensorImage:
         Bytes of the image.
     part
         Of a DTensor, whose local part this is; ``None`` for a tensor that is whole.
+    source
+        The tensor that was captured, whose version counter counts what is done to it in place. A
+        DTensor's local part does not count what is done to the DTensor.
     name
         Of its tensor, for people: ``model.fc.weight``.
     """
@@ -116,6 +119,7 @@ class TensorImage:
         "nbytes",
         "part",
         "shape",
+        "source",
     )
 
     def __init__(
@@ -136,6 +140,7 @@ class TensorImage:
         self.nbytes: int = data.nbytes
         self.is_parameter = is_parameter
         self.part: Part | None = None
+        self.source = data
         self._tensor_key = key
 
     @property

@@ -1,5 +1,6 @@
 """The steps of a resumable training, as plain functions that no orchestrator has a part in."""
 
+from ckpt_tasks.tasks.copy import adopt, copy
 from ckpt_tasks.tasks.find import FoundCheckpoint, WantedCheckpoint, find, parse_wanted
 from ckpt_tasks.tasks.locate import LocatedCheckpoint, locate
 from ckpt_tasks.tasks.narrate import narrate
@@ -33,9 +34,11 @@ __all__ = [
     "RunReport",
     "Trial",
     "WantedCheckpoint",
+    "adopt",
     "checkpoint_row",
     "collect",
     "combinations",
+    "copy",
     "expire",
     "expire_checkpoint",
     "find",

@@ -24,6 +24,7 @@ from ckpt_tasks.events import Event, Warned
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import HeartbeatObserver, read_heartbeat
 from ckpt_tasks.fencing.process import process_is_alive
+from ckpt_tasks.fencing.replica import check_not_replica, replica_text
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.registry import Registry, RegistryRunIds, RunDescription, load_registry
@@ -108,13 +109,15 @@ def reconcile(
     CheckpointNotFoundError
         There is no such run.
     ConfigError
-        The configuration cannot work.
+        The configuration cannot work, or the run is a replica: its original is registered.
     StoreError
         Storage did not answer at first.
     """
     store = open_existing_store(config.store)
     try:
-        reconciliation = _Reconciliation(store, config, view_run(store, run), dry_run=dry_run)
+        view = view_run(store, run)
+        check_not_replica(store, view.run)
+        reconciliation = _Reconciliation(store, config, view, dry_run=dry_run)
         return _in_turn([reconciliation], config, tell)[0]
     finally:
         store.close()
@@ -134,8 +137,12 @@ def reconcile_all(
             except CkptTasksError as error:
                 problem = summary.problem or str(error)
                 reports.append(ReconcileReport(run=summary.name, dry_run=dry_run, problem=problem))
-            else:
-                runs.append(_Reconciliation(store, config, view, dry_run=dry_run))
+                continue
+            if view.run.replica:
+                note = f"left alone: {replica_text(view.run)}"
+                reports.append(ReconcileReport(run=summary.name, dry_run=dry_run, notes=[note]))
+                continue
+            runs.append(_Reconciliation(store, config, view, dry_run=dry_run))
         reports += _in_turn(runs, config, tell)
         return sorted(reports, key=lambda report: report.run)
     finally:
@@ -287,7 +294,7 @@ class _Reconciliation:
         _publish_all(publisher)
         for checkpoint in before.doubles:
             parsed = CheckpointId.parse(checkpoint)
-            register_checkpoint(store, layout, registry, parsed, uid=view.run.uid)
+            register_checkpoint(store, layout, registry, parsed, run=view.run)
         publisher.end(wanted_status(store, view, before.state))
 
     def _bring_back(self, registry: Registry, before: Differences) -> None:

@@ -10,7 +10,8 @@ from ckpt_tasks.schedule.policy import Boundary
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.sharing import RankState, SharingPlanner
 from ckpt_tasks.training.agreed import AgreedPolicy, agreed_policy
-from ckpt_tasks.training.ranks import AgreedSave, RankAgreement
+from ckpt_tasks.training.rank_letters import AgreedSave
+from ckpt_tasks.training.ranks import RankAgreement
 from ckpt_tasks.training.saver import Saver
 from ckpt_tasks.types import CheckpointId, Position, SaveDecision
 
@@ -121,7 +122,9 @@ class RankedSaver(Saver):
         super()._failed(checkpoint, error)
 
     def _torn(self, checkpoint: str, error: TornStateError) -> None:
-        if self._agreement.rank != 0:
+        if self._agreement.rank == 0:
+            self._agreement.plan_anew()  # the others have written parts that nothing will name
+        else:
             self._tell_failure(checkpoint, error)
         super()._torn(checkpoint, error)
 

@@ -33,84 +33,27 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ckpt_tasks.errors import StoreError
+from ckpt_tasks.training.rank_letters import (
+    AgreedSave,
+    Answer,
+    Closed,
+    Due,
+    Letter,
+    Proposal,
+    Request,
+    Verdict,
+)
 from ckpt_tasks.training.rank_messages import RankMessages
-from ckpt_tasks.types import SaveDecision, Trigger
+from ckpt_tasks.types import SaveDecision
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["AgreedSave", "RankAgreement"]
+__all__ = ["RankAgreement"]
 
 _ALWAYS = 7 * 24 * 3600.0  # seconds; whoever waits so long is woken by a message
 _FAREWELL_SECONDS = 5.0
 _LARGEST_MARGIN = 1 << 20  # steps
-
-
-class AgreedSave(msgspec.Struct, frozen=True):
-    """A save that all ranks make.
-
-    Parameters
-    ----------
-    number
-        From 1, in the order of saves; the same on all ranks.
-    fresh
-        What ranks share is planned anew: a save has failed since the last one.
-    """
-
-    number: int
-    trigger: Trigger
-    reason: str
-    fresh: bool = False
-
-    @property
-    def decision(self) -> SaveDecision:
-        return SaveDecision(self.trigger, self.reason)
-
-
-class _Request(msgspec.Struct, frozen=True):
-    """What a rank tells rank 0: that it wants a save, that the one of number `failed` will lack
-    its part, that all should plan `anew`, or, of itself, that it closes.
-    """
-
-    rank: int
-    trigger: Trigger = "manual"
-    reason: str = ""
-    step: int | None = None
-    failed: int | None = None
-    anew: bool = False
-    closes: bool = False
-
-
-class _Proposal(msgspec.Struct, frozen=True, tag=True):
-    number: int
-    step: int
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    """`step`: how far the rank is; `waits`: it will not pass the proposed step; `ended`: it has
-    no more steps to do.
-    """
-
-    step: int
-    waits: bool
-    ended: bool = False
-
-
-class _Verdict(msgspec.Struct, frozen=True, tag=True):
-    save: AgreedSave | None
-
-
-class _Closed(msgspec.Struct, frozen=True, tag=True):
-    """From a rank to itself: nobody reads on."""
-
-
-_Letter = _Proposal | _Verdict | _Closed
-"""What a rank finds in its inbox."""
-
-
-class _Due(msgspec.Struct, frozen=True):
-    step: int
-    save: AgreedSave
 
 
 class RankAgreement:
@@ -150,13 +93,13 @@ class RankAgreement:
         self._closed = threading.Event()
         self._step = 0
         self._held = math.inf  # the first step that may need a word with the others
-        self._proposed: _Proposal | None = None
-        self._due: deque[_Due] = deque()
+        self._proposed: Proposal | None = None
+        self._due: deque[Due] = deque()
         self._ended = False
         self._last = 0
         self._fresh = False
         self._read = 0  # number of the letter that is waited for
-        self._wishes: queue.SimpleQueue[_Request] = queue.SimpleQueue()
+        self._wishes: queue.SimpleQueue[Request] = queue.SimpleQueue()
         tasks = [self._send_wishes, self._read_inbox, *([self._decide] if rank == 0 else [])]
         self._threads = [
             threading.Thread(
@@ -186,7 +129,7 @@ class RankAgreement:
         May be called by any rank, from any thread, or by a signal's handler. A step that some
         rank has passed by the time it is proposed is dropped.
         """
-        request = _Request(self.rank, decision.trigger, decision.reason, step)
+        request = Request(self.rank, decision.trigger, decision.reason, step)
         self._wishes.put(request)
 
     def meet(
@@ -216,9 +159,9 @@ class RankAgreement:
             if decision is not None:
                 with self._changed:
                     save = self._numbered(decision)
-            self._messages.put(key, _Verdict(save))
+            self._messages.put(key, Verdict(save))
         else:
-            verdict = self._messages.get(key, _Verdict, seconds=self._seconds)
+            verdict = self._messages.get(key, Verdict, seconds=self._seconds)
             if verdict is None:
                 raise StoreError(
                     f"rank {self.rank} has waited {self._seconds:.0f} s at {place} for rank 0"
@@ -231,7 +174,7 @@ class RankAgreement:
 
     def tell_failure(self, number: int, why: str) -> None:
         """Save `number` will lack this rank's part: nobody need wait for it. Returns at once."""
-        self._wishes.put(_Request(self.rank, reason=why, failed=number))
+        self._wishes.put(Request(self.rank, reason=why, failed=number))
 
     def plan_anew(self) -> None:
         """At a later save all ranks plan anew what they share. Returns at once."""
@@ -239,7 +182,7 @@ class RankAgreement:
             with self._changed:
                 self._fresh = True
         else:
-            self._wishes.put(_Request(self.rank, anew=True))
+            self._wishes.put(Request(self.rank, anew=True))
 
     def tell_all(
         self, topic: str, message: bytes, *, seconds: float | None = None
@@ -290,13 +233,13 @@ class RankAgreement:
     def close(self) -> None:
         """End the threads. Rank 0, which may serve the store, does so after the others."""
         self._closed.set()
-        self._wishes.put(_Request(self.rank, closes=True))
+        self._wishes.put(Request(self.rank, closes=True))
         with contextlib.suppress(StoreError):  # then nobody waits for a letter either
-            self._messages.put(f"inbox/{self.rank}/{self._read}", _Closed())
+            self._messages.put(f"inbox/{self.rank}/{self._read}", Closed())
         for thread in self._threads:
             thread.join()
         with contextlib.suppress(StoreError):
-            self._messages.put(f"closed/{self.rank}", _Closed())
+            self._messages.put(f"closed/{self.rank}", Closed())
             if self.rank == 0:
                 keys = [f"closed/{rank}" for rank in range(self.world_size)]
                 self._messages.get_all(keys, seconds=_FAREWELL_SECONDS)
@@ -326,7 +269,7 @@ class RankAgreement:
                     self._hold()
             return None
 
-    def _add(self, due: _Due) -> None:
+    def _add(self, due: Due) -> None:
         """Keep what is due in the order of steps, of two saves at one step the one that stops."""
         by_step = {other.step: other for other in self._due}
         if due.step not in by_step or due.save.trigger == "signal":
@@ -338,7 +281,7 @@ class RankAgreement:
         due = self._due[0].step if self._due else math.inf
         self._held = due if self._proposed is None else min(due, self._proposed.step)
 
-    def _missed(self, due: _Due) -> None:
+    def _missed(self, due: Due) -> None:
         self._last = max(self._last, due.save.number)
         self.tell_failure(
             due.save.number, f"rank {self.rank} was beyond step {due.step} when it was agreed"
@@ -383,39 +326,39 @@ class RankAgreement:
                 return
 
     def _read_inbox(self, messages: RankMessages) -> None:
-        proposal: _Proposal | None = None
+        proposal: Proposal | None = None
         for self._read in itertools.count(1):
             if self._closed.is_set():
                 return
-            letter: _Letter | None = messages.get(
-                f"inbox/{self.rank}/{self._read}", _Letter, seconds=_ALWAYS
+            letter: Letter | None = messages.get(
+                f"inbox/{self.rank}/{self._read}", Letter, seconds=_ALWAYS
             )
-            if isinstance(letter, _Proposal):
+            if isinstance(letter, Proposal):
                 proposal = letter
                 messages.put(f"answer/{letter.number}/{self.rank}", self._answer(letter))
-            elif isinstance(letter, _Verdict) and proposal is not None:
+            elif isinstance(letter, Verdict) and proposal is not None:
                 self._take(proposal, letter)
 
-    def _answer(self, proposal: _Proposal) -> _Answer:
+    def _answer(self, proposal: Proposal) -> Answer:
         with self._changed:
             if self._ended:
-                return _Answer(self._step, waits=False, ended=True)
+                return Answer(self._step, waits=False, ended=True)
             self._proposed = proposal
             self._hold()
             # The boundary sets the step before it looks at `_held`, this the other way round: at
             # least one of the two sees the other.
             if self._step < proposal.step:
-                return _Answer(self._step, waits=True)
+                return Answer(self._step, waits=True)
             self._proposed = None
             self._hold()
-            return _Answer(self._step, waits=False)
+            return Answer(self._step, waits=False)
 
-    def _take(self, proposal: _Proposal, verdict: _Verdict) -> None:
+    def _take(self, proposal: Proposal, verdict: Verdict) -> None:
         with self._changed:
             waited = self._proposed is proposal
             self._proposed = None
             if verdict.save is not None:
-                due = _Due(proposal.step, verdict.save)
+                due = Due(proposal.step, verdict.save)
                 if waited:
                     self._add(due)
                 else:
@@ -429,7 +372,7 @@ class RankAgreement:
         self._sent = self._proposals = 0
         signalled = False
         for number in itertools.count(1):
-            request = messages.get(f"request/{number}", _Request, seconds=_ALWAYS)
+            request = messages.get(f"request/{number}", Request, seconds=_ALWAYS)
             if request is None or request.closes:
                 return
             if request.anew or request.failed is not None:
@@ -442,7 +385,7 @@ class RankAgreement:
                 agreed = self._agree(messages, request)
                 signalled = signalled or (agreed and request.trigger == "signal")
 
-    def _agree(self, messages: RankMessages, request: _Request) -> bool:
+    def _agree(self, messages: RankMessages, request: Request) -> bool:
         """Propose steps until all ranks will wait at one; whether they do."""
         furthest, margin = self._step, 1
         while not self._closed.is_set():
@@ -451,24 +394,24 @@ class RankAgreement:
             if answers and all(answer.waits for answer in answers):
                 with self._changed:
                     save = self._numbered(SaveDecision(request.trigger, request.reason))
-                self._send_all(messages, _Verdict(save))
+                self._send_all(messages, Verdict(save))
                 return True
-            self._send_all(messages, _Verdict(None))
+            self._send_all(messages, Verdict(None))
             if not answers or request.step is not None or any(a.ended for a in answers):
                 return False  # a rank is lost, the step has gone by, or the end is near
             furthest = max(furthest, *(answer.step for answer in answers))
             margin = min(2 * margin, _LARGEST_MARGIN)
         return False
 
-    def _ask_all(self, messages: RankMessages, step: int) -> list[_Answer]:
+    def _ask_all(self, messages: RankMessages, step: int) -> list[Answer]:
         """Every rank's answer to a proposal; none where one has not answered in time."""
         self._proposals += 1
-        self._send_all(messages, _Proposal(self._proposals, step))
+        self._send_all(messages, Proposal(self._proposals, step))
         keys = [f"answer/{self._proposals}/{rank}" for rank in range(self.world_size)]
         found = messages.get_all(keys, seconds=self._seconds)
-        return [msgspec.msgpack.decode(data, type=_Answer) for data in found or []]
+        return [msgspec.msgpack.decode(data, type=Answer) for data in found or []]
 
-    def _send_all(self, messages: RankMessages, letter: _Letter) -> None:
+    def _send_all(self, messages: RankMessages, letter: Letter) -> None:
         self._sent += 1
         for rank in range(self.world_size):
             messages.put(f"inbox/{rank}/{self._sent}", letter)

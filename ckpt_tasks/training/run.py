@@ -411,11 +411,10 @@ class TrainingRun:
     def _capture(self) -> StagedState:
         own = {COUNTERS: self._counters.to_dict(), RNG: capture_rng(), STATE: self.state}
         captured = self._items.capture(own)
-        if self._ranks is not None:
-            return self._ranks.divide(captured)
+        state = captured if self._ranks is None else self._ranks.divide(captured)
         if self._step_fence is None or not self._saver.may_overlap:
-            return captured
-        return self._step_fence.overlap(captured)
+            return state
+        return self._step_fence.overlap(captured, state)
 
     def _restore(
         self,

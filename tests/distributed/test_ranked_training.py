@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from support.made_runs import HookedStore, claim_request
 from support.sharded_runs import LAYOUT, full_states, made, same
@@ -32,6 +33,7 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.testing.wrappers import Operation
+from ckpt_tasks.training.load import load_uri
 from ckpt_tasks.training.rank_messages import connect_ranks
 from ckpt_tasks.training.ranked_recovery import RankedRecovery
 from ckpt_tasks.training.ranked_saver import Ranks
@@ -61,6 +63,7 @@ class Attempt:
         failing: list[str],
         *,
         in_process: bool,
+        overlap: bool = False,
     ) -> None:
         self.events: list[Event] = []
         self.store: Store = open_store(str(root), for_writing=True)
@@ -118,6 +121,7 @@ class Attempt:
             schedule=ranks.policy,
             start=self.recovered.checkpoint,
             ranks=ranks,
+            overlap=overlap,
             on_event=self.events.append,
         )
 
@@ -324,3 +328,79 @@ def test_a_rank_that_finds_damage_saves_all_from_it(tmp_path: Path) -> None:
     results = run_world(3, training, tmp_path, root, free_port(), "fsdp", 4)
     assert [step_of(result["start"]) for result in results] == [3, 3, 3]
     assert results[0]["quarantined"] == ["step-00000006-a1-s2"]
+
+
+def overlapped(
+    rank: int, world_size: int, root: Path, port: int, kind: str, meddles: int | None
+) -> dict[str, Any]:
+    """What the whole state was at each boundary, and the failures, of saves that overlap.
+
+    Parameters
+    ----------
+    meddles
+        A rank that writes to its weights between a boundary and the optimizer's step.
+    """
+    attempt = Attempt(rank, world_size, root, port, [], in_process=True, overlap=True)
+    run, items = attempt.run, made_wide(kind, world_size)
+    loader = DataLoader(DATA, BATCH, sampler=ResumableDistributedSampler(DATA, seed=4))
+    run.track(**items, loader=loader)
+    states = {}
+    for _epoch in run.epochs(EPOCHS):
+        for _numbers, x in run.steps(loader):
+            if rank == meddles:
+                with torch.no_grad():
+                    for parameter in items["model"].parameters():
+                        parameter.mul_(1.0)
+            items["optimizer"].zero_grad()
+            items["model"](x).square().mean().backward()
+            items["optimizer"].step()
+            states[run.step + 1] = full_states(items)
+            run.report()  # the one in flight, so that each step that is due is saved
+    run.finish()
+    failed = [event.why for event in attempt.events if isinstance(event, SaveFailed)]
+    run.close()
+    attempt.agreement.close()
+    return {"states": states, "failed": failed, "checkpoint": run.checkpoint}
+
+
+def made_wide(kind: str, world_size: int) -> dict[str, Any]:
+    """Large enough that a step comes before all is copied."""
+    torch.manual_seed(7)
+    module: Any = torch.nn.Sequential(torch.nn.Linear(6, 900), torch.nn.Linear(900, 900))
+    if kind == "fsdp":
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world_size,))
+        torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+    else:
+        module = torch.nn.parallel.DistributedDataParallel(module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01, fused=kind != "fsdp")
+    return {"model": module, "optimizer": optimizer}
+
+
+@pytest.mark.parametrize(
+    ("kind", "meddles"), [("ddp", None), ("fsdp", 1), ("ddp", 0), ("fsdp", None)]
+)
+def test_overlapped_saves_of_several_ranks_are_of_one_moment(
+    kind: str, meddles: int | None, tmp_path: Path
+) -> None:
+    """What a rank writes, and what it compares with another's; whoever meddles is found out."""
+    root = tmp_path / "store"
+    results = run_world(2, overlapped, tmp_path, root, free_port(), kind, meddles)
+    states = results[0]["states"]
+    with open_store(str(root)) as store:
+        paths = [info.path for info in store.list_objects(LAYOUT.commits)]
+    steps = set()
+    for path in paths:
+        step = step_of(path.rpartition("/")[2].removesuffix(".json"))
+        found = load_uri(f"file://{root}/{path}", ["model", "optimizer"])
+        assert same(dict(found["model"]), states[step]["model"])
+        for key in ("exp_avg", "exp_avg_sq"):
+            for number, values in found["optimizer"]["state"].items():
+                assert same(values[key], states[step]["optimizer"]["state"][str(number)][key])
+        steps.add(step)
+    assert {10, 20} <= steps  # the epochs' ends
+    if meddles is None:
+        assert {3, 6, 9, 12, 15, 18} <= steps
+        assert not any(result["failed"] for result in results)
+    else:
+        assert results[meddles]["failed"]
+        assert "changed outside of an optimizer's step" in results[0]["failed"][0]

@@ -195,6 +195,74 @@ def test_ranks_read_what_they_need_once(
     assert needed <= read <= 1.1 * needed
 
 
+TABLE_ROWS = 2048
+
+
+def made_table(kind: str, world_size: int) -> dict[str, Any]:
+    """A table of 8 MiB on each rank, and its moments."""
+    torch.manual_seed(7)
+    module: Any = torch.nn.Embedding(TABLE_ROWS, 1024)
+    if kind == "ddp":
+        module = torch.nn.parallel.DistributedDataParallel(module)
+    return {"model": module, "optimizer": torch.optim.SGD(module.parameters(), 0.1)}
+
+
+def save_table(rank: int, world_size: int, root: Path) -> Any:
+    """Saved in blocks, twice, with a row changed in between."""
+    items = made_table("ddp", world_size)
+    saver = RankSaver(root, rank, world_size, row_blocks=["model.weight"])
+    saver.save(items)
+    torch.distributed.barrier()
+    items["model"](torch.tensor([TABLE_ROWS - 1])).sum().backward()
+    items["optimizer"].step()
+    checkpoint = saver.save(items)
+    torch.distributed.barrier()
+    return checkpoint, full_states(items)
+
+
+def restore_table(
+    rank: int, world_size: int, root: Path, kind: str, checkpoint: CheckpointId
+) -> Any:
+    items = made_table(kind, world_size)
+    restore(root, checkpoint, items, rank, world_size)
+    return full_states(items)
+
+
+def test_row_blocks_of_several_ranks(tmp_path: Path) -> None:
+    """Divided over the ranks, which write only what has changed; whole again on any number."""
+    root = tmp_path / "store"
+    checkpoint, expected = run_world(2, save_table, tmp_path, root)[0]
+    for ranks, kind in ((1, "plain"), (3, "ddp")):
+        for states in run_world(ranks, restore_table, tmp_path, root, kind, checkpoint):
+            assert same(states, expected)
+    assert same(dict(load_uri(uri_of(root, checkpoint), ["model"])["model"]), expected["model"])
+    with open_store(str(root)) as store:
+        record = read_commit(store, LAYOUT, checkpoint)
+        assert verify_checkpoint(store, LAYOUT.run, checkpoint).ok
+        blocks = [file for file in list_files(store, LAYOUT, record) if ".rows." in file.path]
+        assert {file.rank for file in blocks} == {0, 1}
+    assert record.written is not None
+    assert record.size > 8 * 2**20 > 4 * record.written
+
+
+def save_parts_in_blocks(rank: int, world_size: int, root: Path) -> str:
+    """What a rank is told whose parameters are DTensors."""
+    items = made("fsdp", world_size)
+    with pytest.raises(ConfigError) as refused:
+        RankSaver(root, rank, world_size, row_blocks=["model.one.*"]).save(items)
+    return str(refused.value)
+
+
+def test_parts_of_dtensors_are_not_split(tmp_path: Path) -> None:
+    """It is said so at the first capture, by name; nothing is in the store."""
+    root = tmp_path / "store"
+    for said in run_world(2, save_parts_in_blocks, tmp_path, root):
+        assert "save.row_blocks names model.one." in said
+        assert "a DTensor, whose parts are saved as the ranks hold them; leave it out" in said
+    with open_store(str(root)) as store:
+        assert not store.list_objects(LAYOUT.run)
+
+
 @pytest.fixture(scope="module")
 def fsdp(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Root of a store, id and whole state of a checkpoint that two ranks have saved."""

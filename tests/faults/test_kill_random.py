@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,11 +17,14 @@ from support.attempt_forks import AttemptForks, Kill
 from support.launches import TOY, launched
 from support.published import check_published, note_of, with_registry
 from support.run_checks import check_run
-from support.toy_runs import STEPS, Digest
+from support.toy_runs import STEPS, Digest, toy_spec
 
 from ckpt_tasks.events import Progress
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED
+
+KILLS = int(os.environ.get("CKPT_TASKS_RANDOM_KILLS", "25"))
+"""How many there are of each kind; ``make test-faults`` makes many more."""
 
 
 def _random_kill(chooser: random.Random, done: int) -> Kill:
@@ -29,29 +36,40 @@ def _random_kill(chooser: random.Random, done: int) -> Kill:
     return Kill(event="SaveStarted", nth=chooser.randint(1, left), delay=delay)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_ends_bit_identical_when_killed_at_random_steps(
-    seed: int,
-    spec: TrainSpec,
+@pytest.mark.parametrize("has_writer", [False, True], ids=["writes itself", "writer"])
+def test_ends_bit_identical_when_killed_at_random_moments(
+    has_writer: bool,
+    root: Path,
     forks: AttemptForks,
     digest: Digest,
-    finish: Callable[[TrainSpec], None],
+    expected_digest: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    """Attempts killed at random, retried until done, make the uninterrupted run's final state."""
-    chooser = random.Random(seed)  # noqa: S311 - reproducible, not secret
-    done = kills = 0
-    for _ in range(chooser.randint(1, 3)):
-        fork = forks.run(spec, kill=_random_kill(chooser, done), environment=digest.environment)
-        if not fork.killed:
-            break  # it ended within the delay
-        kills += 1
-        committed = check_run(spec)
-        done = committed[-1].step if committed else 0
-        if done == STEPS:
+    """Attempts killed one to three times, retried until done, make the uninterrupted run's end."""
+    kills = 0
+    for seed in itertools.count():
+        if kills >= KILLS:
             break
-    assert kills
-    finish(spec)
-    check_run(spec, steps=STEPS)
+        spec = toy_spec(root / f"{seed}")
+        chooser = random.Random(seed)  # noqa: S311 - reproducible, not secret
+        done = 0
+        for _ in range(chooser.randint(1, 3)):
+            kill = _random_kill(chooser, done)
+            options = {"environment": digest.environment, "has_writer": has_writer}
+            if not forks.run(spec, kill=kill, **options).killed:
+                break  # it ended within the delay
+            kills += 1
+            committed = check_run(spec, has_writer=has_writer)
+            done = committed[-1].step if committed else 0
+            if done == STEPS:
+                break
+        fork = forks.run(spec, **options)
+        assert fork.outcome.code == EXIT_DONE, f"seed {seed}: {fork.output}"
+        assert digest.read() == expected_digest, f"seed {seed}"
+        check_run(spec, steps=STEPS, has_writer=has_writer)
+        digest.path.unlink()
+        shutil.rmtree(root)
+    record_property("kills", kills)
 
 
 @pytest.mark.parametrize(

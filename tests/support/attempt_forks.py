@@ -57,6 +57,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     counted: list[str] | None = None
     environment: dict[str, str] = {}
     hold_at_step: int | None = None
+    has_writer: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,8 +166,12 @@ class AttemptForks:
         counted: Sequence[str] | None = None,
         environment: dict[str, str] | None = None,
         hold_at_step: int | None = None,
+        has_writer: bool = False,
     ) -> Fork:
-        """Fork a child that executes one attempt; returns while it runs."""
+        """Fork a child that executes one attempt; returns while it runs.
+
+        Its saves are written by itself, or by a writer, a process of its own that outlives it.
+        """
         folder = self._folder / f"attempt-{next(self._numbers):04d}"
         folder.mkdir()
         request = Request(
@@ -177,6 +182,7 @@ class AttemptForks:
             counted=None if counted is None else list(counted),
             environment=environment or {},
             hold_at_step=hold_at_step,
+            has_writer=has_writer,
         )
         assert self._process is not None
         assert self._process.stdin is not None
@@ -274,7 +280,7 @@ def _attempt(request: Request) -> int:
         log(event)
         strike(event)
 
-    runner = attempt.AttemptRunner(request.spec, on_event)
+    runner = attempt.AttemptRunner(request.spec, on_event, folder if request.has_writer else None)
     signal.signal(signal.SIGTERM, lambda *_: runner.request_stop("received SIGTERM"))
     function = getattr(toy_training, request.spec.entrypoint.rpartition(":")[2])
     try:

@@ -31,6 +31,7 @@ from ckpt_tasks.format.records import (
     Heartbeat,
     Process,
     RowBlocks,
+    SharedTensor,
     now,
 )
 from ckpt_tasks.recovery.recover import Recovered, recover
@@ -73,6 +74,7 @@ class State:
     tensors: Sequence[Tensor] = ()
     nonfinite: Sequence[str] = ()
     row_blocks: Sequence[RowBlocks] = ()
+    shared: Sequence[SharedTensor] = ()
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         for tensor, offset in zip(self.tensors, offsets, strict=True):

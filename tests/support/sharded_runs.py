@@ -74,18 +74,31 @@ def exchange(message: bytes) -> list[bytes]:
 
 
 class RankSaver:
-    """Saves of one rank, as its trainer and its writer make them together."""
+    """Saves of one rank, as its trainer and its writer make them together.
 
-    def __init__(self, root: Path, rank: int, world_size: int, exchange: Any = exchange) -> None:
+    Tensors of `row_blocks` are saved in blocks, of which later saves write those that changed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        rank: int,
+        world_size: int,
+        exchange: Any = exchange,
+        *,
+        row_blocks: Sequence[str] = (),
+    ) -> None:
         self.store: Store = open_store(str(root), for_writing=True)
         self.rank, self.world_size = rank, world_size
+        self.row_blocks = row_blocks
         self.planner = SharingPlanner(rank, world_size, exchange)
         self.failure: Any = lambda: None
+        self._runner: JobRunner | None = None
         self._sequence = itertools.count(1)
 
     def save(self, items: Mapping[str, Any], *, seconds: float = 60) -> CheckpointId:
         """Every rank writes; rank 0 commits. The id."""
-        tracked = TrackedItems()
+        tracked = TrackedItems(self.row_blocks)
         for name, item in items.items():
             tracked.add(name, item)
         number = next(self._sequence)
@@ -98,12 +111,14 @@ class RankSaver:
         return self._checkpointer(seconds).save(state, request).checkpoint
 
     def _checkpointer(self, seconds: float) -> Checkpointer:
-        fence = Fence(self.store, LAYOUT, 1)
-        runner = JobRunner(
-            self.store, LAYOUT, fence, incremental=False, failure=lambda checkpoint: self.failure()
-        )
+        if self._runner is None or not self.row_blocks:
+            self._runner = JobRunner(
+                *(self.store, LAYOUT, Fence(self.store, LAYOUT, 1)),
+                incremental=bool(self.row_blocks),
+                failure=lambda checkpoint: self.failure(),
+            )
         return Checkpointer(
-            InlineDrain(runner),
+            InlineDrain(self._runner),
             open_run(self.store, LAYOUT, created_by="a test"),
             1,
             Lineage((LineageEntry(attempt=1, resumed_from=None),)),

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from ckpt_tasks.errors import StoreError
+from ckpt_tasks.training.rank_letters import AgreedSave
 from ckpt_tasks.training.rank_messages import connect_ranks
-from ckpt_tasks.training.ranks import AgreedSave, RankAgreement
+from ckpt_tasks.training.ranks import RankAgreement
 from ckpt_tasks.types import SaveDecision
 
 STOP = SaveDecision("signal", "asked to stop")
@@ -219,7 +220,7 @@ def test_a_lost_rank_0_holds_nobody_up() -> None:
     """It has proposed a step and gives no verdict: the others pass it, late, and go on."""
     with agreements(2, seconds=0.5) as ranks:
         ranks[0]._send_all = lambda messages, letter: (  # type: ignore[method-assign]
-            None if type(letter).__name__ == "_Verdict" else send(messages, letter)
+            None if type(letter).__name__ == "Verdict" else send(messages, letter)
         )
         send = RankAgreement._send_all.__get__(ranks[0])
         ranks[0].ask(TIMED, step=5)

@@ -274,7 +274,7 @@ def test_overlapping_copies_cover_every_block() -> None:
     captured = items.capture()
     (split,) = captured.row_blocks
     assert split.count == 2
-    assert set(split.positions) <= set(fence.overlap(captured)._fenced)
+    assert set(split.positions) <= set(fence.overlap(captured, captured)._later)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +337,8 @@ def two_ranks(run: MadeRun, *states: CapturedState) -> CommitRecord:
         SharingPlanner(rank, 2, lambda message: offers).divide(state)
         for rank, state in enumerate(states)
     ]
+    for state in divided:
+        state.compare(state.left)
     return run.record(commit_ranks(run, divided, [state.shared for state in divided]))
 
 
