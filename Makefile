@@ -50,10 +50,11 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --durations 40 -m 'exhaustive or not exhaustive'
 
-# Checkpoints and records as an attacker would make them, for some minutes.
+# Checkpoints and records as an attacker would make them, and whole lives of runs beside a model,
+# for some minutes.
 fuzz: $(STAMP)
-	CKPT_TASKS_FUZZ_EXAMPLES=20000 $(VENV)/bin/python -m pytest -o timeout=3600 \
-	  tests/faults/test_hostile_checkpoints.py
+	CKPT_TASKS_FUZZ_EXAMPLES=20000 $(VENV)/bin/python -m pytest -o timeout=7200 \
+	  tests/faults/test_hostile_checkpoints.py tests/unit/protocol/test_state_machine.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

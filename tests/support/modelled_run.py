@@ -15,7 +15,7 @@ from support.run_model import Age, Lost, RunModel, Write
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.marks import marked
-from ckpt_tasks.checkpointer.reader import load_checkpoint
+from ckpt_tasks.checkpointer.reader import load_checkpoint, read_commit
 from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import (
     CheckpointNotFoundError,
@@ -31,33 +31,38 @@ from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.records import Heartbeat, RowBlocks, now
 from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.registry import RunDescription
+from ckpt_tasks.store.base import Store
 from ckpt_tasks.testing import Fault, FaultyStore, MemoryRegistry, RegistryMemory
 from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.types import CheckpointId
 
 REGISTRY = RegistryConfig(tracking_uri="memory://", best="loss:min")
 
-_FOR_EVER = 10**9
+FOR_EVER = 10**9
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The store fails at the `at`-th change that a process makes, from 1.
+    """The store fails from the `at`-th change on that a process makes, from 1.
 
     Parameters
     ----------
     after
         The change takes effect, and only its answer is lost.
-    kills
-        Nothing comes after it: the process was killed. Else it fails this once.
+    times
+        How many changes fail. Where all do from then on, the process was killed.
     torn
         Of an object that was being written, a part is left.
     """
 
     at: int
     after: bool = False
-    kills: bool = True
+    times: int = FOR_EVER
     torn: bool = False
+
+    @property
+    def kills(self) -> bool:
+        return self.times == FOR_EVER
 
 
 @dataclass
@@ -142,14 +147,12 @@ class ModelledRun:
     def check_contents(self) -> None:
         """What is not damaged loads, as it was saved; what is damaged does not."""
         for age in self.model.committed:
-            record = self.run.record(self.id_of(age))
             try:
-                tensors = load_checkpoint(self.store, self.layout, record).tensors
+                found = load_tensors(self.store, self, age)
             except CorruptCheckpointError:
                 assert self.model.is_damaged(age), f"{age} cannot be loaded"
             else:
                 assert not self.model.is_damaged(age), f"{age} is damaged, and was loaded"
-                found = {position: bytes(data) for position, data in tensors.items()}
                 assert found == self.model.writes[age].tensors, f"{age} is not what was saved"
 
     def id_of(self, age: Age) -> CheckpointId:
@@ -223,7 +226,7 @@ class ModelledRun:
 
     def _claim_and_recover(self, store: FaultyStore, number: int, resume: str) -> Recovered:
         invocation = "nightly" if resume == "auto" else f"by hand {number}"
-        request = claim_request(invocation, resume=resume, without_commit=_FOR_EVER)
+        request = claim_request(invocation, resume=resume, without_commit=FOR_EVER)
         attempt = claim_attempt(store, self.layout, self.run.identity, request)
         assert attempt.number == number
         self._attempt = attempt
@@ -294,9 +297,7 @@ class ModelledRun:
             if during is not None:
                 during()
             if lands_late:
-                store.faults.append(
-                    Fault(at=store.count + 1, when="late", times=6, delay=_FOR_EVER)
-                )
+                store.faults.append(Fault(at=store.count + 1, when="late", times=6, delay=FOR_EVER))
 
         trainer.at_commit = at_commit
         struck_at = arm(store, cut)
@@ -419,11 +420,17 @@ class ModelledRun:
         return bool(homes & doubtful or homes - model.committed) or by_way_of_damaged
 
 
+def load_tensors(store: Store, modelled: ModelledRun, age: Age) -> dict[int, bytes]:
+    """The bytes that a checkpoint restores from a store."""
+    record = read_commit(store, modelled.layout, modelled.id_of(age))
+    tensors = load_checkpoint(store, modelled.layout, record).tensors
+    return {position: bytes(data) for position, data in tensors.items()}
+
+
 def arm(store: FaultyStore, cut: Cut | None) -> float:
     """Let the store fail as told; returns at which operation."""
     if cut is None:
         return float("inf")
     at = store.count + cut.at
-    times = _FOR_EVER if cut.kills else 1
-    store.faults = [Fault(at=at, when="after" if cut.after else "before", times=times)]
+    store.faults = [Fault(at=at, when="after" if cut.after else "before", times=cut.times)]
     return at

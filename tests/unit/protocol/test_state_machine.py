@@ -23,7 +23,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from support.made_runs import elsewhere
-from support.modelled_run import Cut, ModelledRun, Trainer
+from support.modelled_replica import ModelledReplica
+from support.modelled_run import FOR_EVER, Cut, ModelledRun, Trainer
 from support.modelled_upkeep import Upkeep
 from support.retained_runs import GRACE
 from support.run_model import Age
@@ -34,11 +35,15 @@ from ckpt_tasks.retention import references
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.testing import MemoryRegistry
 
-EXAMPLES = int(os.environ.get("CKPT_TASKS_MACHINE_EXAMPLES", "30"))
-STEPS = int(os.environ.get("CKPT_TASKS_MACHINE_STEPS", "40"))
+EXAMPLES = os.environ.get("CKPT_TASKS_FUZZ_EXAMPLES")
+"""How many histories are tried; ``make fuzz`` tries many."""
 
 CUTS = st.none() | st.builds(
-    Cut, at=st.integers(1, 8), after=st.booleans(), kills=st.booleans(), torn=st.booleans()
+    Cut,
+    at=st.integers(1, 8),
+    after=st.booleans(),
+    times=st.sampled_from([FOR_EVER, 1, 7]),
+    torn=st.booleans(),
 )
 ANY = st.integers(0, 30)
 """Picks one of what there is, modulo how many."""
@@ -54,6 +59,7 @@ class Machine(RuleBasedStateMachine):
         self.modelled = ModelledRun()
         self.model = self.modelled.model
         self.upkeep = Upkeep(self.modelled)
+        self.replica = ModelledReplica(self.modelled)
         self._patch = pytest.MonkeyPatch()
         module = importlib.import_module("ckpt_tasks.tasks.reconcile")
         memory, store = self.modelled.memory, self.modelled.store
@@ -185,6 +191,10 @@ class Machine(RuleBasedStateMachine):
     def verify(self, pick: int) -> None:
         self.upkeep.verify(self.age(pick))
 
+    @rule(cut=CUTS)
+    def copy(self, cut: Cut | None) -> None:
+        self.replica.copy(cut)
+
     # -- registry ----------------------------------------------------------------------------------
 
     @precondition(lambda self: self.modelled.trainers)
@@ -225,9 +235,9 @@ class Machine(RuleBasedStateMachine):
             self._patch.undo()
             for trainer in list(self.modelled.trainers):
                 self.modelled.kill(trainer)
-            raw = self.modelled.store.store
-            for info in raw.list_objects(""):
-                raw.delete(info.path)
+            for store in (self.modelled.store.store, self.replica.store):
+                for info in store.list_objects(""):
+                    store.delete(info.path)
 
     def settle(self) -> None:
         """All that is on its way comes to its end: what is kept is whole, and nothing else is."""
@@ -235,6 +245,8 @@ class Machine(RuleBasedStateMachine):
         modelled.memory.available = True
         modelled.land()
         modelled.check_contents()
+        self.replica.check()
+        self.replica.adopt()
         upkeep.reconcile()
         modelled.check()
         for _ in range(2):
@@ -254,15 +266,27 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_quick")
-def test_a_run_is_what_the_model_says_whatever_happens() -> None:
-    """Drawn histories, the same ones each time."""
+@pytest.mark.parametrize(
+    ("examples", "same_each_time"),
+    [
+        pytest.param(90, True, id="a sample"),
+        pytest.param(
+            int(EXAMPLES or 1000),
+            False,
+            id="many",
+            marks=[pytest.mark.timeout(7200), *([] if EXAMPLES else [pytest.mark.exhaustive])],
+        ),
+    ],
+)
+def test_a_run_is_what_the_model_says_whatever_happens(examples: int, same_each_time: bool) -> None:
+    """Drawn histories of up to fifty steps."""
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
+            max_examples=examples,
+            stateful_step_count=50,
             deadline=None,
-            derandomize=True,
+            derandomize=same_each_time,
             suppress_health_check=list(HealthCheck),
         ),
     )
