@@ -168,18 +168,28 @@ class Machine(RuleBasedStateMachine):
         self.upkeep.collect(self.trainer(pick) if in_name_of else None, cut)
 
     @rule(graces=st.sampled_from([0.4, 2.5]), beats=st.booleans())
+    def wait(self, graces: float, beats: bool) -> None:
+        self.time_passes(graces, beats)
+
     def time_passes(self, graces: float, beats: bool) -> None:
         self.upkeep.advance(graces * GRACE)
         for trainer in self.modelled.trainers if beats else ():
             self.modelled.beat(trainer)
 
+    @rule(latest=st.integers(1, 3), beats=st.booleans())
+    def retain(self, latest: int, beats: bool) -> None:
+        self.upkeep.expire(latest)
+        self.time_passes(2.5, beats)
+        self.upkeep.collect()
+
     # -- damage ------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.model.data)
-    @rule(pick=ANY, place=st.floats(0, 1))
-    def damage(self, pick: int, place: float) -> None:
-        paths = sorted(self.model.data)
-        self.upkeep.damage(paths[-1 - pick % len(paths)], place)
+    @precondition(lambda self: self.model.committed)
+    @rule(pick=st.integers(0, 4), file=ANY, place=st.floats(0, 1))
+    def damage(self, pick: int, file: int, place: float) -> None:
+        paths = sorted(self.model.needs(self.age(pick)) & self.model.data.keys())
+        if paths:
+            self.upkeep.damage(paths[file % len(paths)], place)
 
     @precondition(lambda self: self.model.damaged)
     @rule()
