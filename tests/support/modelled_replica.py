@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 from support.made_runs import claim_request, memory_store
-from support.modelled_run import Cut, ModelledRun, age_of, arm, load_tensors
+from support.modelled_run import ModelledRun, load_tensors
+from support.modelled_trainer import Cut, age_of, arm
 from support.run_model import Age, Lost
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints
@@ -27,23 +28,27 @@ class ModelledReplica:
         self.starts: dict[int, Age | None] = {}
 
     def copy(self, cut: Cut | None = None) -> None:
-        """Bring all that is kept and not damaged; killed on the way, no more than that."""
+        """Bring all that is kept; killed on the way, no more than that. What is damaged comes only
+        where the replica had the right bytes already.
+        """
         m, model = self.modelled, self.modelled.model
         wanted = {age for age in model.committed - model.quarantined if not model.is_given_up(age)}
-        right = {age for age in wanted - self.ages if not model.is_damaged(age)}
+        wanted -= self.ages
+        damaged = {age for age in wanted if model.is_damaged(age)}
         target = FaultyStore(self.store)
         struck_at = arm(target, cut)
+        before, self.starts = self.ages, dict(model.starts)
         try:
             report = copy(m.store, target, m.run.name)
         except StoreError:
             assert target.count >= struck_at
+            self.ages = self.found()
         else:
-            damaged = {age_of(one.checkpoint) for one in report.damaged}
-            assert damaged == wanted - right - self.ages
-            assert target.count >= struck_at or self.found() == self.ages | right
-            self.starts = dict(model.starts)
-        assert self.ages <= self.found() <= self.ages | right
-        self.ages = self.found()
+            self.ages = self.found()
+            assert wanted - self.ages == {age_of(one.checkpoint) for one in report.damaged}
+            assert wanted - self.ages <= damaged
+        assert before <= self.ages <= before | wanted
+        self.check()
 
     def found(self) -> set[Age]:
         return set(map(age_of, list_checkpoints(self.store, self.modelled.layout)))

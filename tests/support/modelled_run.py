@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from support.made_runs import HookedStore, State, Tensor, claim_request, save_request
+from support.modelled_trainer import FOR_EVER, Cut, Trainer, age_of, arm
 from support.retained_runs import GRACE, RetainedRun
 from support.run_model import Age, Lost, RunModel, Write
 
-from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.checkpointer.marks import marked
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_commit
 from ckpt_tasks.config import RegistryConfig
@@ -37,63 +36,6 @@ from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.types import CheckpointId
 
 REGISTRY = RegistryConfig(tracking_uri="memory://", best="loss:min")
-
-FOR_EVER = 10**9
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The store fails from the `at`-th change on that a process makes, from 1.
-
-    Parameters
-    ----------
-    after
-        The change takes effect, and only its answer is lost.
-    times
-        How many changes fail. Where all do from then on, the process was killed.
-    torn
-        Of an object that was being written, a part is left.
-    """
-
-    at: int
-    after: bool = False
-    times: int = FOR_EVER
-    torn: bool = False
-
-    @property
-    def kills(self) -> bool:
-        return self.times == FOR_EVER
-
-
-@dataclass
-class Trainer:
-    """An attempt, as its process holds it; it may have been replaced long ago.
-
-    Attributes
-    ----------
-    queue, opened
-        What it has committed and not published; whether it has published before.
-    at_commit
-        Called once, right before the next commit record is made.
-    refused
-        Its latest save was refused for what that referred to.
-    """
-
-    number: int
-    step: int
-    store: FaultyStore
-    publisher: Publisher
-    checkpointer: Checkpointer = field(init=False)
-    saves: int = 0
-    queue: list[Age] = field(default_factory=list)
-    opened: bool = False
-    at_commit: Callable[[], object] | None = None
-    refused: bool = False
-
-
-def age_of(checkpoint: CheckpointId | str) -> Age:
-    parsed = CheckpointId.parse(checkpoint) if isinstance(checkpoint, str) else checkpoint
-    return parsed.attempt, parsed.sequence
 
 
 class ModelledRun:
@@ -126,6 +68,7 @@ class ModelledRun:
         expected |= {layout.resumed(number) for number in model.starts}
         for kind, ages in model.marks.items():
             expected |= {layout.mark(kind, self.id_of(age)) for age in ages}  # type: ignore[arg-type]
+        expected |= {layout.completed} if model.completed else set()
         beside = {layout.run_record, layout.registry_ids("memory"), layout.collected}
         beside |= {layout.heartbeat(number) for number in range(1, model.attempts + 1)}
         assert found - beside == expected, f"store and model differ:\n{found - beside ^ expected}"
@@ -425,12 +368,3 @@ def load_tensors(store: Store, modelled: ModelledRun, age: Age) -> dict[int, byt
     record = read_commit(store, modelled.layout, modelled.id_of(age))
     tensors = load_checkpoint(store, modelled.layout, record).tensors
     return {position: bytes(data) for position, data in tensors.items()}
-
-
-def arm(store: FaultyStore, cut: Cut | None) -> float:
-    """Let the store fail as told; returns at which operation."""
-    if cut is None:
-        return float("inf")
-    at = store.count + cut.at
-    store.faults = [Fault(at=at, when="after" if cut.after else "before", times=cut.times)]
-    return at

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from support.modelled_run import REGISTRY, Cut, ModelledRun, Trainer, age_of, arm
+from support.modelled_run import REGISTRY, ModelledRun
+from support.modelled_trainer import Cut, Trainer, age_of, arm
 from support.retained_runs import GRACE
 from support.run_model import Age
 
@@ -238,6 +239,9 @@ class Upkeep:
             self._is_emptied = False
             model.reconcile()
             self._note_best(all_known=True)
+            (kept,) = m.memory.runs.values()
+            assert kept.status != "running"
+            assert (kept.status == "finished") == model.is_complete()
         notes = [note for note in report.notes if note.startswith("not collected")]
         self._compare_collection(notes[0] if notes else None, is_preview=True)
 
@@ -252,6 +256,12 @@ class Upkeep:
         for trainer in m.trainers:
             trainer.publisher, trainer.opened = m.publisher(trainer.number), False
             trainer.queue.clear()
+
+    def complete(self, trainer: Trainer, age: Age) -> None:
+        """Its training has come to its end with a checkpoint of its own."""
+        self.modelled.run.complete(str(self.modelled.id_of(age)))
+        self.model.completed = trainer.number
+        self.modelled.kill(trainer)
 
     def lose_registration(self, age: Age) -> None:
         """Somebody deletes its version, and with it the aliases."""

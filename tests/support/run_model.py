@@ -65,6 +65,8 @@ class RunModel:
         What attempts were told to start from.
     sign
         When the newest attempt last showed that it lives.
+    completed
+        The attempt that has completed the run, if any has.
     writes
         Every write that got as far as its index.
     committed, data
@@ -78,6 +80,7 @@ class RunModel:
     now: float = 0.0
     attempts: int = 0
     sign: float = 0.0
+    completed: int = 0
     starts: dict[int, Age | None] = field(default_factory=dict)
     asked: dict[int, Age] = field(default_factory=dict)
     writes: dict[Age, Write] = field(default_factory=dict)
@@ -307,6 +310,10 @@ class RunModel:
             self.expired.pop(age, None)
         else:
             self.marks[kind].discard(age)
+
+    def is_complete(self) -> bool:
+        """Whether the run ended, and nobody has trained on since."""
+        return self.completed >= max(self.starts, default=0) > 0
 
     # -- the registry ------------------------------------------------------------------------------
 

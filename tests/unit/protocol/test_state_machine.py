@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 )
 from support.made_runs import elsewhere
 from support.modelled_replica import ModelledReplica
-from support.modelled_run import FOR_EVER, Cut, ModelledRun, Trainer
+from support.modelled_run import ModelledRun
+from support.modelled_trainer import FOR_EVER, Cut, Trainer
 from support.modelled_upkeep import Upkeep
 from support.retained_runs import GRACE
 from support.run_model import Age
@@ -138,6 +139,14 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=FEW)
     def kill(self, pick: int) -> None:
         self.modelled.kill(self.trainer(pick))
+
+    @precondition(lambda self: self.modelled.trainers)
+    @rule()
+    def complete(self) -> None:
+        trainer = self.trainer(0)
+        own = [age for age in self.model.committed if age[0] == trainer.number]
+        if own and not self.modelled.is_stale(trainer):
+            self.upkeep.complete(trainer, max(own))
 
     # -- retention ---------------------------------------------------------------------------------
 
