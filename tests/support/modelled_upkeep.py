@@ -138,14 +138,16 @@ class Upkeep:
 
     def _compare_collection(self, refused: str | None, *, is_preview: bool = False) -> None:
         model = self.model
+        due = model.due()
         going = self._going()
+        refuses = model.refuses(due, going)
         if refused is None:
             assert self._registry_says_what_it_holds()
-            assert not model.refuses(going)
+            assert not refuses
             model.collect(going)
         elif self._registry_says_what_it_holds():
             unknown = is_preview and model.cannot_tell_what_is_needed(going)
-            assert unknown or model.refuses(going), refused
+            assert unknown or refuses, refused
 
     def _compare_part(self, going: set[Age]) -> None:
         """What a collection has done until it was killed: nothing that it would not have done."""

@@ -273,9 +273,11 @@ class RunModel:
         """What a collection that may still go on has begun to remove."""
         return {age for age, at in self.collecting.items() if self.now - at <= self.grace}
 
-    def refuses(self, going: set[Age]) -> bool:
-        """Whether a collection must not delete anything."""
-        if going and self.newest() is None and self.committed:
+    def refuses(self, due: set[Age], going: set[Age]) -> bool:
+        """Whether a collection must not delete anything: it has found nothing whole for which what
+        was `due` could go, or cannot tell what is needed.
+        """
+        if due and self.newest() is None and self.committed:
             return True
         return bool(going or self.leftovers()) and self.cannot_tell_what_is_needed(going)
 
