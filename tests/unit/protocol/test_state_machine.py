@@ -75,6 +75,9 @@ class Machine(RuleBasedStateMachine):
     def age(self, pick: int) -> Age:
         return sorted(self.model.committed)[-1 - pick % len(self.model.committed)]
 
+    def stale(self) -> list[Trainer]:
+        return [one for one in self.modelled.trainers if self.modelled.is_stale(one)]
+
     def of_the_owner(self) -> list[Age]:
         """Checkpoints of the newest attempt, while it lives."""
         living = [one.number for one in self.modelled.trainers]
@@ -146,6 +149,20 @@ class Machine(RuleBasedStateMachine):
     def kill(self, pick: int) -> None:
         self.modelled.kill(self.trainer(pick))
 
+    @precondition(lambda self: self.stale())
+    @rule(deed=st.sampled_from(["save", "publish", "expire", "collect"]))
+    def stale_one_wakes(self, deed: str) -> None:
+        """It has slept while it was replaced: whatever it does now, nothing comes of it."""
+        trainer = self.stale()[-1]
+        if deed == "save":
+            self.modelled.save(trainer)
+        elif deed == "publish":
+            self.upkeep.publish(trainer)
+        elif deed == "expire":
+            self.upkeep.expire(1, trainer)
+        else:
+            self.upkeep.collect(trainer)
+
     @precondition(lambda self: self.of_the_owner())
     @rule()
     def complete(self) -> None:
@@ -179,19 +196,19 @@ class Machine(RuleBasedStateMachine):
         in_name_of = pick is not None and self.modelled.trainers
         self.upkeep.collect(self.trainer(pick) if in_name_of else None, cut)
 
-    @rule(graces=st.sampled_from([0.4, 2.5]), beats=st.booleans())
-    def wait(self, graces: float, beats: bool) -> None:
-        self.time_passes(graces, beats)
+    @rule(graces=st.sampled_from([0.4, 2.5]), odd=FEW)
+    def wait(self, graces: float, odd: int) -> None:
+        self.time_passes(graces, beats=odd != 2)
 
-    def time_passes(self, graces: float, beats: bool) -> None:
+    def time_passes(self, graces: float, *, beats: bool) -> None:
         self.upkeep.advance(graces * GRACE)
         for trainer in self.modelled.trainers if beats else ():
             self.modelled.beat(trainer)
 
-    @rule(latest=st.integers(1, 3), beats=st.booleans())
-    def retain(self, latest: int, beats: bool) -> None:
+    @rule(latest=st.integers(1, 3), odd=FEW)
+    def retain(self, latest: int, odd: int) -> None:
         self.upkeep.expire(latest)
-        self.time_passes(2.5, beats)
+        self.time_passes(2.5, beats=odd != 2)
         self.upkeep.collect()
 
     # -- damage ------------------------------------------------------------------------------------
@@ -228,10 +245,11 @@ class Machine(RuleBasedStateMachine):
     def reconcile(self) -> None:
         self.upkeep.reconcile()
 
-    @rule()
-    def registry_comes_or_goes(self) -> None:
-        self.modelled.memory.available ^= True
+    @rule(odd=FEW)
+    def registry_comes_or_goes(self, odd: int) -> None:
+        self.modelled.memory.available = odd != 2
 
+    @precondition(lambda self: self.model.registered)
     @rule()
     def empty_registry(self) -> None:
         self.upkeep.empty_registry()
