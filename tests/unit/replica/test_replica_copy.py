@@ -297,7 +297,7 @@ def test_a_damaged_copy_is_repaired() -> None:
 
 
 def test_a_damaged_source_costs_the_replica_nothing() -> None:
-    """A file that it has for the sake of another checkpoint stays where the source has no better."""
+    """A file that it has for another checkpoint stays where the source has no better one."""
     run = RetainedRun()
     attempt = run.begin()
     damaged, whole = attempt.save(1, state_of(1)), attempt.save(2, state_of(2))
