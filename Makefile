@@ -51,18 +51,22 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --durations 40 -m 'exhaustive or not exhaustive'
 
-# FAULTS="--places local --every 10" and the like choose among the cases: --help tells.
+# FAULTS="--places local --every 10" and the like choose among the cases: --help tells. Also a
+# thousand random kills.
 test-faults: $(STAMP)
 	PYTHONPATH=$(CURDIR)/tests $(VENV)/bin/python -m support.sweep_faults $(FAULTS)
+	CKPT_TASKS_RANDOM_KILLS=500 $(VENV)/bin/python -m pytest -o timeout=7200 \
+	  -k identical_when_killed_at_random tests/faults/test_kill_random.py
 
-# Checkpoints and records as an attacker would make them, for some minutes. Tells how many.
+# Checkpoints and records as an attacker would make them, and whole lives of runs beside a model,
+# for some minutes. Tells how many.
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= $(shell date +%s)
 
 fuzz: $(STAMP)
 	$(VENV)/bin/python tests/support/fuzz_readers.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
-	CKPT_TASKS_FUZZ_EXAMPLES=20000 $(VENV)/bin/python -m pytest -o timeout=3600 \
-	  tests/faults/test_hostile_checkpoints.py
+	CKPT_TASKS_FUZZ_EXAMPLES=20000 $(VENV)/bin/python -m pytest -o timeout=7200 \
+	  tests/faults/test_hostile_checkpoints.py tests/unit/protocol/test_state_machine.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

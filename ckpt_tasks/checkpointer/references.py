@@ -95,6 +95,8 @@ def check_references(
         age = layout.write_of(path)
         if age is None or age in damaged:
             return False
+        if base is not None and base.age in damaged:
+            return False  # any file that it names may be what is wrong with it
         if age in standing:
             return True
         if age not in doomed and _is_of_this_attempt(age, own_age, base):

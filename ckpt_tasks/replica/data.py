@@ -11,7 +11,7 @@ from ckpt_tasks.errors import CorruptCheckpointError, StoreError
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.replica.closure import Closure, read_closure
-from ckpt_tasks.replica.transfer import WantedFile, copy_file, is_whole
+from ckpt_tasks.replica.transfer import WantedFile, check_file, copy_file, is_whole
 from ckpt_tasks.store.base import Store
 
 __all__ = ["ReplicaData"]
@@ -85,12 +85,19 @@ class ReplicaData:
             return 0
         wanted = self._with_what_others_need(file)
         try:
-            copy_file(self._source, self._target, path, wanted)
+            self._copy_file(path, wanted)
         except CorruptCheckpointError:
             # Once more, before damage is believed: a transfer can fail too.
-            copy_file(self._source, self._target, path, wanted)
+            self._copy_file(path, wanted)
         self._sizes[file.entry.path] = file.entry.size
         return file.entry.size
+
+    def _copy_file(self, path: str, file: WantedFile) -> None:
+        if file.entry.path in self._sizes:
+            # Other checkpoints may need what is there, and not every file system keeps it when
+            # its replacement breaks off.
+            check_file(self._source, path, file)
+        copy_file(self._source, self._target, path, file)
 
     def _is_right(self, path: str, file: WantedFile) -> bool:
         """Whether the target has the file; it is read, unless that was done."""

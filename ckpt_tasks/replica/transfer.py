@@ -20,7 +20,7 @@ from ckpt_tasks.errors import CorruptCheckpointError, ObjectNotFoundError
 from ckpt_tasks.format.records import FileEntry, TensorEntry
 from ckpt_tasks.store.base import Store
 
-__all__ = ["PIECE_BYTES", "WantedFile", "copy_file", "is_whole"]
+__all__ = ["PIECE_BYTES", "WantedFile", "check_file", "copy_file", "is_whole"]
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Also a part of an upload to S3, which then is sent from where it was read to."""
@@ -66,11 +66,18 @@ def copy_file(source: Store, target: Store, path: str, file: WantedFile) -> None
     target.replace(path, _verified(source, path, file), file.entry.size)
 
 
+def check_file(store: Store, path: str, file: WantedFile) -> None:
+    """Read all of a file; raises `CorruptCheckpointError` unless it is there with exactly the bytes
+    that were committed.
+    """
+    check_header(store, path, file.entry, file.tensors)
+    deque(_verified(store, path, file), maxlen=0)
+
+
 def is_whole(store: Store, path: str, file: WantedFile) -> bool:
-    """Whether a file is there with exactly the bytes that were committed; reads all of it."""
+    """Whether `check_file` finds nothing wrong."""
     try:
-        check_header(store, path, file.entry, file.tensors)
-        deque(_verified(store, path, file), maxlen=0)
+        check_file(store, path, file)
     except CorruptCheckpointError:
         return False
     return True

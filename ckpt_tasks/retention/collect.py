@@ -178,16 +178,12 @@ class _Collection:
 
     def _due(self, found: Survey) -> list[CheckpointId]:
         """What may go, oldest first; what has to wait, and what stays, is reported."""
-        kept = always_kept(found.view, found.held)
-        newest = found.view.newest
-        startable = found.may_be_started_from()
+        kept = _kept(found)
         due = []
         for checkpoint, since in sorted(found.tombstones.items(), key=_age):
             left = self._left(checkpoint, found.now - since)
-            if str(checkpoint) in kept:
-                self._stays(checkpoint, "; ".join(kept[str(checkpoint)]))
-            elif newest is not None and checkpoint in startable and _is_newer(checkpoint, newest):
-                self._stays(checkpoint, f"newer than {newest.id}, from which a retry would start")
+            if checkpoint in kept:
+                self._stays(checkpoint, kept[checkpoint])
             elif left >= 0 and checkpoint not in found.marks["collecting"]:
                 self.report.waiting.append(
                     Remaining(str(checkpoint), f"{left:.0f} s of grace left")
@@ -245,11 +241,13 @@ class _Collection:
         mark(self._store, self._layout, kind, checkpoint, why=why, by=self._by)
 
     def _still_due(self, found: Survey, claimed: list[CheckpointId]) -> list[CheckpointId]:
-        """Give back what turns out to be needed, now that others can see the marks."""
-        kept = always_kept(found.view, found.held)
-        needed = [victim for victim in claimed if str(victim) in kept]
+        """Give back what turns out to be needed, now that others can see the marks, and that the
+        newest may have been found damaged.
+        """
+        kept = _kept(found)
+        needed = [victim for victim in claimed if victim in kept]
         for victim in needed:
-            self._stays(victim, "; ".join(kept[str(victim)]))
+            self._stays(victim, kept[victim])
         self._withdraw(needed)
         if found.view.newest is None and found.records:
             raise Refused("no checkpoint is left that a retry could start from")
@@ -384,6 +382,18 @@ class _Collection:
     def _check_fence(self) -> None:
         if self._fence is not None:
             self._fence.check()
+
+
+def _kept(found: Survey) -> dict[CheckpointId, str]:
+    """What must stay, be it expired or not, and why."""
+    always = always_kept(found.view, found.held)
+    kept = {CheckpointId.parse(one): "; ".join(reasons) for one, reasons in always.items()}
+    newest = found.view.newest
+    if newest is not None:
+        why = f"newer than {newest.id}, from which a retry would start"
+        newer = (one for one in found.may_be_started_from() if _is_newer(one, newest))
+        kept |= {one: why for one in newer if one not in kept}
+    return kept
 
 
 def _age_of(checkpoint: CheckpointId) -> tuple[int, int]:

@@ -7,8 +7,10 @@ from typing import Literal
 
 import msgspec
 
-from ckpt_tasks.checkpointer.catalog import RunView, list_checkpoints
+from ckpt_tasks.checkpointer.catalog import RunView, is_complete, list_checkpoints
+from ckpt_tasks.checkpointer.marks import read_completed
 from ckpt_tasks.config import RegistryConfig
+from ckpt_tasks.errors import CorruptCheckpointError
 from ckpt_tasks.fencing.attempts import AttemptView
 from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.format.layout import RunLayout
@@ -154,10 +156,21 @@ def wanted_status(store: Store, view: RunView, state: RunState | None) -> RunSta
     """How a run that nobody trains is to stand in the registry."""
     if view.completed is not None:
         return "finished"
-    if state == "finished" or state == "failed" or state == "stopped":
+    if state == "failed" or state == "stopped":
+        return state
+    if state == "finished" and not _has_trained_on(store, view):
         return state
     beat = read_heartbeat(store, RunLayout(view.run.run), view.attempts[-1].number)
     return "failed" if beat is not None and beat.failure is not None else "stopped"
+
+
+def _has_trained_on(store: Store, view: RunView) -> bool:
+    """Whether a run that was complete is not, as a later attempt has trained since."""
+    try:
+        marker = read_completed(store, RunLayout(view.run.run))
+    except CorruptCheckpointError:
+        return False  # the registry may be all that still knows that it ended
+    return marker is not None and not is_complete(marker, view.attempts)
 
 
 def _backlog(

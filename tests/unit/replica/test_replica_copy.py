@@ -299,6 +299,19 @@ def test_a_damaged_copy_is_repaired() -> None:
     check_whole(target, run.name)
 
 
+def test_a_damaged_source_costs_the_replica_nothing() -> None:
+    """A file that it has for another checkpoint stays where the source has no better one."""
+    run = RetainedRun()
+    attempt = run.begin()
+    damaged, whole = attempt.save(1, state_of(1)), attempt.save(2, state_of(2))
+    run.damage_tensors(str(damaged))  # in its own part of the file that both need
+    target = memory_store()
+    for _ in range(2):
+        report = copy(run.store, target, run.name)
+        assert [one.checkpoint for one in report.damaged] == [str(damaged)]
+        assert check_whole(target, run.name) == [whole]
+
+
 def test_what_a_copy_does_not_overwrite() -> None:
     """Another run of that name, the run itself, another record under an id; nor the same store."""
     run = MadeRun()

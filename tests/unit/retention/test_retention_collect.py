@@ -136,6 +136,19 @@ def test_a_base_that_is_going_is_not_referred_to(run: RetainedRun) -> None:
     assert fifth.written == fifth.size
 
 
+def test_a_base_known_to_be_damaged_is_not_referred_to(run: RetainedRun) -> None:
+    """What is wrong with it may be a file of an older one, of which that is not known."""
+    attempt = run.begin()
+    unhealthy = attempt.save(1, state_of(1), nonfinite=["model.head"])
+    base = attempt.save(2, state_of(2))
+    run.damage(run.tensors_path(unhealthy), position=9000)
+    mark(run.store, run.layout, "quarantined", base, why="a test", by="a test")
+    with pytest.raises(StoreError, match="which this checkpoint refers to"):
+        attempt.save(3, state_of(3))
+    fourth = run.record(attempt.save(4, state_of(4)))
+    assert fourth.written == fourth.size
+
+
 def test_newest_is_read_before_an_older_one_goes(run: RetainedRun) -> None:
     """A damaged one is quarantined, and the next that stays is what older ones may go for."""
     first, second, third, newest = saved(run, 4)
@@ -162,6 +175,18 @@ def test_last_copy_stays(run: RetainedRun) -> None:
     attempt.save(100, state_of(100))
     run.aged.age(2 * GRACE)
     assert run.collect().removed == [str(expired)]
+
+
+def test_what_is_newer_than_all_that_is_whole_stays(run: RetainedRun) -> None:
+    """It has expired, and the newest, which was kept in its place, is found to be damaged."""
+    _, expired, newest = every = saved(run, 3)
+    mark(run.store, run.layout, "expired", expired, why="a test", by="a test")
+    run.damage_tensors(str(newest))
+    run.aged.age(2 * GRACE)
+    report = run.collect()
+    assert (report.removed, report.refused) == ([], None)
+    assert run.left() == every
+    assert marked(run.store, run.layout)["collecting"] == set()
 
 
 def test_one_read_serves_all_older_ones(run: RetainedRun) -> None:

@@ -122,6 +122,21 @@ def test_a_run_that_never_was_in_the_registry(
     check_agreed(config, run, memory)
 
 
+def test_a_complete_run_that_was_trained_on_is_not_finished(
+    config: CheckpointConfig, run: MadeRun, memory: RegistryMemory
+) -> None:
+    """Its registry still has the end before, as the later attempt never reached it."""
+    _, saved = trained(run, 1)
+    run.complete(saved[0])
+    reconcile(config, run.name)
+    assert stored_run(memory).status == "finished"
+    trained(run, 2, resume=saved[0])
+    report = reconcile(config, run.name)
+    assert "status" in kinds(report)
+    assert stored_run(memory).status == "failed"
+    check_agreed(config, run, memory)
+
+
 def test_each_difference_goes(
     config: CheckpointConfig, run: MadeRun, memory: RegistryMemory
 ) -> None:
