@@ -16,6 +16,7 @@
     |-- StoreError (OSError)                 retry: storage failed                       exit 1
     |   |-- ObjectNotFoundError
     |   `-- ObjectExistsError
+    |-- MaintenanceError                     repeat: some runs were left as they are  exit 1
     |-- TornStateError                       save again, without overlap                exit 1
     `-- RegistryError                        queue and go on: the store is the truth     exit 1
         `-- RegistryRefusedError             set this one aside: the others may be taken
@@ -34,6 +35,7 @@ __all__ = [
     "CkptTasksError",
     "ConfigError",
     "CorruptCheckpointError",
+    "MaintenanceError",
     "NoProgressError",
     "ObjectExistsError",
     "ObjectNotFoundError",
@@ -112,6 +114,10 @@ class AttemptStoppedError(CkptTasksError):
 
 class StoreError(CkptTasksError, OSError):
     """Storage failed or did not answer; worth retrying."""
+
+
+class MaintenanceError(CkptTasksError):
+    """Something went wrong with runs of a store, which were left alone; all others are done."""
 
 
 class TornStateError(CkptTasksError):

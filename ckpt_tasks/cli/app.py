@@ -27,6 +27,7 @@ _COMMANDS = {
     "demo": "ckpt_tasks.cli.demo:demo",
     "expire": "ckpt_tasks.cli.retention:expire",
     "ls": "ckpt_tasks.cli.browse:ls",
+    "maintain": "ckpt_tasks.cli.maintain:maintain",
     "pin": "ckpt_tasks.cli.retention:pin",
     "reconcile": "ckpt_tasks.cli.reconcile:reconcile",
     "runs": "ckpt_tasks.cli.browse:runs",

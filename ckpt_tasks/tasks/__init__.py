@@ -2,6 +2,16 @@
 
 from ckpt_tasks.tasks.find import FoundCheckpoint, WantedCheckpoint, find, parse_wanted
 from ckpt_tasks.tasks.locate import LocatedCheckpoint, locate
+from ckpt_tasks.tasks.maintain import (
+    Maintenance,
+    RunMaintenance,
+    check_maintained,
+    collect_store,
+    expire_store,
+    maintain,
+    maintenance_rows,
+    reconcile_store,
+)
 from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.promote import Promotion, promote
 from ckpt_tasks.tasks.reconcile import ReconcileReport, reconcile, reconcile_all
@@ -24,23 +34,30 @@ from ckpt_tasks.tasks.verify import verify
 __all__ = [
     "FoundCheckpoint",
     "LocatedCheckpoint",
+    "Maintenance",
     "Promotion",
     "Ranking",
     "ReconcileReport",
     "RecoveryReport",
     "RetentionReport",
     "Row",
+    "RunMaintenance",
     "RunReport",
     "Trial",
     "WantedCheckpoint",
+    "check_maintained",
     "checkpoint_row",
     "collect",
+    "collect_store",
     "combinations",
     "expire",
     "expire_checkpoint",
+    "expire_store",
     "find",
     "is_worth_retrying",
     "locate",
+    "maintain",
+    "maintenance_rows",
     "narrate",
     "parse_wanted",
     "pin",
@@ -48,6 +65,7 @@ __all__ = [
     "rank",
     "reconcile",
     "reconcile_all",
+    "reconcile_store",
     "recover",
     "report",
     "resolve",
