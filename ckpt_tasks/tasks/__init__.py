@@ -14,7 +14,8 @@ from ckpt_tasks.tasks.maintain import (
 )
 from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.promote import Promotion, promote
-from ckpt_tasks.tasks.reconcile import ReconcileReport, reconcile, reconcile_all
+from ckpt_tasks.tasks.reconcile import ReconcileReport, reconcile
+from ckpt_tasks.tasks.reconcile_all import reconcile_all
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
 from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, report
 from ckpt_tasks.tasks.resolve import resolve, signature_of_entrypoint

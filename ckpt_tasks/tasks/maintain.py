@@ -27,7 +27,8 @@ from ckpt_tasks.retention.inventory import Inventory, take_inventory
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import Store, open_existing_store
 from ckpt_tasks.tasks.patience import Patience
-from ckpt_tasks.tasks.reconcile import ReconcileReport, Tell, reconcile_each
+from ckpt_tasks.tasks.reconcile import ReconcileReport, Tell
+from ckpt_tasks.tasks.reconcile_all import reconcile_each
 from ckpt_tasks.tasks.registered import attached_registry
 from ckpt_tasks.tasks.report import Row
 

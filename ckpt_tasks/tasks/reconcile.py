@@ -7,23 +7,81 @@ have done, in the name of the newest attempt, so that it stops as soon as anothe
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ckpt_tasks.checkpointer.catalog import list_run_names, view_run
+import msgspec
+
+from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.config import CheckpointConfig
-from ckpt_tasks.errors import CkptTasksError
+from ckpt_tasks.errors import (
+    CkptTasksError,
+    RegistryRefusedError,
+    StaleAttemptError,
+)
+from ckpt_tasks.events import Event, Warned
+from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.fencing.heartbeat import HeartbeatObserver, read_heartbeat
+from ckpt_tasks.fencing.process import process_is_alive
+from ckpt_tasks.fencing.replica import check_not_replica
+from ckpt_tasks.format.codec import encode
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.registry import Registry, RegistryRunIds, RunDescription, load_registry
+from ckpt_tasks.retention import collect
+from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import Store, open_existing_store
+from ckpt_tasks.tasks.differences import (
+    Difference,
+    Differences,
+    Kind,
+    describe,
+    find_differences,
+    trained,
+    wanted_status,
+)
 from ckpt_tasks.tasks.patience import Patience
-from ckpt_tasks.tasks.reconciliation import ReconcileReport, Reconciliation
+from ckpt_tasks.training.publisher import REFUSALS, Publisher, register_checkpoint
+from ckpt_tasks.training.registry_ids import choose_ids, read_ids
+from ckpt_tasks.types import CheckpointId
 
-__all__ = ["ReconcileReport", "Tell", "reconcile", "reconcile_all", "reconcile_each"]
+__all__ = ["ReconcileReport", "Reconciliation", "Tell", "reconcile", "reconcile_in_turn"]
 
-_AT_ONCE = 64
-"""Runs that are held in memory, and whose heartbeats are watched, at the same time."""
+_MOST_WATCHED = 64
 
 Tell = Callable[[str], None]
+
+
+class ReconcileReport(msgspec.Struct, kw_only=True):
+    """What was found of a run, and what was done about it.
+
+    Parameters
+    ----------
+    changes
+        Differences that were removed, or (of a dry run) would be.
+    left
+        Those that stay for now.
+    notes
+        Why, and what else a person may want to know.
+    problem
+        What went wrong; ``None`` where nothing did.
+    """
+
+    run: str
+    dry_run: bool
+    changes: list[Difference] = []
+    left: list[Difference] = []
+    notes: list[str] = []
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        would = "would be made" if self.dry_run else "made"
+        told = [f"{len(self.changes)} changes {would}" if self.changes else "nothing to change"]
+        if self.left:
+            told.append(f"{len(self.left)} differences left")
+        if self.problem is not None:
+            told.append(f"stopped: {self.problem}")
+        return f"run {self.run!r}: {'; '.join(told)}"
 
 
 def reconcile(
@@ -52,106 +110,285 @@ def reconcile(
     CheckpointNotFoundError
         There is no such run.
     ConfigError
-        The configuration cannot work.
+        The configuration cannot work, or the run is a replica: its original is registered.
     StoreError
         Storage did not answer at first.
     """
     store = open_existing_store(config.store)
     try:
-        reconciliation = Reconciliation(store, config, view_run(store, run), dry_run=dry_run)
-        return _Several(config, tell).reconcile([reconciliation])[0]
+        view = view_run(store, run)
+        check_not_replica(store, view.run)
+        reconciliation = Reconciliation(store, config, view, dry_run=dry_run)
+        return reconcile_in_turn([reconciliation], config, tell, Patience())[0]
     finally:
         store.close()
 
 
-def reconcile_all(
-    config: CheckpointConfig, *, dry_run: bool = False, tell: Tell | None = None
-) -> list[ReconcileReport]:
-    """`reconcile` every run of a store; what fails for one run stands in its report."""
-    store = open_existing_store(config.store)
-    try:
-        names = list_run_names(store)
-        reports = reconcile_each(store, config, names, dry_run=dry_run, tell=tell)
-        return sorted(reports, key=lambda report: report.run)
-    finally:
-        store.close()
-
-
-def reconcile_each(
-    store: Store,
+def reconcile_in_turn(
+    runs: Sequence[Reconciliation],
     config: CheckpointConfig,
-    runs: Sequence[str],
-    *,
-    dry_run: bool = False,
-    collects: bool = True,
-    tell: Tell | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[ReconcileReport]:
-    """`reconcile` these runs, some at a time, so that memory is bounded however many there are.
+    tell: Tell | None,
+    patience: Patience,
+) -> list[ReconcileReport]:
+    """Look at all, watch all that may be alive at once, then act on one after the other.
 
-    Parameters
-    ----------
-    runs
-        Their names.
-    collects
-        Whether also to remove what nothing needs.
-
-    Yields
-    ------
-    ReconcileReport
-        Of each; what fails for one run stands in its report. A registry that fails for one run
-        after the other, and takes its time to do so, is not asked about the rest.
+    Once `patience` with the registry is over, it is not asked about the others any more.
     """
-    several = _Several(config, tell, clock)
-    for start in range(0, len(runs), _AT_ONCE):
-        found: list[Reconciliation] = []
-        for run in runs[start : start + _AT_ONCE]:
-            try:
-                view = view_run(store, run)
-            except CkptTasksError as error:
-                yield ReconcileReport(run=run, dry_run=dry_run, problem=str(error))
-            else:
-                found.append(
-                    Reconciliation(store, config, view, dry_run=dry_run, collects=collects)
-                )
-        yield from several.reconcile(found)
+    for run in runs:
+        if patience.is_over:
+            run.report.problem = str(patience)
+            continue
+        patience.begin()
+        run.look()
+        patience.end(failed=run.report.problem is not None)
+    doubtful = [run for run in runs if run.must_be_watched]
+    if doubtful and tell is not None:
+        after = config.attempt.takeover_after
+        tell(f"watching the heartbeat of {len(doubtful)} attempt(s) for up to {after:g} s")
+    if doubtful:
+        with ThreadPoolExecutor(min(len(doubtful), _MOST_WATCHED)) as pool:
+            list(pool.map(Reconciliation.watch, doubtful))
+    for run in runs:
+        run.act()
+    return [run.report for run in runs]
 
 
-class _Several:
-    """Looks at several runs, watches all that may be alive at once, then acts on each in turn."""
+class Reconciliation:
+    """One run's: `look`, then `watch` where `must_be_watched`, then `act`.
+
+    With `collects`, what nothing needs any more is removed as well.
+    """
 
     def __init__(
         self,
+        store: Store,
         config: CheckpointConfig,
-        tell: Tell | None,
-        clock: Callable[[], float] = time.monotonic,
+        view: RunView,
+        *,
+        dry_run: bool,
+        collects: bool = True,
     ) -> None:
+        self._store = store
         self._config = config
-        self._tell = tell
-        self._patience = Patience(clock)
+        self._view = view
+        self._collects = collects
+        self._layout = RunLayout(view.run.run)
+        self._differences: Differences | None = None
+        self._lives = False
+        self.must_be_watched = False
+        self.report = ReconcileReport(run=view.run.run, dry_run=dry_run)
 
-    def reconcile(self, runs: Sequence[Reconciliation]) -> list[ReconcileReport]:
-        for run in runs:
-            self._look(run)
-        self._watch([run for run in runs if run.must_be_watched])
-        for run in runs:
-            run.act()
-        return [run.report for run in runs]
+    # -- looking ---------------------------------------------------------------------------------
 
-    def _look(self, run: Reconciliation) -> None:
-        if self._patience.is_over:
-            run.report.problem = str(self._patience)
+    def look(self) -> None:
+        """Find the differences, and whether it is known that the newest attempt is over."""
+        self._tell_stale_attempts()
+        if self._config.registry.tracking_uri is None or not trained(self._view):
             return
-        self._patience.begin()
-        run.look()
-        self._patience.end(failed=run.report.problem is not None)
+        registry = load_registry(self._config.registry)
+        try:
+            self._differences = self._compare(registry)
+            if self._differences.found:
+                self._look_for_life()
+        except CkptTasksError as error:
+            self.report.problem = str(error)
+        finally:
+            registry.close()
 
-    def _watch(self, doubtful: Sequence[Reconciliation]) -> None:
-        if not doubtful:
+    def watch(self) -> None:
+        """Wait for the next heartbeat, as who wants to take the run over does."""
+        observer = HeartbeatObserver(self._store, self._layout, self._view.attempts[-1].number)
+        try:
+            self._lives = not observer.is_silent(self._config.attempt.takeover_after)
+        except CkptTasksError as error:
+            self.report.problem = str(error)
+
+    def _compare(self, registry: Registry) -> Differences:
+        return find_differences(self._store, self._view, registry, self._config.registry)
+
+    def _tell_stale_attempts(self) -> None:
+        for attempt in self._view.attempts[:-1]:
+            if attempt.resumed is None:
+                self.report.notes.append(f"attempt {attempt.number} was claimed and never trained")
+
+    def _look_for_life(self) -> None:
+        newest = self._view.attempts[-1]
+        beat = read_heartbeat(self._store, self._layout, newest.number)
+        if beat is not None and beat.ended:
             return
-        if self._tell is not None:
-            after = self._config.attempt.takeover_after
-            count = len(doubtful)
-            self._tell(f"watching the heartbeat of {count} attempt(s) for up to {after:g} s")
-        with ThreadPoolExecutor(len(doubtful)) as pool:
-            list(pool.map(Reconciliation.watch, doubtful))
+        claim = newest.claim
+        # A trainer that has died may have left a registrar with work: only silence tells.
+        self._lives = claim is not None and process_is_alive(claim.process) is True
+        self.must_be_watched = not self._lives
+
+    # -- acting ----------------------------------------------------------------------------------
+
+    def act(self) -> None:
+        """Remove the differences, unless they are the business of an attempt that is alive."""
+        if self._differences is not None and self._differences.found:
+            found = self._differences.found
+            if self._lives:
+                number = self._view.attempts[-1].number
+                self.report.left += [d for d in found if d.kind != "status"]
+                self._tell(f"attempt {number} is alive, and publishes what is missing by itself")
+            elif self.report.problem is not None:
+                self.report.left += found
+            elif self.report.dry_run:
+                self.report.changes += found
+            else:
+                self._remove_differences(self._differences)
+        if self._collects and self.report.problem is None:
+            self._guarded(self._collect)
+
+    def _guarded(self, step: Callable[[Registry | None], None]) -> None:
+        """Do a step with a registry of its own; what goes wrong is reported."""
+        config = self._config.registry
+        registry = load_registry(config) if config.tracking_uri is not None else None
+        try:
+            step(registry)
+        except StaleAttemptError:
+            self.report.notes.append("a new attempt has begun, and publishes what is missing")
+        except CkptTasksError as error:
+            self.report.problem = self.report.problem or str(error)
+        finally:
+            if registry is not None:
+                registry.close()
+
+    def _remove_differences(self, before: Differences) -> None:
+        self._guarded(lambda registry: self._publish(registry, before))
+        self._guarded(lambda registry: self._tell_apart(registry, before))
+
+    def _tell_apart(self, registry: Registry | None, before: Differences) -> None:
+        """What is found no more has been removed; what is, is left."""
+        assert registry is not None
+        after = self._compare(registry)
+        self._differences = after
+        still = {(difference.kind, difference.what) for difference in after.found}
+        self.report.changes += [d for d in before.found if (d.kind, d.what) not in still]
+        self.report.left += after.found
+
+    def _publish(self, registry: Registry | None, before: Differences) -> None:
+        assert registry is not None
+        view, store, layout = self._view, self._store, self._layout
+        fence = Fence(store, layout, view.attempts[-1].number)
+        fence.check()
+        self._bring_back(registry, before)
+        for twin in before.twins:
+            registry.discard_run(twin)
+        for checkpoint in before.gone:
+            if not store.exists(layout.commit(CheckpointId.parse(checkpoint))):
+                self._forget(registry, checkpoint)
+        publisher = Publisher(
+            store,
+            layout,
+            fence,
+            registry,
+            self._config.registry,
+            describe(store, view, trained(view)[-1]),
+            self._note,
+        )
+        _publish_all(publisher)
+        for checkpoint in before.doubles:
+            parsed = CheckpointId.parse(checkpoint)
+            register_checkpoint(store, layout, registry, parsed, run=view.run)
+        publisher.end(wanted_status(store, view, before.state))
+
+    def _bring_back(self, registry: Registry, before: Differences) -> None:
+        """Bind the registry to the run, which is restored, or made anew, where it is not there."""
+        store, layout, view = self._store, self._layout, self._view
+        attempts = [describe(store, view, attempt) for attempt in trained(view)]
+        if before.ids is None:
+            ids = self._make_run(registry, attempts[0])
+            for description in attempts:  # values that changed are shown in their order
+                registry.open_run(ids, description)
+            for checkpoint in registry.traces():  # left of a run that is gone
+                self._forget(registry, checkpoint)
+            return
+        if before.state == "deleted":
+            registry.restore_run(before.ids)
+            found = self._compare(registry)
+            before.found += found.found
+            before.twins, before.gone, before.doubles = found.twins, found.gone, found.doubles
+        store.put(layout.registry_ids(registry.name), encode(before.ids))
+        registry.attach_run(before.ids, attempts[-1])
+
+    def _make_run(self, registry: Registry, description: RunDescription) -> RegistryRunIds:
+        store, layout = self._store, self._layout
+        if read_ids(store, layout, registry.name, self._tell) is None:
+            return choose_ids(store, layout, registry, description, self._tell)
+        ids = registry.create_run(description)
+        store.put(layout.registry_ids(registry.name), encode(ids))  # of a run that is gone
+        return ids
+
+    def _forget(self, registry: Registry, checkpoint: str) -> None:
+        try:
+            registry.forget(checkpoint, aliases=True)
+        except RegistryRefusedError as error:
+            self._tell(str(error))
+
+    def _tell(self, note: str) -> None:
+        self.report.notes.append(note)
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self._tell(event.message)
+
+    # -- collecting ------------------------------------------------------------------------------
+
+    def _collect(self, registry: Registry | None) -> None:
+        """Remove what has expired or was never committed, after the grace."""
+        grace = self._config.retention.grace
+        compared = self._differences
+        if compared is not None and compared.state in (None, "deleted"):
+            self._tell("what is to be collected can be told once the registry has the run")
+            return
+        bound = self._bound(registry)
+        by = f"ckpt-tasks on {socket.gethostname()}"
+        run = self._view.run.run
+        plan = collect(self._store, run, grace=grace, by=by, registry=bound, dry_run=True)
+        why = f"nothing needs it any more, and the grace of {grace:g} s is over"
+        found = [
+            *(_removal("expired", checkpoint, why) for checkpoint in plan.removed),
+            *(_removal("orphan", folder, why) for folder in plan.leftovers),
+        ]
+        if self.report.dry_run:
+            self.report.changes += found
+        elif found:
+            done = collect(self._store, run, grace=grace, by=by, registry=bound)
+            removed = {*done.removed, *done.leftovers}
+            self.report.changes += [d for d in found if d.what in removed]
+            self.report.left += [d for d in found if d.what not in removed]
+            plan = done
+            self._tell(f"{readable_size(done.freed)} and {done.uploads} begun uploads removed")
+        else:
+            self._abort_uploads(grace)
+        if plan.refused is not None:
+            self._tell(f"not collected: {plan.refused}")
+
+    def _abort_uploads(self, grace: float) -> None:
+        aborted = self._store.abort_uploads(self._layout.folder, grace)
+        why = f"begun longer ago than {grace:g} s, and never completed"
+        self.report.changes += [_removal("orphan", upload.path, why) for upload in aborted]
+
+    def _bound(self, registry: Registry | None) -> Registry | None:
+        """The registry, bound to the run; ``None`` where it has none, now that all agrees."""
+        found = self._differences
+        if registry is None or found is None or found.ids is None:
+            return None
+        registry.attach_run(found.ids, describe(self._store, self._view, trained(self._view)[-1]))
+        return registry
+
+
+def _removal(kind: Kind, what: str, why: str) -> Difference:
+    return Difference(kind=kind, what=what, why=why, action="remove its bytes")
+
+
+def _publish_all(publisher: Publisher) -> None:
+    """A checkpoint that is refused again and again is set aside, and told."""
+    for _ in range(REFUSALS - 1):
+        try:
+            publisher.publish()
+        except RegistryRefusedError:
+            continue
+        return
+    publisher.publish()

@@ -27,7 +27,7 @@ from ckpt_tasks.errors import MaintenanceError, RegistryError
 from ckpt_tasks.retention import pin
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.tasks import Maintenance, RunMaintenance, check_maintained, maintain
-from ckpt_tasks.tasks.reconcile import reconcile_each
+from ckpt_tasks.tasks.reconcile_all import reconcile_each
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.types import CheckpointId
 
@@ -36,7 +36,7 @@ from ckpt_tasks.types import CheckpointId
 def memory(monkeypatch: pytest.MonkeyPatch) -> RegistryMemory:
     """The registry's memory, which a configuration that names a registry opens."""
     memory = RegistryMemory()
-    for name in ("reconciliation", "registered"):
+    for name in ("reconcile", "registered"):
         module = importlib.import_module(f"ckpt_tasks.tasks.{name}")
         monkeypatch.setattr(module, "load_registry", lambda config: MemoryRegistry(memory))
     return memory
@@ -216,7 +216,7 @@ def test_registry_that_is_away_is_not_waited_for_a_thousand_times(
     for number in range(6):
         trained(store, f"run-{number}", 1)
     now = [0.0]
-    module = importlib.import_module("ckpt_tasks.tasks.reconciliation")
+    module = importlib.import_module("ckpt_tasks.tasks.reconcile")
     monkeypatch.setattr(module, "load_registry", lambda config: AbsentRegistry(now))
     reports = list(reconcile_each(store, config, list_run_names(store), clock=lambda: now[-1]))
     assert len(now) == 1 + 3

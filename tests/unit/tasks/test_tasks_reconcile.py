@@ -29,7 +29,7 @@ from ckpt_tasks.types import CheckpointId
 def memory(monkeypatch: pytest.MonkeyPatch) -> RegistryMemory:
     """The registry's memory, which a configuration that names a registry opens."""
     memory = RegistryMemory()
-    module = importlib.import_module("ckpt_tasks.tasks.reconciliation")
+    module = importlib.import_module("ckpt_tasks.tasks.reconcile")
     monkeypatch.setattr(module, "load_registry", lambda config: MemoryRegistry(memory))
     return memory
 
