@@ -90,6 +90,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: int = 0
     newest: str | None = None
     completed: bool = False
+    replica: bool = False
     problem: str | None = None
 
 
@@ -100,7 +101,7 @@ def list_checkpoints(store: Store, layout: RunLayout) -> list[CheckpointId]:
 
 
 def read_checkpoints(
-    store: Store, layout: RunLayout, checkpoints: Iterable[CheckpointId], *, uid: str
+    store: Store, layout: RunLayout, checkpoints: Iterable[CheckpointId], *, run: RunRecord
 ) -> dict[CheckpointId, CommitRecord | CkptTasksError]:
     """Commit records, or why one cannot be read.
 
@@ -109,7 +110,7 @@ def read_checkpoints(
 
     def read(checkpoint: CheckpointId) -> CommitRecord | CkptTasksError:
         try:
-            return read_commit(store, layout, checkpoint, uid=uid)
+            return read_commit(store, layout, checkpoint, run=run)
         except (CorruptCheckpointError, CheckpointNotFoundError, UnsupportedFormatError) as error:
             return error
 
@@ -138,7 +139,7 @@ def view_run(store: Store, run: str) -> RunView:
     identity = read_run(store, layout)
     attempts = read_attempts(store, layout)
     listed = list_checkpoints(store, layout)
-    records = read_checkpoints(store, layout, listed, uid=identity.uid)
+    records = read_checkpoints(store, layout, listed, run=identity)
     # One that is gone by now has just been collected.
     ids = [one for one in listed if not isinstance(records[one], CheckpointNotFoundError)]
     marks = marked(store, layout)
@@ -196,6 +197,7 @@ def _summary_of(store: Store, layout: RunLayout) -> RunSummary:
         checkpoints=len(ids),
         newest=str(valid[0]) if valid else None,
         completed=is_complete(_completed(store, layout), attempts),
+        replica=bool(identity.replica),
     )
 
 

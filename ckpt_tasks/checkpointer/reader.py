@@ -39,6 +39,7 @@ from ckpt_tasks.format.records import (
     Index,
     IndexRef,
     RowBlocks,
+    RunRecord,
     TensorEntry,
 )
 from ckpt_tasks.store.base import Store
@@ -52,6 +53,7 @@ __all__ = [
     "positions_of",
     "read_commit",
     "read_index",
+    "read_index_bytes",
 ]
 
 
@@ -96,14 +98,14 @@ class LoadedCheckpoint(msgspec.Struct, frozen=True):
 
 
 def read_commit(
-    store: Store, layout: RunLayout, checkpoint: CheckpointId, *, uid: str | None = None
+    store: Store, layout: RunLayout, checkpoint: CheckpointId, *, run: RunRecord | None = None
 ) -> CommitRecord:
     """A checkpoint's commit record.
 
     Parameters
     ----------
-    uid
-        The run's identity, checked when given.
+    run
+        The run's identity: checked when given.
 
     Raises
     ------
@@ -122,9 +124,11 @@ def read_commit(
             f"run {layout.run!r} has no checkpoint {checkpoint} in {store.url}"
         ) from error
     record = decode(data, CommitRecord, path=path)
-    if record.id != str(checkpoint) or (uid is not None and record.uid != uid):
+    if record.id != str(checkpoint):
+        raise CorruptCheckpointError(f"{path} holds {record.id} and not {checkpoint}")
+    if run is not None and not run.owns(record.uid, checkpoint.attempt):
         raise CorruptCheckpointError(
-            f"{path} holds {record.id} of run uid {record.uid}, not {checkpoint} of {uid}"
+            f"{path} holds {record.id} of run uid {record.uid}, not of {run.uid}"
         )
     return record
 
@@ -135,15 +139,23 @@ def read_index(store: Store, layout: RunLayout, ref: IndexRef) -> Index:
     Raises `CorruptCheckpointError` when it is missing or its bytes are not the committed ones.
     """
     path = layout.in_run(ref.path)
+    index = decode(read_index_bytes(store, layout, ref), Index, path=path)
+    if index.rank != ref.rank:
+        raise CorruptCheckpointError(f"{path} is rank {index.rank}'s index, not {ref.rank}'s")
+    return index
+
+
+def read_index_bytes(store: Store, layout: RunLayout, ref: IndexRef) -> bytes:
+    """The bytes of an index, verified against the commit record that names it. Raises as
+    `read_index`.
+    """
+    path = layout.in_run(ref.path)
     data = _read_exactly(store, path, ref.size)
     if index_digest(data) != ref.digest:
         raise CorruptCheckpointError(
             f"{path} is damaged: digest {index_digest(data)}, committed {ref.digest}"
         )
-    index = decode(data, Index, path=path)
-    if index.rank != ref.rank:
-        raise CorruptCheckpointError(f"{path} is rank {index.rank}'s index, not {ref.rank}'s")
-    return index
+    return data
 
 
 def load_checkpoint(

@@ -60,12 +60,12 @@ def verify_checkpoint(store: Store, run: str, checkpoint: CheckpointId | str) ->
         Storage failed, which says nothing about the checkpoint.
     """
     layout, checkpoint = RunLayout(run), _parsed(checkpoint)
-    uid = read_run(store, layout).uid
+    identity = read_run(store, layout)
     started = time.perf_counter()
     files = size = 0
     problem: str | None = None
     try:
-        record = read_commit(store, layout, checkpoint, uid=uid)
+        record = read_commit(store, layout, checkpoint, run=identity)
         for ref in record.indexes:
             for read in _check_rank(store, layout, ref):
                 files, size = files + 1, size + read

@@ -22,8 +22,10 @@ from ckpt_tasks.types import EXIT_FAILED, EXIT_USAGE
 __all__ = ["main"]
 
 _COMMANDS = {
+    "adopt": "ckpt_tasks.cli.copy:adopt",
     "bench": "ckpt_tasks.cli.bench:bench",
     "collect": "ckpt_tasks.cli.retention:collect",
+    "copy": "ckpt_tasks.cli.copy:copy",
     "demo": "ckpt_tasks.cli.demo:demo",
     "expire": "ckpt_tasks.cli.retention:expire",
     "ls": "ckpt_tasks.cli.browse:ls",

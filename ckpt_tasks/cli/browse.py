@@ -27,8 +27,9 @@ from ckpt_tasks.cli.options import (
 )
 from ckpt_tasks.cli.tables import age_or_dash, table
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
+from ckpt_tasks.fencing.replica import replica_text
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.format.records import CommitRecord, RunRecord
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import Store, open_existing_store
 from ckpt_tasks.suggest import did_you_mean
@@ -62,7 +63,7 @@ def _echo_runs(found: list[RunSummary]) -> None:
             str(run.attempts),
             str(run.checkpoints),
             run.newest or "-",
-            "damaged" if run.problem else "complete" if run.completed else "incomplete",
+            _state(run),
             age_or_dash(run.created_at),
         ]
         for run in found
@@ -72,6 +73,13 @@ def _echo_runs(found: list[RunSummary]) -> None:
     for run in found:
         if run.problem:
             click.echo(f"{run.name}: {run.problem}", err=True)
+
+
+def _state(run: RunSummary) -> str:
+    if run.problem:
+        return "damaged"
+    state = "complete" if run.completed else "incomplete"
+    return f"{state}, replica" if run.replica else state
 
 
 @click.command(short_help="List a run's checkpoints, newest first.")
@@ -191,6 +199,7 @@ def _echo_run(view: RunView) -> None:
             "run": view.run.run,
             "uid": view.run.uid,
             "created": f"{view.run.created_at} by {view.run.created_by}",
+            **_origin(view.run),
             "entry point": _entrypoint(view),
             "state": state,
             "newest": _newest_text(newest),
@@ -214,6 +223,15 @@ def _echo_run(view: RunView) -> None:
         )
     headers = ["attempt", "started from", "invocation", "process", "age"]
     _echo_lines(table(headers, rows, right="attempt"))
+
+
+def _origin(run: RunRecord) -> dict[str, str]:
+    """Of a replica, and of a run that was one."""
+    inherited = ", ".join(
+        f"attempts 1 to {ancestor.attempts} of {ancestor.uid}" for ancestor in run.ancestors or []
+    )
+    fields = {"replica": replica_text(run), "inherited": inherited}
+    return {name: text for name, text in fields.items() if text}
 
 
 def _entrypoint(view: RunView) -> str:

@@ -25,6 +25,7 @@ from ckpt_tasks.fencing.attempts import (
 from ckpt_tasks.fencing.failures import find_repeated_failure
 from ckpt_tasks.fencing.heartbeat import HeartbeatObserver
 from ckpt_tasks.fencing.process import end_process, process_is_alive, this_process
+from ckpt_tasks.fencing.replica import check_not_replica
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import MAX_COMMIT_BYTES, AttemptClaim, CommitRecord, RunRecord, now
@@ -80,8 +81,8 @@ def read_run(store: Store, layout: RunLayout) -> RunRecord:
     CheckpointNotFoundError
         There is no such run.
     ConfigError
-        ``run.json`` is damaged. It is written once and never changed, so somebody changed it:
-        no retry mends that.
+        ``run.json`` is damaged. Only an adoption ever replaces it, and whole, so somebody changed
+        it: no retry mends that.
     """
     try:
         data = store.read(layout.run_record, limit=MAX_RECORD_BYTES)
@@ -130,12 +131,15 @@ def claim_attempt(
 
     Raises
     ------
+    ConfigError
+        It is a replica; or claims have been removed or added by hand.
     RunBusyError
         Another invocation's attempt is alive.
     NoProgressError
         Too many attempts of this invocation in a row ended without progress, or in the same
         way, also from an older checkpoint.
     """
+    check_not_replica(store, run)
     while True:
         attempts = read_attempts(store, layout)
         _check_dense(store, layout, [a.number for a in attempts])

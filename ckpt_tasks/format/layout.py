@@ -2,7 +2,7 @@
 
 All paths are relative to the store's root, with ``/`` as separator::
 
-    <run>/run.json                     identity (uid)
+    <run>/run.json                     identity (uid); replaced once, where a replica is adopted
     <run>/mlflow.json                  ids of the run in a registry
     <run>/attempts/0002.json           the claim of an attempt
     <run>/attempts/0002.resumed.json   what it resumed from

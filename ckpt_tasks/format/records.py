@@ -23,6 +23,7 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_INDEX_BYTES",
     "ROW_BLOCKS",
+    "Ancestor",
     "AttemptClaim",
     "CommitRecord",
     "CompletedRecord",
@@ -37,6 +38,7 @@ __all__ = [
     "Process",
     "Record",
     "RegistryRunIds",
+    "Replica",
     "ResumedRecord",
     "RowBlocks",
     "RunRecord",
@@ -62,6 +64,7 @@ MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Number = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
+_Uid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 _Digest = Annotated[str, msgspec.Meta(pattern=f"^[0-9a-f]{{{DIGEST_HEX}}}$")]
 _WriteId = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,64}$")]
 
@@ -77,13 +80,52 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     format: int = FORMAT
 
 
-class RunRecord(Record, frozen=True, kw_only=True):
-    """``run.json``: the identity of a run."""
+class Ancestor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run of which this one was a replica, until it was adopted.
 
-    uid: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    Parameters
+    ----------
+    attempts
+        How many of its attempts this run has: records of later ones are that run's alone, which
+        may go on elsewhere.
+    """
+
+    uid: _Uid
+    attempts: _Count
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a replica comes from: the URL of the store, userinfo masked, and since when."""
+
+    source: _Text
+    since: _Text
+
+
+class RunRecord(Record, frozen=True, kw_only=True):
+    """``run.json``: the identity of a run.
+
+    Parameters
+    ----------
+    uid
+        Of a replica, that of the run that it is a replica of.
+    ancestors
+        Runs whose checkpoints and attempts this one has inherited. Records are immutable and
+        digested, so those keep the uid that they were made under.
+    replica
+        Of a replica: read-only until it is adopted.
+    """
+
+    uid: _Uid
     run: _Text
     created_at: _Text
     created_by: _Text
+    ancestors: list[Ancestor] | msgspec.UnsetType = msgspec.UNSET
+    replica: Replica | msgspec.UnsetType = msgspec.UNSET
+
+    def owns(self, uid: str, attempt: int) -> bool:
+        """Whether a record of that run's attempt is this run's."""
+        inherited = any(uid == a.uid and attempt <= a.attempts for a in self.ancestors or [])
+        return uid == self.uid or inherited
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

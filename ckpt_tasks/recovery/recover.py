@@ -248,7 +248,7 @@ def _read_once(
     read: Callable[[CommitRecord], T],
 ) -> T | PassedOver:
     try:
-        record = read_commit(store, layout, checkpoint, uid=run.uid)
+        record = read_commit(store, layout, checkpoint, run=run)
     except CheckpointNotFoundError as error:
         raise CorruptCheckpointError(f"{checkpoint} was listed and cannot be read") from error
     if record.nonfinite and not candidates.asked_for:

@@ -85,6 +85,8 @@ def collect(
     ------
     CheckpointNotFoundError
         There is no such run.
+    ConfigError
+        It is a replica.
     StaleAttemptError
         A later attempt owns the run.
     StoreError

@@ -9,7 +9,9 @@ from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.config import RetentionConfig
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError
+from ckpt_tasks.fencing.claim import read_run
 from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.fencing.replica import check_not_replica
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.registry.base import Registry
 from ckpt_tasks.retention.holds import what_is_held
@@ -42,6 +44,8 @@ def plan_run(
     ------
     CheckpointNotFoundError
         There is no such run.
+    ConfigError
+        It is a replica.
     CorruptCheckpointError
         With `RetentionConfig.max_bytes`: the index of a checkpoint cannot be read.
     RegistryError
@@ -50,7 +54,9 @@ def plan_run(
     StoreError
         Storage failed.
     """
-    held = {} if config.keeps_everything else what_is_held(store, RunLayout(run), registry)
+    layout = RunLayout(run)
+    check_not_replica(store, read_run(store, layout))
+    held = {} if config.keeps_everything else what_is_held(store, layout, registry)
     return _plan(store, view_run(store, run), config, held, now)
 
 
@@ -103,13 +109,14 @@ def expire_checkpoint(
     Raises
     ------
     ConfigError
-        It is pinned, held by the registry, or what a retry would start from.
+        It is pinned, held by the registry, or what a retry would start from; or of a replica.
     CheckpointNotFoundError
         There is no such run or checkpoint.
     RegistryError, StoreError
         As `plan_run`.
     """
     layout = RunLayout(run)
+    check_not_replica(store, read_run(store, layout))
     held = what_is_held(store, layout, registry)
     view = view_run(store, run)
     if checkpoint not in {one.id for one in view.checkpoints}:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.errors import CheckpointNotFoundError
+from ckpt_tasks.fencing.claim import read_run
+from ckpt_tasks.fencing.replica import check_not_replica
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
@@ -22,9 +24,12 @@ def pin(store: Store, layout: RunLayout, checkpoint: CheckpointId, *, why: str, 
     ------
     CheckpointNotFoundError
         There is no such checkpoint, or it is being collected: too late.
+    ConfigError
+        The run is a replica, which has the pins of its original.
     StoreError
         Storage failed: whether it is pinned is not known.
     """
+    check_not_replica(store, read_run(store, layout))
     _check_there(store, layout, checkpoint)
     stood = store.exists(layout.mark("pins", checkpoint))
     mark(store, layout, "pins", checkpoint, why=why, by=by)
@@ -46,7 +51,9 @@ def unpin(store: Store, layout: RunLayout, checkpoint: CheckpointId) -> bool:
     """Leave a checkpoint to the rules again; returns whether it was pinned.
 
     Should it go, it does so after a whole grace from now: the mark of an earlier expiry is removed.
+    Raises `ConfigError` for a replica.
     """
+    check_not_replica(store, read_run(store, layout))
     pinned = store.exists(layout.mark("pins", checkpoint))
     store.delete(layout.mark("expired", checkpoint))
     store.delete(layout.mark("pins", checkpoint))

@@ -17,7 +17,9 @@ from ckpt_tasks.errors import (
     RegistryError,
     UnsupportedFormatError,
 )
+from ckpt_tasks.fencing.claim import read_run
 from ckpt_tasks.fencing.lineage import trace_lineage
+from ckpt_tasks.fencing.replica import check_not_replica
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import MarkKind, RunLayout
 from ckpt_tasks.format.records import MAX_INDEX_BYTES, CommitRecord, Index, MarkRecord, now
@@ -164,7 +166,11 @@ def survey(
     ------
     Refused
         Something cannot be read, so that nothing may be deleted.
+    ConfigError
+        The run is a replica. A copy under way counts on the files that it has found there, which
+        no record names yet: they would be taken for what a killed write has left.
     """
+    check_not_replica(store, read_run(store, layout))
     if asks_time:
         probe = MarkRecord(checkpoint="", why="a collection began", by=by, at=now())
         store.put(layout.collected, encode(probe))

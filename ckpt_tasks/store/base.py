@@ -48,7 +48,7 @@ class UploadInfo(msgspec.Struct, frozen=True, order=True):
     path
         What it was to make, relative to the store's root.
     begun
-        In seconds since the epoch by the **store's** clock.
+        When, or when it was last written to, in seconds since the epoch by the **store's** clock.
     """
 
     path: str
@@ -127,6 +127,14 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def replace(self, path: str, parts: Iterable[Any], size: int) -> None:
+        """Write a data object as `write` does, in the place of one that may be there.
+
+        Nobody ever sees part of it, and a kill leaves what was there before: for those who write
+        bytes under a name that others may be writing the same bytes under.
+        """
+
+    @abstractmethod
     def exists(self, path: str) -> bool:
         """Whether there is an object at `path` **now**: one request, never from a cache."""
 
@@ -154,7 +162,7 @@ class Store(ABC):
         """Remove what writes below `prefix` left that a killed process had begun.
 
         Stores that take objects in parts keep, and charge for, the parts of an upload that was
-        never completed; they appear in no listing.
+        never completed; file systems keep temporary files. Neither appears in a listing.
 
         Parameters
         ----------

@@ -87,6 +87,14 @@ class FsspecStore(Store):
         with self._errors("write", path):
             if self._stands(full):
                 raise FileExistsError(full)
+        self.replace(path, parts, size)
+
+    def replace(self, path: str, parts: Iterable[Any], size: int) -> None:
+        """As `Store.replace`, but whole for others only as far as the file system makes a file
+        visible when it is closed, as object stores do.
+        """
+        full = self._full(path)
+        with self._errors("write", path):
             self._make_parent(full)
             try:
                 with self._fs.open(full, "wb") as file:

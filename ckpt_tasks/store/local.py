@@ -32,11 +32,12 @@ from ckpt_tasks.store._posix import (
     publish_exclusively,
     write_all,
 )
-from ckpt_tasks.store.base import ObjectInfo, Store
+from ckpt_tasks.store.base import ObjectInfo, Store, UploadInfo
 
 __all__ = ["LocalStore"]
 
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_TEMPORARY = ".tmp-"  # begins the names of files that are not whole yet
 _FOLDER_TRIES = 5  # a concurrent `delete` may remove the empty folder that was just made
 
 
@@ -101,7 +102,7 @@ class LocalStore(Store):
         full = self._full(path)
         with self._errors("create", path, needed=len(data)):
             try:
-                with self._temporary(full, data) as temporary:
+                with self._temporary(full, [data]) as temporary:
                     publish_exclusively(temporary, full)
             except FileExistsError:
                 # An earlier call may have died before this: who finds the object relies on it.
@@ -112,7 +113,7 @@ class LocalStore(Store):
     def put(self, path: str, data: bytes) -> None:
         full = self._full(path)
         with self._errors("write", path, needed=len(data)):
-            with self._temporary(full, data) as temporary:
+            with self._temporary(full, [data]) as temporary:
                 os.rename(temporary, full)
             fsync_folder(os.path.dirname(full))
 
@@ -127,6 +128,16 @@ class LocalStore(Store):
                 written = os.fstat(descriptor).st_size
                 if written != size:
                     raise StoreError(f"{full} has {written} bytes after writing {size}")
+            fsync_folder(os.path.dirname(full))
+
+    def replace(self, path: str, parts: Iterable[Any], size: int) -> None:
+        full = self._full(path)
+        with self._errors("write", path, needed=size):
+            with self._temporary(full, parts) as temporary:
+                written = os.path.getsize(temporary)
+                if written != size:
+                    raise StoreError(f"{full} would have {written} bytes instead of {size}")
+                os.rename(temporary, full)
             fsync_folder(os.path.dirname(full))
 
     def exists(self, path: str) -> bool:
@@ -173,10 +184,19 @@ class LocalStore(Store):
             with contextlib.suppress(OSError):  # not empty, as a rule
                 os.rmdir(folder)
 
+    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        with self._errors("list", prefix):
+            found = sorted(_temporaries(self._folder(prefix), prefix))
+            now = self._now() if found else 0.0
+        old = [upload for upload in found if now - upload.begun > older_than]
+        for upload in old:
+            self.delete(upload.path)
+        return old
+
     def check_writable(self) -> None:
         """Make the root and a file in it; raises `ConfigError` where that is not allowed."""
         try:
-            with self._temporary(os.path.join(self._root, "x"), b"x"):
+            with self._temporary(os.path.join(self._root, "x"), [b"x"]):
                 pass
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise ConfigError(
@@ -195,6 +215,11 @@ class LocalStore(Store):
             return os.path.join(self._root, check_relative(path))
         except ValueError as error:
             raise ConfigError(f"{error}; the store {self._root} does not open it") from error
+
+    def _now(self) -> float:
+        """By the clock of the file system, which may be another machine's."""
+        with self._temporary(os.path.join(self._root, "x"), [b"x"]) as temporary:
+            return os.stat(temporary).st_mtime
 
     def _ends_early(self, path: str, size: int, start: int, stop: int) -> CorruptCheckpointError:
         return CorruptCheckpointError(
@@ -221,14 +246,14 @@ class LocalStore(Store):
             raise StoreError(f"cannot {verb} {full}: {error.strerror or error}") from error
 
     @contextlib.contextmanager
-    def _temporary(self, full: str, data: bytes) -> Iterator[str]:
-        """A durable file with `data` beside `full`, under a hidden name; removed at the end."""
+    def _temporary(self, full: str, parts: Iterable[Any]) -> Iterator[str]:
+        """A durable file of `parts` beside `full`, under a hidden name; removed at the end."""
         folder = os.path.dirname(full)
-        temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
+        temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}")
         try:
             descriptor = self._open_new(temporary)
             try:
-                write_all(descriptor, [data])
+                write_all(descriptor, parts)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -299,6 +324,18 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
             yield from (entry for entry in entries if not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return
+
+
+def _temporaries(folder: str, prefix: str) -> Iterator[UploadInfo]:
+    """Files below a folder that are not whole yet, or never will be."""
+    for parent, _, names in os.walk(folder):
+        below = os.path.relpath(parent, folder)
+        where = prefix if below == "." else f"{prefix}{below}/"
+        for name in names:
+            if name.startswith(_TEMPORARY):
+                with contextlib.suppress(FileNotFoundError):  # has become whole since
+                    written = os.stat(os.path.join(parent, name)).st_mtime
+                    yield UploadInfo(where + name, written)
 
 
 def _walk(folder: str, prefix: str) -> Iterator[ObjectInfo]:

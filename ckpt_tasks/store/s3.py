@@ -126,6 +126,11 @@ class S3Store(ObjectStore):
             upload(self._client, self._target(full), parts, size)
             self._confirm_size(path, size)
 
+    def replace(self, path: str, parts: Iterable[Any], size: int) -> None:
+        with self._errors("write", path):
+            upload(self._client, self._target(self._full(path)), parts, size, replaces=True)
+            self._confirm_size(path, size)
+
     def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
         with self._errors("abort uploads below", prefix):
             (bucket, below), (_, root) = self._below(prefix), self._below("")

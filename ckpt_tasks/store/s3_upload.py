@@ -36,7 +36,9 @@ _Target = dict[str, Any]  # bucket and key, as arguments of a request
 _Part = dict[str, Any]  # as the completion of an upload names it
 
 
-def upload(client: S3Client, target: _Target, parts: Iterable[Any], size: int) -> None:
+def upload(
+    client: S3Client, target: _Target, parts: Iterable[Any], size: int, *, replaces: bool = False
+) -> None:
     """Make an object of the `size` bytes of `parts`, where none is.
 
     Takes no more memory than the parts under way, one more, and only for those that do not lie
@@ -46,6 +48,8 @@ def upload(client: S3Client, target: _Target, parts: Iterable[Any], size: int) -
     ----------
     target
         ``Bucket`` and ``Key``. The key contains a write-id, so nobody else writes to it.
+    replaces
+        An object may be there, or be written by others meanwhile: this one takes its place.
 
     Raises
     ------
@@ -58,10 +62,11 @@ def upload(client: S3Client, target: _Target, parts: Iterable[Any], size: int) -
         answers.
     """
     blocks = _blocks(parts, size, max(_PART_BYTES, -(-size // _MAX_PARTS)))
+    condition = {} if replaces else {"IfNoneMatch": "*"}
     if size <= _PART_BYTES:
-        _upload_whole(client, target, next(blocks, memoryview(b"")))
+        _upload_whole(client, target, next(blocks, memoryview(b"")), condition)
     else:
-        _upload_parts(client, target, blocks, size)
+        _upload_parts(client, target, blocks, size, condition)
 
 
 def abort_uploads(
@@ -79,12 +84,14 @@ def abort_uploads(
     return aborted
 
 
-def _upload_whole(client: S3Client, target: _Target, block: memoryview) -> None:
+def _upload_whole(
+    client: S3Client, target: _Target, block: memoryview, condition: dict[str, str]
+) -> None:
     checksum = _checksum(client, block)
 
     def send() -> None:
         answer = client.call_once(
-            "put_object", **target, Body=_Body(block), **checksum, IfNoneMatch="*"
+            "put_object", **target, Body=_Body(block), **checksum, **condition
         )
         try:
             _confirm(answer, block, checksum)
@@ -104,7 +111,11 @@ def _upload_whole(client: S3Client, target: _Target, block: memoryview) -> None:
 
 
 def _upload_parts(
-    client: S3Client, target: _Target, blocks: Iterator[memoryview], size: int
+    client: S3Client,
+    target: _Target,
+    blocks: Iterator[memoryview],
+    size: int,
+    condition: dict[str, str],
 ) -> None:
     begun = 0
 
@@ -117,7 +128,8 @@ def _upload_parts(
     try:
         this = {**target, "UploadId": retry(begin)["UploadId"]}
         try:
-            _complete(client, this, _send_parts(client, this, blocks), size)
+            sent = _send_parts(client, this, blocks)
+            _complete(client, this, sent, size, condition)
         except BaseException:
             with contextlib.suppress(Exception):  # the error under way says more
                 _abort(client, this)
@@ -186,10 +198,12 @@ def _confirm(answer: Any, block: memoryview, checksum: dict[str, str]) -> None:
         raise ConnectionError(f"{block.nbytes} bytes were changed on the way")
 
 
-def _complete(client: S3Client, this: _Target, sent: list[_Part], size: int) -> None:
+def _complete(
+    client: S3Client, this: _Target, sent: list[_Part], size: int, condition: dict[str, str]
+) -> None:
     try:
         client.call(
-            "complete_multipart_upload", **this, MultipartUpload={"Parts": sent}, IfNoneMatch="*"
+            "complete_multipart_upload", **this, MultipartUpload={"Parts": sent}, **condition
         )
     except Exception:
         # A completed upload is unknown to the retry that completes it again, after an answer

@@ -1,5 +1,6 @@
 """The steps of a resumable training, as plain functions that no orchestrator has a part in."""
 
+from ckpt_tasks.tasks.copy import adopt, copy
 from ckpt_tasks.tasks.find import FoundCheckpoint, WantedCheckpoint, find, parse_wanted
 from ckpt_tasks.tasks.locate import LocatedCheckpoint, locate
 from ckpt_tasks.tasks.maintain import (
@@ -46,11 +47,13 @@ __all__ = [
     "RunReport",
     "Trial",
     "WantedCheckpoint",
+    "adopt",
     "check_maintained",
     "checkpoint_row",
     "collect",
     "collect_store",
     "combinations",
+    "copy",
     "expire",
     "expire_checkpoint",
     "expire_store",

@@ -163,9 +163,7 @@ def _backlog(
     registered: dict[str, Registration],
     high_water: dict[str, int],
 ) -> Backlog:
-    return find_backlog(
-        store, layout, uid=view.run.uid, registered=registered, high_water=high_water
-    )
+    return find_backlog(store, layout, run=view.run, registered=registered, high_water=high_water)
 
 
 def _run_difference(

@@ -62,6 +62,8 @@ class RunMaintenance(msgspec.Struct, kw_only=True, omit_defaults=True):
     kept, kept_bytes
         Checkpoints that are left, expired ones within their grace among them, and bytes of all the
         run's objects. Of a dry run: that there are now.
+    replica
+        A read-only copy of a run, which is left alone.
     problem
         Why the run was left alone from then on; ``None`` where nothing stood in the way.
     """
@@ -74,6 +76,7 @@ class RunMaintenance(msgspec.Struct, kw_only=True, omit_defaults=True):
     freed: int = 0
     kept: int = 0
     kept_bytes: int = 0
+    replica: bool = False
     problem: str | None = None
 
     @property
@@ -179,13 +182,14 @@ def reconcile_store(
     """
     with closing(open_existing_store(config.store, for_writing=not dry_run)) as store:
         names = [name for name in list_run_names(store) if _matches(name, patterns)]
-        if config.registry.tracking_uri is None:
-            runs = [_readable(store, name) for name in names]
-        else:
+        runs = [_identified(store, name) for name in names]
+        if config.registry.tracking_uri is not None:
+            sound = [run.run for run in runs if run.problem is None and not run.replica]
             reports = reconcile_each(
-                store, config, names, dry_run=dry_run, collects=False, tell=tell
+                store, config, sound, dry_run=dry_run, collects=False, tell=tell
             )
-            runs = [_reconciled(report) for report in reports]
+            done = {report.run: _reconciled(report) for report in reports}
+            runs = [done.get(run.run, run) for run in runs]
     runs.sort(key=lambda run: run.run)
     return Maintenance(store=mask_url(config.store.url), dry_run=dry_run, runs=runs)
 
@@ -210,7 +214,7 @@ def expire_store(config: CheckpointConfig, done: Maintenance) -> Maintenance:
 
     def expire_run(store: Store, run: RunMaintenance) -> None:
         inventory = take_inventory(store, RunLayout(run.run))
-        if inventory.may_expire:
+        if inventory.may_expire and not run.replica:
             _expire(store, config, run, inventory, dry_run=done.dry_run)
 
     return _each(config, done, expire_run)
@@ -225,10 +229,10 @@ def collect_store(config: CheckpointConfig, done: Maintenance) -> Maintenance:
     def collect_run(store: Store, run: RunMaintenance) -> None:
         layout = RunLayout(run.run)
         inventory = take_inventory(store, layout)
-        if inventory.may_be_collected:
+        if inventory.may_be_collected and not run.replica:
             _collect(store, config, run, dry_run=done.dry_run)
             inventory = take_inventory(store, layout)
-        elif not done.dry_run:
+        elif not done.dry_run and not run.replica:
             store.abort_uploads(layout.folder, config.retention.grace)
         run.kept, run.kept_bytes = len(inventory.commits), inventory.size
 
@@ -270,10 +274,10 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _readable(store: Store, name: str) -> RunMaintenance:
+def _identified(store: Store, name: str) -> RunMaintenance:
     run = RunMaintenance(run=name)
     try:
-        read_run(store, RunLayout(name))
+        run.replica = bool(read_run(store, RunLayout(name)).replica)
     except CkptTasksError as error:
         run.problem = str(error)
     return run

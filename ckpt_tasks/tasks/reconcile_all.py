@@ -9,6 +9,7 @@ from contextlib import closing
 from ckpt_tasks.checkpointer.catalog import list_run_names, view_run
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import CkptTasksError
+from ckpt_tasks.fencing.replica import replica_text
 from ckpt_tasks.store import Store, open_existing_store
 from ckpt_tasks.tasks.patience import Patience
 from ckpt_tasks.tasks.reconcile import ReconcileReport, Reconciliation, Tell, reconcile_in_turn
@@ -58,11 +59,16 @@ def reconcile_each(
     for start in range(0, len(runs), _AT_A_TIME):
         found: list[Reconciliation] = []
         for run in runs[start : start + _AT_A_TIME]:
+            report = ReconcileReport(run=run, dry_run=dry_run)
             try:
                 view = view_run(store, run)
             except CkptTasksError as error:
-                yield ReconcileReport(run=run, dry_run=dry_run, problem=str(error))
-            else:
-                how = {"dry_run": dry_run, "collects": collects}
-                found.append(Reconciliation(store, config, view, **how))
+                report.problem = str(error)
+                yield report
+                continue
+            if view.run.replica:
+                report.notes.append(f"left alone: {replica_text(view.run)}")
+                yield report
+                continue
+            found.append(Reconciliation(store, config, view, dry_run=dry_run, collects=collects))
         yield from reconcile_in_turn(found, config, tell, patience)

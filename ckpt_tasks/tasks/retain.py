@@ -59,6 +59,8 @@ def retain(config: CheckpointConfig, run: str, *, dry_run: bool = False) -> Rete
     ------
     CheckpointNotFoundError
         There is no such run.
+    ConfigError
+        It is a replica, which is read-only.
     RegistryError
         What the registry holds is not known, so that nothing was marked.
     StoreError
@@ -83,7 +85,7 @@ def expire_checkpoint(config: CheckpointConfig, run: str, checkpoint: str) -> No
     Raises
     ------
     ConfigError
-        It is pinned, held by the registry, or what a retry would start from.
+        It is pinned, held by the registry, or what a retry would start from; or of a replica.
 
     Others as `retain`.
     """
@@ -114,7 +116,7 @@ def pin(config: CheckpointConfig, run: str, checkpoint: str, *, why: str) -> Non
     CheckpointNotFoundError
         There is no such run or checkpoint, or it is being collected.
     ConfigError
-        `checkpoint` is no checkpoint's id.
+        `checkpoint` is no checkpoint's id, or one of a replica.
     """
     store = open_existing_store(config.store, for_writing=True)
     try:

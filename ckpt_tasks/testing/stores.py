@@ -290,6 +290,17 @@ class StoreTests(ABC):
             store.write("run/data/w1/x", broken(), 8)
         assert store.list_objects("") == []
 
+    def test_replace_makes_an_object_or_takes_its_place(self, store: Store) -> None:
+        """`replace` writes whether or not there is an object."""
+        first, second = [bytes([i]) * 3_000_000 for i in range(6)], [b"second"]
+        for parts in (first, second):
+            whole = b"".join(parts)
+            store.replace("run/data/w1/x", iter(parts), len(whole))
+            assert self.get(store, "run/data/w1/x") == whole
+        with pytest.raises(StoreError):
+            store.replace("run/data/w2/x", [b"12345"], 6)
+        assert [info.path for info in store.list_objects("")] == ["run/data/w1/x"]
+
     def test_ended_writes_leave_nothing_to_abort(self, store: Store) -> None:
         """`abort_uploads` finds no write that has ended, well or not, and touches no object."""
         store.write("run/data/w1/x", [b"12345"], 5)

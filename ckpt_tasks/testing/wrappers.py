@@ -24,16 +24,20 @@ __all__ = [
 ]
 
 Operation = Literal[
-    "read", "read_range", "read_into", "create", "put", "write", "exists", "size",
+    "read", "read_range", "read_into", "create", "put", "write", "replace", "exists", "size",
     "list_objects", "list_folders", "delete", "abort_uploads",
 ]  # fmt: skip
 
-CHANGES: frozenset[Operation] = frozenset({"create", "put", "write", "delete", "abort_uploads"})
+CHANGES: frozenset[Operation] = frozenset(
+    {"create", "put", "write", "replace", "delete", "abort_uploads"}
+)
 """Operations that change the store."""
 
 OPERATIONS: frozenset[Operation] = CHANGES | {
     "read", "read_range", "read_into", "exists", "size", "list_objects", "list_folders",
 }  # fmt: skip
+
+_STREAMED: frozenset[Operation] = frozenset({"write", "replace"})
 
 T = TypeVar("T")
 
@@ -74,6 +78,9 @@ class WrapperStore(Store):
     def write(self, path: str, parts: Iterable[Any], size: int) -> None:
         self._run("write", path, lambda: self.store.write(path, parts, size))
 
+    def replace(self, path: str, parts: Iterable[Any], size: int) -> None:
+        self._run("replace", path, lambda: self.store.replace(path, parts, size))
+
     def exists(self, path: str) -> bool:
         return self._run("exists", path, lambda: self.store.exists(path))
 
@@ -107,8 +114,8 @@ class Fault:
     at
         Number of the operation among those that `FaultyStore` counts, from 1.
     when
-        ``before``: it does not take effect. ``during``: a `write` stops after half of its bytes;
-        as ``before`` for the others. ``after``: it takes effect, and its answer is lost.
+        ``before``: it does not take effect. ``during``: a `write` or `replace` stops after half of
+        its bytes; as ``before`` for the others. ``after``: it takes effect, and its answer is lost.
         ``late``: it fails now, and takes effect after `delay` more counted operations, or at
         `FaultyStore.land`.
     how
@@ -178,13 +185,26 @@ class FaultyStore(WrapperStore):
         self._land(lambda due: True)
 
     def write(self, path: str, parts: Iterable[Any], size: int) -> None:
-        number = self._count("write", path)
+        self._stream("write", self.store.write, path, parts, size)
+
+    def replace(self, path: str, parts: Iterable[Any], size: int) -> None:
+        self._stream("replace", self.store.replace, path, parts, size)
+
+    def _stream(
+        self,
+        operation: Operation,
+        write: Callable[[str, Iterable[Any], int], None],
+        path: str,
+        parts: Iterable[Any],
+        size: int,
+    ) -> None:
+        number = self._count(operation, path)
         fault = self._fault(number)
         if fault is not None and fault.when == "during":
-            parts = _half(parts, size, lambda: fault.strike("write", path))
+            parts = _half(parts, size, lambda: fault.strike(operation, path))
         elif fault is not None and fault.when == "late":
             parts = [bytes(part) for part in parts]
-        self._meet(fault, number, "write", path, lambda: self.store.write(path, parts, size))
+        self._meet(fault, number, operation, path, lambda: write(path, parts, size))
 
     def _run(self, operation: Operation, path: str, call: Callable[[], T]) -> T:
         if operation not in self._counted:
@@ -212,7 +232,7 @@ class FaultyStore(WrapperStore):
         path: str,
         call: Callable[[], T],
     ) -> T:
-        if fault is None or (fault.when == "during" and operation == "write"):
+        if fault is None or (fault.when == "during" and operation in _STREAMED):
             return call()
         if fault.when == "after":
             call()
@@ -256,7 +276,7 @@ class LatencyStore(WrapperStore):
     seconds
         Added to each operation.
     bytes_per_second
-        If given, a `write` takes at least as long as its size at this speed.
+        If given, a `write` or `replace` takes at least as long as its size at this speed.
     operations
         Which operations are slow. Default: all.
     sleep
@@ -279,9 +299,16 @@ class LatencyStore(WrapperStore):
         self._sleep = sleep
 
     def write(self, path: str, parts: Iterable[Any], size: int) -> None:
+        self._sleep_for(size)
+        super().write(path, parts, size)
+
+    def replace(self, path: str, parts: Iterable[Any], size: int) -> None:
+        self._sleep_for(size)
+        super().replace(path, parts, size)
+
+    def _sleep_for(self, size: int) -> None:
         if self._bytes_per_second is not None:
             self._sleep(size / self._bytes_per_second)
-        super().write(path, parts, size)
 
     def _run(self, operation: Operation, path: str, call: Callable[[], T]) -> T:
         if operation in self._operations and self._seconds:

@@ -28,6 +28,7 @@ from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import read_heartbeat
 from ckpt_tasks.fencing.process import this_process
+from ckpt_tasks.fencing.replica import check_not_replica
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CompletedRecord, IndexRef, RunRecord, now
 from ckpt_tasks.recovery.choose import choose
@@ -146,17 +147,19 @@ class AttemptRunner:
 
     def _already_complete(self, store: Store, completed: CompletedRecord) -> TrainOutcome:
         """Nothing to train; but what was never registered can be, now."""
+        identity = read_run(store, self._layout)
+        check_not_replica(store, identity)
         newest = max(list_attempts(store, self._layout))
         message = f"was complete already: {completed.position}, at {completed.completed_at}"
         others = trained_with_others(
             self._completed_with(store, completed), self._hyperparameters, completed.checkpoint
         )
-        self._on_event(RunFoundComplete(run=self._spec.run, uid=completed.uid, attempt=newest))
+        self._on_event(RunFoundComplete(run=self._spec.run, uid=identity.uid, attempt=newest))
         return TrainOutcome(
             code=EXIT_DONE,
             message=f"{message}; {others}" if others else message,
             run=self._spec.run,
-            uid=completed.uid,
+            uid=identity.uid,  # not the marker's: it may have been made before the run was adopted
             attempt=completed.attempt,
             position=completed.position,
             checkpoint=completed.checkpoint,

@@ -13,7 +13,7 @@ from ckpt_tasks.errors import CkptTasksError, CorruptCheckpointError
 from ckpt_tasks.fencing.attempts import read_attempts
 from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.format.records import CommitRecord, RunRecord
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId, MetricRow
 
@@ -50,7 +50,7 @@ def find_backlog(
     store: Store,
     layout: RunLayout,
     *,
-    uid: str,
+    run: RunRecord,
     registered: Collection[str],
     high_water: Mapping[str, int],
 ) -> Backlog:
@@ -72,7 +72,7 @@ def find_backlog(
         Storage did not answer.
     """
     valid = trace_lineage(read_attempts(store, layout)).valid(list_checkpoints(store, layout))
-    records = read_checkpoints(store, layout, valid, uid=uid)
+    records = read_checkpoints(store, layout, valid, run=run)
     marks = marked(store, layout)
     newest_sent = max(high_water.values(), default=-1)
     backlog = Backlog(missing=[], registered=[], rows=[], damaged=marks["quarantined"])

@@ -25,9 +25,10 @@ from ckpt_tasks.events import (
     Warned,
 )
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
+from ckpt_tasks.fencing.claim import read_run
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import CommitRecord, RegistryRunIds
+from ckpt_tasks.format.records import CommitRecord, RegistryRunIds, RunRecord
 from ckpt_tasks.masking import mask_url
 from ckpt_tasks.registry.base import (
     Registration,
@@ -84,6 +85,7 @@ class Publisher:
         self._rows: deque[MetricRow] = deque()
         self._commits: deque[CheckpointId] = deque()
         self._ids: RegistryRunIds | None = None
+        self._run: RunRecord | None = None
         self._refusals: Counter[CheckpointId] = Counter()
         self._refused_keys: set[str] = set()
         self._registered: dict[str, Registration] = {}
@@ -177,7 +179,7 @@ class Publisher:
         backlog = find_backlog(
             self._store,
             self._layout,
-            uid=self._description.uid,
+            run=self._run_record(),
             registered=self._registered,
             high_water=self._high_water,
         )
@@ -284,7 +286,7 @@ class Publisher:
 
     def _register(self, checkpoint: CheckpointId) -> None:
         record, registration = register_checkpoint(
-            self._store, self._layout, self._registry, checkpoint, uid=self._description.uid
+            self._store, self._layout, self._registry, checkpoint, run=self._run_record()
         )
         self._move_resume_alias(record, registration)
         assert self._best is not None
@@ -301,6 +303,12 @@ class Publisher:
             )
         )
 
+    def _run_record(self) -> RunRecord:
+        """With the ancestors whose checkpoints are this run's: a description does not name them."""
+        if self._run is None:
+            self._run = read_run(self._store, self._layout)
+        return self._run
+
     def _move_resume_alias(self, record: CommitRecord, registration: Registration) -> None:
         """Forwards only: an older checkpoint may be registered late."""
         age = (record.checkpoint.attempt, record.checkpoint.sequence)
@@ -316,7 +324,7 @@ def resume_alias(run: str) -> str:
 
 
 def register_checkpoint(
-    store: Store, layout: RunLayout, registry: Registry, checkpoint: CheckpointId, *, uid: str
+    store: Store, layout: RunLayout, registry: Registry, checkpoint: CheckpointId, *, run: RunRecord
 ) -> tuple[CommitRecord, Registration]:
     """Register a committed checkpoint, or complete what was left half done.
 
@@ -326,7 +334,7 @@ def register_checkpoint(
         Its commit record is gone, or cannot be read.
     """
     path = layout.commit(checkpoint)
-    record = read_commit(store, layout, checkpoint, uid=uid)
+    record = read_commit(store, layout, checkpoint, run=run)
     manifest = store.read(path, limit=MAX_RECORD_BYTES)
     uri = f"{store.url.rstrip('/')}/{path}"
     return record, registry.register(record, uri=uri, manifest=manifest)

@@ -33,7 +33,7 @@ class AgedStore(WrapperStore):
         return ObjectInfo(info.path, info.size, info.modified - older)
 
     def _run(self, operation: Operation, path: str, call: Callable[[], Any]) -> Any:
-        if operation in ("create", "put", "write"):
+        if operation in ("create", "put", "write", "replace"):
             with self._lock:
                 result = call()
                 self._older_by.pop(path, None)

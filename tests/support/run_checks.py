@@ -39,7 +39,7 @@ def check_run(
         valid = trace_lineage(view.attempts).valid(list_checkpoints(store, layout))[::-1]
         resumed = {a.number: a.resumed for a in view.attempts}
         for checkpoint in valid:
-            record = read_commit(store, layout, checkpoint, uid=view.run.uid)
+            record = read_commit(store, layout, checkpoint, run=view.run)
             start = resumed[checkpoint.attempt]
             assert start is not None
             assert record.lineage == start.lineage

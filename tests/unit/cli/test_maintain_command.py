@@ -7,7 +7,7 @@ from support.made_runs import MadeRun
 
 def test_a_store_is_maintained(call, store_path, stored):
     """A table of what changed and a total; what is wrong with a run names itself, and exits with 1
-    after the others.
+    after the others. A replica is left alone, and is no trouble.
     """
     broken = MadeRun(stored.run.store, "broken")
     maintain = ("maintain", "--store", store_path, "--keep-latest", "1", "--grace", "0.001s")
@@ -28,3 +28,8 @@ def test_a_store_is_maintained(call, store_path, stored):
     chosen = call(*maintain, "--run-pattern", "digits*", "--json")
     assert (chosen.code, chosen.json["total"]["kept"]) == (0, 1)
     assert [run["run"] for run in chosen.json["runs"]] == ["digits cnn"]
+
+    elsewhere = f"{store_path}-copy"
+    call("copy", "digits cnn", "--to", elsewhere, "--store", store_path)
+    replica = call("maintain", "--store", elsewhere, "--keep-latest", "1", "--json")
+    assert (replica.code, replica.json["runs"][0]["replica"]) == (0, True)

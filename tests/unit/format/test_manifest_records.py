@@ -15,6 +15,7 @@ from ckpt_tasks.format import codec
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.digest import CHUNK_BYTES, digest
 from ckpt_tasks.format.records import (
+    Ancestor,
     AttemptClaim,
     CommitRecord,
     CompletedRecord,
@@ -27,6 +28,7 @@ from ckpt_tasks.format.records import (
     MarkRecord,
     PassedOver,
     Process,
+    Replica,
     ResumedRecord,
     RunRecord,
     TensorEntry,
@@ -82,6 +84,14 @@ RECORDS = [
     COMMIT,
     INDEX,
     RunRecord(uid=UID, run="a/b ..", created_at=NOW, created_by="0.1"),
+    RunRecord(
+        uid=UID,
+        run="a",
+        created_at=NOW,
+        created_by="0.1",
+        ancestors=[Ancestor(uid="f" * 32, attempts=3)],
+        replica=Replica(source="s3://bucket/runs", since=NOW),
+    ),
     AttemptClaim(
         uid=UID,
         attempt=2,

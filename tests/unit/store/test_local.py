@@ -7,6 +7,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -267,3 +268,22 @@ def test_relative_root_is_refused() -> None:
     """A root must be absolute, for the working directory may change."""
     with pytest.raises(ConfigError, match="not absolute"):
         LocalStore("relative/root")
+
+
+def test_what_a_killed_replace_leaves_is_found_by_its_age(store: LocalStore) -> None:
+    """No listing shows it; `abort_uploads` removes it once it has not been written to for so long,
+    and leaves files alone, and what lies elsewhere.
+    """
+    store.replace("run/data/w/x", [b"old"], 3)
+    folder = Path(store.root) / "run/data/w"
+    left, fresh = folder / f".tmp-{'0' * 32}", folder / f".tmp-{'1' * 32}"
+    for path in (left, fresh):
+        path.write_bytes(b"half of it")
+    hour_ago = time.time() - 3600
+    for path in (left, folder / "x"):
+        os.utime(path, (hour_ago, hour_ago))
+    assert [info.path for info in store.list_objects("")] == ["run/data/w/x"]
+    assert store.abort_uploads("another/", 60) == []
+    [aborted] = store.abort_uploads("run/", 60)
+    assert (aborted.path, aborted.begun) == (f"run/data/w/{left.name}", pytest.approx(hour_ago))
+    assert (left.exists(), fresh.exists(), store.read("run/data/w/x")) == (False, True, b"old")

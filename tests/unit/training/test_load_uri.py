@@ -193,3 +193,14 @@ def save_values(folder: Path, values: dict[str, torch.Tensor]) -> str:
     captured = capture({"values": values})
     checkpoint = run.begin().checkpointer.save(captured, save_request(10)).checkpoint
     return f"{run.store.url}/{run.layout.commit(checkpoint)}"
+
+
+def test_a_copy_has_the_same_digest_and_values(located: LocatedCheckpoint, tmp_path: Path) -> None:
+    """What was told of the original's record is true of the copy's, in any store."""
+    root, there = located.uri.rsplit("/", 3)[0], StoreConfig(url=str(tmp_path / "there"))
+    tasks.copy(StoreConfig(url=root), there, "toy", checkpoint=located.checkpoint)
+    copied = tasks.locate(there, "toy")
+    assert (copied.checkpoint, copied.digest) == (located.checkpoint, located.digest)
+    values, expected = (load_uri(uri, ["model"])["model"] for uri in (copied.uri, located.uri))
+    assert values.keys() == expected.keys()
+    assert all(torch.equal(values[key], expected[key]) for key in values)
