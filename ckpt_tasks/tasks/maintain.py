@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-class RunMaintenance(msgspec.Struct, kw_only=True, omit_defaults=True):
+class RunMaintenance(msgspec.Struct, kw_only=True):
     """What was done about one run, or (of a dry run) would be.
 
     Parameters

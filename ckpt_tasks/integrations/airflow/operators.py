@@ -350,6 +350,8 @@ class VerifyOperator(StepOperator):
         report = tasks.verify(config.store, self.run_name)
         size = readable_size(report.size)
         self.log.info("%s verified: %s in %.1f s", report.checkpoint, size, report.seconds)
+        if report.unmarked is not None:
+            self.log.warning("not marked as verified: %s", report.unmarked)
         tell_outlets(self, context, config, self.run_name, report.checkpoint)
         result: dict[str, Any] = msgspec.to_builtins(report)
         return result

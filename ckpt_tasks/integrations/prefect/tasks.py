@@ -128,7 +128,10 @@ def verify_checkpoint(spec: TrainSpec) -> VerifyReport:
     """Read every byte of the newest checkpoint and check it."""
     report = tasks.verify(spec.config.store, spec.run)
     size = readable_size(report.size)
-    get_run_logger().info("%s verified: %s in %.1f s", report.checkpoint, size, report.seconds)
+    logger = get_run_logger()
+    logger.info("%s verified: %s in %.1f s", report.checkpoint, size, report.seconds)
+    if report.unmarked is not None:
+        logger.warning("not marked as verified: %s", report.unmarked)
     return report
 
 
