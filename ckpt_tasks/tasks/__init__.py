@@ -18,7 +18,7 @@ from ckpt_tasks.tasks.promote import Promotion, promote
 from ckpt_tasks.tasks.reconcile import ReconcileReport, reconcile
 from ckpt_tasks.tasks.reconcile_all import reconcile_all
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
-from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, report
+from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, markdown_table, report
 from ckpt_tasks.tasks.resolve import resolve, signature_of_entrypoint
 from ckpt_tasks.tasks.retain import (
     RetentionReport,
@@ -62,6 +62,7 @@ __all__ = [
     "locate",
     "maintain",
     "maintenance_rows",
+    "markdown_table",
     "narrate",
     "parse_wanted",
     "pin",
