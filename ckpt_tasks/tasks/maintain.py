@@ -245,7 +245,7 @@ def check_maintained(done: Maintenance) -> None:
         return
     first = done.problems[0]
     others = len(done.problems) - 1
-    more = f", and {others} others" if others else ""
+    more = f", and {others} more" if others else ""
     raise MaintenanceError(
         f"of {len(done.runs)} runs in {done.store}, {len(done.problems)} could not be maintained: "
         f"{first.run!r}: {first.problem}{more}"

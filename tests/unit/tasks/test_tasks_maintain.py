@@ -127,7 +127,7 @@ def test_every_run_gets_what_it_needs(
     for name in ("damaged", "later"):
         kept = {path: data for path, data in before.items() if path.startswith(f"{name}/")}
         assert kept.items() <= run.contents().items()
-    with pytest.raises(MaintenanceError, match=r"of 5 runs .*'damaged'.* and 1 others"):
+    with pytest.raises(MaintenanceError, match=r"of 5 runs .*'damaged'.* and 1 more"):
         check_maintained(done)
 
     contents, known = run.contents(), versions(memory)
