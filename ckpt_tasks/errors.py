@@ -17,6 +17,7 @@
     |   |-- NoSpaceError                   remove what has expired, and try once more
     |   |-- ObjectNotFoundError
     |   `-- ObjectExistsError
+    |-- MaintenanceError                     repeat: some runs were left as they are  exit 1
     |-- TornStateError                       save again, without overlap                exit 1
     `-- RegistryError                        queue and go on: the store is the truth     exit 1
         `-- RegistryRefusedError             set this one aside: the others may be taken
@@ -35,6 +36,7 @@ __all__ = [
     "CkptTasksError",
     "ConfigError",
     "CorruptCheckpointError",
+    "MaintenanceError",
     "NoProgressError",
     "NoSpaceError",
     "ObjectExistsError",
@@ -118,6 +120,10 @@ class StoreError(CkptTasksError, OSError):
 
 class NoSpaceError(StoreError):
     """The store has no room: its disk is full, or a quota is used up."""
+
+
+class MaintenanceError(CkptTasksError):
+    """Something went wrong with runs of a store, which were left alone; all others are done."""
 
 
 class TornStateError(CkptTasksError):

@@ -31,6 +31,7 @@ __all__ = [
     "Standing",
     "is_complete",
     "list_checkpoints",
+    "list_run_names",
     "list_runs",
     "read_checkpoints",
     "view_run",
@@ -158,8 +159,23 @@ def view_run(store: Store, run: str) -> RunView:
 
 def list_runs(store: Store) -> list[RunSummary]:
     """Every run of the store, by name."""
-    folders = store.list_folders("")
-    return [_summary(store, folder) for folder in folders if not folder.startswith(".")]
+    return [_summary(store, folder) for folder in _folders(store)]
+
+
+def list_run_names(store: Store) -> list[str]:
+    """Names of all runs, by one listing; a folder that no run can have stands for itself."""
+    return list(dict.fromkeys(_name(folder) for folder in _folders(store)))
+
+
+def _folders(store: Store) -> list[str]:
+    return [folder for folder in store.list_folders("") if not folder.startswith(".")]
+
+
+def _name(folder: str) -> str:
+    try:
+        return decode_name(folder)
+    except ValueError:
+        return folder
 
 
 def _summary(store: Store, folder: str) -> RunSummary:

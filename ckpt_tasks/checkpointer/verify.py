@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.checkpointer.reader import check_files, read_commit, read_index
 from ckpt_tasks.errors import ConfigError, CorruptCheckpointError
 from ckpt_tasks.fencing.claim import read_run
@@ -16,7 +17,13 @@ from ckpt_tasks.format.records import CommitRecord, IndexRef
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["VerifyReport", "check_checkpoint", "state_digest", "verify_checkpoint"]
+__all__ = [
+    "VerifyReport",
+    "check_checkpoint",
+    "mark_verified",
+    "state_digest",
+    "verify_checkpoint",
+]
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +39,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         How many files, and bytes of them, were read and found right.
     seconds
         How long it took: with `size`, what a restore from here would wait for.
+    unmarked
+        Why a collection does not learn of it, and may read all of it once more.
     """
 
     run: str
@@ -41,6 +50,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     files: int
     size: int
     seconds: float
+    unmarked: str | None = None
 
 
 def verify_checkpoint(store: Store, run: str, checkpoint: CheckpointId | str) -> VerifyReport:
@@ -80,6 +90,26 @@ def verify_checkpoint(store: Store, run: str, checkpoint: CheckpointId | str) ->
         size=size,
         seconds=time.perf_counter() - started,
     )
+
+
+def mark_verified(store: Store, run: str, checkpoint: CheckpointId | str, *, by: str) -> None:
+    """Have collections know that every byte of a checkpoint was read and is right.
+
+    Parameters
+    ----------
+    by
+        Who has read it, for people.
+
+    Raises
+    ------
+    StoreError
+        Storage does not take the mark.
+    """
+    layout, checkpoint = RunLayout(run), _parsed(checkpoint)
+    why = "every byte was read, and is what was committed"
+    mark(store, layout, "verified", checkpoint, why=why, by=by)
+    if not store.exists(layout.commit(checkpoint)):  # collected while it was read
+        store.delete(layout.mark("verified", checkpoint))
 
 
 def check_checkpoint(store: Store, layout: RunLayout, record: CommitRecord) -> None:

@@ -31,6 +31,7 @@ _COMMANDS = {
     "expire": "ckpt_tasks.cli.retention:expire",
     "export": "ckpt_tasks.cli.export:export",
     "ls": "ckpt_tasks.cli.browse:ls",
+    "maintain": "ckpt_tasks.cli.maintain:maintain",
     "pin": "ckpt_tasks.cli.retention:pin",
     "reconcile": "ckpt_tasks.cli.reconcile:reconcile",
     "runs": "ckpt_tasks.cli.browse:runs",

@@ -17,8 +17,9 @@ from ckpt_tasks.cli.options import (
 )
 from ckpt_tasks.cli.tables import echo, table
 from ckpt_tasks.tasks.differences import Difference
-from ckpt_tasks.tasks.reconcile import ReconcileReport, reconcile_all
+from ckpt_tasks.tasks.reconcile import ReconcileReport
 from ckpt_tasks.tasks.reconcile import reconcile as reconcile_run
+from ckpt_tasks.tasks.reconcile_all import reconcile_all
 from ckpt_tasks.types import EXIT_FAILED
 
 __all__ = ["reconcile"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ckpt_tasks.checkpointer.catalog import RunView
-from ckpt_tasks.checkpointer.verify import VerifyReport, verify_checkpoint
+from ckpt_tasks.checkpointer.verify import VerifyReport
 from ckpt_tasks.cli.browse import find_checkpoint, find_run
 from ckpt_tasks.cli.options import (
     as_json,
@@ -21,6 +21,7 @@ from ckpt_tasks.cli.tables import echo
 from ckpt_tasks.errors import CheckpointNotFoundError, UnsupportedFormatError
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import open_existing_store
+from ckpt_tasks.tasks.verify import verify_and_mark
 from ckpt_tasks.types import EXIT_FAILED
 
 __all__ = ["verify"]
@@ -42,8 +43,8 @@ def verify(
 ) -> None:
     """Read every byte of a checkpoint and compare it with what was committed.
 
-    Without @ID, the newest one that a retry would start from. Exits with 1 when a checkpoint is
-    damaged.
+    Without @ID, the newest one that a retry would start from. What is whole is marked so, and need
+    not be read again before older ones are collected. Exits with 1 when a checkpoint is damaged.
     """
     name, checkpoint_id = split_checkpoint(run)
     if checkpoint_id is not None and every:
@@ -51,9 +52,10 @@ def verify(
     reports = []
     later: UnsupportedFormatError | None = None
     with closing(open_existing_store(configure(store, config_file).store)) as opened:
-        for chosen in _choose(find_run(opened, name), checkpoint_id, every=every):
+        view = find_run(opened, name)
+        for chosen in _choose(view, checkpoint_id, every=every):
             try:
-                report = verify_checkpoint(opened, name, chosen)
+                report = verify_and_mark(opened, view, chosen)
             except UnsupportedFormatError as error:
                 later = error  # one of a later version must not keep the others unverified
                 continue
@@ -86,5 +88,7 @@ def _echo_report(report: VerifyReport) -> None:
     read = f"{report.files} files, {readable_size(report.size)} in {report.seconds:.2f} s"
     if report.ok:
         echo(f"ok       {report.checkpoint}  {read}, {readable_size(speed)}/s")
+        if report.unmarked is not None:
+            echo(f"         not marked as verified: {report.unmarked}", err=True)
     else:
         echo(f"DAMAGED  {report.checkpoint}  {report.problem}")

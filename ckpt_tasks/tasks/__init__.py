@@ -5,11 +5,22 @@ from ckpt_tasks.tasks.export import ExportReport, export, export_from
 from ckpt_tasks.tasks.exporting import ExportRequest, ServedModel
 from ckpt_tasks.tasks.find import FoundCheckpoint, WantedCheckpoint, find, parse_wanted
 from ckpt_tasks.tasks.locate import LocatedCheckpoint, locate
+from ckpt_tasks.tasks.maintain import (
+    Maintenance,
+    RunMaintenance,
+    check_maintained,
+    collect_store,
+    expire_store,
+    maintain,
+    maintenance_rows,
+    reconcile_store,
+)
 from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.promote import Promotion, promote
-from ckpt_tasks.tasks.reconcile import ReconcileReport, reconcile, reconcile_all
+from ckpt_tasks.tasks.reconcile import ReconcileReport, reconcile
+from ckpt_tasks.tasks.reconcile_all import reconcile_all
 from ckpt_tasks.tasks.recover import RecoveryReport, recover
-from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, report
+from ckpt_tasks.tasks.report import Row, RunReport, checkpoint_row, markdown_table, report
 from ckpt_tasks.tasks.resolve import resolve, signature_of_entrypoint
 from ckpt_tasks.tasks.retain import (
     RetentionReport,
@@ -29,28 +40,36 @@ __all__ = [
     "ExportRequest",
     "FoundCheckpoint",
     "LocatedCheckpoint",
+    "Maintenance",
     "Promotion",
     "Ranking",
     "ReconcileReport",
     "RecoveryReport",
     "RetentionReport",
     "Row",
+    "RunMaintenance",
     "RunReport",
     "ServedModel",
     "Trial",
     "WantedCheckpoint",
     "adopt",
+    "check_maintained",
     "checkpoint_row",
     "collect",
+    "collect_store",
     "combinations",
     "copy",
     "expire",
     "expire_checkpoint",
     "export",
     "export_from",
+    "expire_store",
     "find",
     "is_worth_retrying",
     "locate",
+    "maintain",
+    "maintenance_rows",
+    "markdown_table",
     "narrate",
     "parse_wanted",
     "pin",
@@ -58,6 +77,7 @@ __all__ = [
     "rank",
     "reconcile",
     "reconcile_all",
+    "reconcile_store",
     "recover",
     "report",
     "resolve",

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from ckpt_tasks.checkpointer.catalog import RunView, list_runs, view_run
+from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import (
     CkptTasksError,
@@ -24,7 +24,7 @@ from ckpt_tasks.events import Event, Warned
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import HeartbeatObserver, read_heartbeat
 from ckpt_tasks.fencing.process import process_is_alive
-from ckpt_tasks.fencing.replica import check_not_replica, replica_text
+from ckpt_tasks.fencing.replica import check_not_replica
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.registry import Registry, RegistryRunIds, RunDescription, load_registry
@@ -40,11 +40,12 @@ from ckpt_tasks.tasks.differences import (
     trained,
     wanted_status,
 )
+from ckpt_tasks.tasks.patience import Patience
 from ckpt_tasks.training.publisher import REFUSALS, Publisher, register_checkpoint
 from ckpt_tasks.training.registry_ids import choose_ids, read_ids
 from ckpt_tasks.types import CheckpointId
 
-__all__ = ["ReconcileReport", "reconcile", "reconcile_all"]
+__all__ = ["ReconcileReport", "Reconciliation", "Tell", "reconcile", "reconcile_in_turn"]
 
 _MOST_WATCHED = 64
 
@@ -117,65 +118,60 @@ def reconcile(
     try:
         view = view_run(store, run)
         check_not_replica(store, view.run)
-        reconciliation = _Reconciliation(store, config, view, dry_run=dry_run)
-        return _in_turn([reconciliation], config, tell)[0]
+        reconciliation = Reconciliation(store, config, view, dry_run=dry_run)
+        return reconcile_in_turn([reconciliation], config, tell, Patience())[0]
     finally:
         store.close()
 
 
-def reconcile_all(
-    config: CheckpointConfig, *, dry_run: bool = False, tell: Tell | None = None
+def reconcile_in_turn(
+    runs: Sequence[Reconciliation],
+    config: CheckpointConfig,
+    tell: Tell | None,
+    patience: Patience,
 ) -> list[ReconcileReport]:
-    """`reconcile` every run of a store; what fails for one run stands in its report."""
-    store = open_existing_store(config.store)
-    try:
-        reports: list[ReconcileReport] = []
-        runs: list[_Reconciliation] = []
-        for summary in list_runs(store):
-            try:
-                view = view_run(store, summary.name)
-            except CkptTasksError as error:
-                problem = summary.problem or str(error)
-                reports.append(ReconcileReport(run=summary.name, dry_run=dry_run, problem=problem))
-                continue
-            if view.run.replica:
-                note = f"left alone: {replica_text(view.run)}"
-                reports.append(ReconcileReport(run=summary.name, dry_run=dry_run, notes=[note]))
-                continue
-            runs.append(_Reconciliation(store, config, view, dry_run=dry_run))
-        reports += _in_turn(runs, config, tell)
-        return sorted(reports, key=lambda report: report.run)
-    finally:
-        store.close()
+    """Look at all, watch all that may be alive at once, then act on one after the other.
 
-
-def _in_turn(
-    runs: Sequence[_Reconciliation], config: CheckpointConfig, tell: Tell | None
-) -> list[ReconcileReport]:
-    """Look at all, watch all that may be alive at once, then act on one after the other."""
+    Once `patience` with the registry is over, it is not asked about the others any more.
+    """
     for run in runs:
+        if patience.is_over:
+            run.report.problem = str(patience)
+            continue
+        patience.begin()
         run.look()
+        patience.end(failed=run.report.problem is not None)
     doubtful = [run for run in runs if run.must_be_watched]
     if doubtful and tell is not None:
         after = config.attempt.takeover_after
         tell(f"watching the heartbeat of {len(doubtful)} attempt(s) for up to {after:g} s")
     if doubtful:
         with ThreadPoolExecutor(min(len(doubtful), _MOST_WATCHED)) as pool:
-            list(pool.map(_Reconciliation.watch, doubtful))
+            list(pool.map(Reconciliation.watch, doubtful))
     for run in runs:
         run.act()
     return [run.report for run in runs]
 
 
-class _Reconciliation:
-    """One run's: `look`, then `watch` where `must_be_watched`, then `act`."""
+class Reconciliation:
+    """One run's: `look`, then `watch` where `must_be_watched`, then `act`.
+
+    With `collects`, what nothing needs any more is removed as well.
+    """
 
     def __init__(
-        self, store: Store, config: CheckpointConfig, view: RunView, *, dry_run: bool
+        self,
+        store: Store,
+        config: CheckpointConfig,
+        view: RunView,
+        *,
+        dry_run: bool,
+        collects: bool = True,
     ) -> None:
         self._store = store
         self._config = config
         self._view = view
+        self._collects = collects
         self._layout = RunLayout(view.run.run)
         self._differences: Differences | None = None
         self._lives = False
@@ -248,7 +244,7 @@ class _Reconciliation:
                 self.report.changes += found
             else:
                 self._remove_differences(self._differences)
-        if self.report.problem is None:
+        if self._collects and self.report.problem is None:
             self._guarded(self._collect)
 
     def _guarded(self, step: Callable[[Registry | None], None]) -> None:

@@ -22,6 +22,7 @@ from ckpt_tasks.fencing.claim import Attempt, ClaimRequest, claim_attempt, open_
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.process import this_process
 from ckpt_tasks.format.codec import encode
+from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import (
     AttemptClaim,
@@ -254,6 +255,14 @@ class MadeRun:
         content = bytearray(self.store.read(path))
         content[position] ^= 1
         self.store.put(path, bytes(content))
+
+    def make_later_version(self, checkpoint: CheckpointId) -> None:
+        """Have the checkpoint's record need a feature that this version does not know."""
+        path = self.layout.commit(checkpoint)
+        record = {**msgspec.json.decode(self.store.read(path)), "required_features": ["teleport"]}
+        del record["checksum"]
+        body = msgspec.json.encode(record).removesuffix(b"}")
+        self.store.put(path, body + b',\n "checksum": "%s"\n}\n' % digest(body).encode("ascii"))
 
     def contents(self) -> dict[str, bytes]:
         """Every object of the store, by path."""

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from ckpt_tasks.integrations.airflow.dag import resumable_dag
     from ckpt_tasks.integrations.airflow.decorators import resumable_training_task
     from ckpt_tasks.integrations.airflow.hooks import CheckpointHook, MlflowHook
+    from ckpt_tasks.integrations.airflow.maintenance import (
+        CollectStoreOperator,
+        ExpireStoreOperator,
+        MaintenanceReportOperator,
+        ReconcileStoreOperator,
+        maintenance_dag,
+    )
     from ckpt_tasks.integrations.airflow.operators import (
         PromoteOperator,
         RecoverOperator,
@@ -28,16 +35,21 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointHook",
     "CheckpointSensor",
+    "CollectStoreOperator",
+    "ExpireStoreOperator",
+    "MaintenanceReportOperator",
     "MlflowHook",
     "PlanOperator",
     "PromoteOperator",
     "RankOperator",
+    "ReconcileStoreOperator",
     "RecoverOperator",
     "ReportOperator",
     "ResolveOperator",
     "RetainOperator",
     "TrainOperator",
     "VerifyOperator",
+    "maintenance_dag",
     "resumable_dag",
     "resumable_sweep",
     "resumable_training_task",
@@ -47,10 +59,15 @@ __all__ = [
 _MODULES = {
     "CheckpointHook": "hooks",
     "CheckpointSensor": "sensors",
+    "CollectStoreOperator": "maintenance",
+    "ExpireStoreOperator": "maintenance",
+    "MaintenanceReportOperator": "maintenance",
     "MlflowHook": "hooks",
     "PlanOperator": "sweep",
     "RankOperator": "sweep",
+    "ReconcileStoreOperator": "maintenance",
     "RetainOperator": "retain",
+    "maintenance_dag": "maintenance",
     "resumable_dag": "dag",
     "resumable_sweep": "sweep",
     "resumable_training_task": "decorators",

@@ -6,25 +6,22 @@ Airflow owns the retries. What a retry cannot change fails at once, with one lin
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowSkipException
 
 from ckpt_tasks.config import (
     AttemptConfig,
     CheckpointConfig,
-    RegistryConfig,
     RetentionConfig,
     SaveConfig,
     ScheduleConfig,
 )
-from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError, ConfigError
+from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError
+from ckpt_tasks.integrations.airflow.base import RunOperator, StepOperator
 from ckpt_tasks.integrations.airflow.configuration import Settings
-from ckpt_tasks.integrations.airflow.connections import refuse_credentials
 from ckpt_tasks.integrations.airflow.links import (
     DashboardLink,
     MlflowModelVersionLink,
@@ -56,84 +53,6 @@ _OWN_RUN_NAME = (
     "{{ dag.dag_id }}-{{ task.task_id }}-{{ run_id }}"
     "{% if ti.map_index >= 0 %}-{{ ti.map_index }}{% endif %}"
 )
-
-
-class RunOperator(BaseOperator):
-    """Base of all: which run, in which store, with which registry.
-
-    Parameters
-    ----------
-    run_name
-        Name of the training run.
-    store
-        Root of the store: a path, or a URL, which may name the Airflow connection that has the
-        credentials (``s3://aws_default@bucket/prefix``). Default: that of `ckpt_conn_id`, else
-        the configuration's (``CKPT_TASKS_STORE_URL``, or a file).
-    ckpt_conn_id
-        Connection of the type ``ckpt_tasks``.
-    mlflow_conn_id
-        Connection of the type ``mlflow``. Default: the tracking URI of `registry`, if it has one.
-    registry
-        Experiment, registered model, and what is best.
-
-    Raises
-    ------
-    ConfigError
-        `store` has credentials in it, which Airflow would show.
-    """
-
-    template_fields: Sequence[str] = ("run_name", "store", "ckpt_conn_id", "mlflow_conn_id")
-    ui_color = "#e8f3ff"
-
-    def __init__(
-        self,
-        *,
-        run_name: str,
-        store: str | None = None,
-        ckpt_conn_id: str | None = None,
-        mlflow_conn_id: str | None = None,
-        registry: RegistryConfig | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        refuse_credentials(store)
-        self.run_name = run_name
-        self.store = store
-        self.ckpt_conn_id = ckpt_conn_id
-        self.mlflow_conn_id = mlflow_conn_id
-        self.registry = registry
-
-    def _settings(self) -> Settings:
-        return Settings(
-            store=self.store,
-            ckpt_conn_id=self.ckpt_conn_id,
-            mlflow_conn_id=self.mlflow_conn_id,
-            registry=self.registry,
-        )
-
-    @contextmanager
-    def _only_worthwhile_retries(self) -> Iterator[None]:
-        from ckpt_tasks.tasks import is_worth_retrying
-
-        try:
-            yield
-        except CkptTasksError as error:
-            if is_worth_retrying(error):
-                raise
-            raise AirflowFailException(str(error)) from None
-
-
-class StepOperator(RunOperator):
-    """Base of the steps: what one does is `_execute`."""
-
-    def execute(self, context: Context) -> Any:
-        """Do the step; what it returns is kept as an XCom."""
-        with self._only_worthwhile_retries(), self._settings().applied() as config:
-            return self._execute(context, config)
-
-    @abstractmethod
-    def _execute(self, context: Context, config: CheckpointConfig) -> Any:
-        """Do the step, with the run's store and registry reachable."""
 
 
 class _AttemptOperator(StepOperator):
@@ -350,6 +269,8 @@ class VerifyOperator(StepOperator):
         report = tasks.verify(config.store, self.run_name)
         size = readable_size(report.size)
         self.log.info("%s verified: %s in %.1f s", report.checkpoint, size, report.seconds)
+        if report.unmarked is not None:
+            self.log.warning("not marked as verified: %s", report.unmarked)
         tell_outlets(self, context, config, self.run_name, report.checkpoint)
         result: dict[str, Any] = msgspec.to_builtins(report)
         return result

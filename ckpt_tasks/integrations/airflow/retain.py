@@ -8,8 +8,8 @@ from typing import Any
 from airflow.sdk import Context
 
 from ckpt_tasks.config import CheckpointConfig, RetentionConfig
+from ckpt_tasks.integrations.airflow.base import StepOperator
 from ckpt_tasks.integrations.airflow.configuration import Settings
-from ckpt_tasks.integrations.airflow.operators import StepOperator
 
 __all__ = ["RetainOperator"]
 

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import RegistryError, StoreError
-from ckpt_tasks.integrations.airflow.operators import RunOperator
+from ckpt_tasks.integrations.airflow.base import RunOperator
 
 if TYPE_CHECKING:
     from ckpt_tasks.tasks import WantedCheckpoint

@@ -16,12 +16,13 @@ from ckpt_tasks.config import (
     SaveConfig,
     ScheduleConfig,
 )
+from ckpt_tasks.integrations.airflow.base import StepOperator
 from ckpt_tasks.integrations.airflow.dag_folder import (
     code_folders,
     dag_file,
     signature_at_parse,
 )
-from ckpt_tasks.integrations.airflow.operators import StepOperator, TrainOperator
+from ckpt_tasks.integrations.airflow.operators import TrainOperator
 
 __all__ = ["PlanOperator", "RankOperator", "resumable_sweep"]
 

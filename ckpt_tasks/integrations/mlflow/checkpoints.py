@@ -30,6 +30,7 @@ from ckpt_tasks.integrations.mlflow.description import (
     logged_model_params,
     version_tags,
 )
+from ckpt_tasks.integrations.mlflow.manifests import log_manifest, remove_manifest
 from ckpt_tasks.integrations.mlflow.metrics import OWN_PREFIX, ROWS_PER_CALL, RunMetrics
 from ckpt_tasks.integrations.mlflow.note import NOTE_TAG
 from ckpt_tasks.integrations.mlflow.runs import UID_TAG, user_tags
@@ -130,9 +131,7 @@ class Checkpoints:
             if model.status != LoggedModelStatus.READY:
                 self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             self._link_output(model.model_id, record.position.step)
-            self._client.log_text(
-                self._ids.run_id, manifest.decode(), f"checkpoints/{record.id}/manifest.json"
-            )
+            log_manifest(self._client, self._ids.run_id, record.id, manifest)
             model, version = self._make_version(record, model, uri=uri, manifest=manifest)
         self._link_version(model, version)
         return self._registration(record.id, version)
@@ -153,7 +152,7 @@ class Checkpoints:
         return {checkpoint: reasons for checkpoint, reasons in held.items() if reasons}
 
     def forget(self, checkpoint: str, *, aliases: bool) -> None:
-        """Delete alias, then version, then logged model: see `Registry.forget`."""
+        """Delete alias, version, manifest, then logged model: see `Registry.forget`."""
         models = self._models_of(checkpoint)
         versions = [
             version
@@ -170,6 +169,8 @@ class Checkpoints:
             for alias in pointing.get(str(version.version), ()) if aliases else ():
                 self._client.delete_registered_model_alias(version.name, alias)
             self._remove_version(version)
+        if models:
+            remove_manifest(self._client, self._ids.run_id, checkpoint)
         for model in models:
             self._remove_model(model)
 

@@ -15,5 +15,13 @@ Once per server: ``ckpt-tasks prefect install-automations``.
 from ckpt_tasks.integrations.prefect.automations import TAG, install_automations
 from ckpt_tasks.integrations.prefect.blocks import CheckpointStore, ModelRegistry
 from ckpt_tasks.integrations.prefect.flow import resumable_flow
+from ckpt_tasks.integrations.prefect.maintenance import maintenance_flow
 
-__all__ = ["TAG", "CheckpointStore", "ModelRegistry", "install_automations", "resumable_flow"]
+__all__ = [
+    "TAG",
+    "CheckpointStore",
+    "ModelRegistry",
+    "install_automations",
+    "maintenance_flow",
+    "resumable_flow",
+]

@@ -11,6 +11,8 @@
 
 The resource is the checkpoint (the attempt, for ``attempt...``); related are the training
 run, under the role ``training-run``, and what Prefect adds: flow run, flow, deployment, tags.
+
+``ckpt_tasks.store.maintained``, of a maintenance flow, tells what was done about a store's runs.
 """
 
 from __future__ import annotations

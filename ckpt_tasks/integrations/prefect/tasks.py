@@ -31,6 +31,7 @@ from ckpt_tasks.tasks import Promotion, RecoveryReport, RetentionReport, Row, Ru
 from ckpt_tasks.training.spec import TrainOutcome, TrainSpec
 
 __all__ = [
+    "PATIENT",
     "apply_retention",
     "promote_checkpoint",
     "publish_report",
@@ -55,7 +56,7 @@ def _is_away(_task: object, _run: TaskRun, state: State[Any]) -> bool:
 
 
 # Storage or registry may be away for a moment; the train step's own retries are the author's.
-_PATIENT: Any = {
+PATIENT: Any = {
     "persist_result": False,
     "cache_policy": NO_CACHE,
     "retries": 3,
@@ -64,7 +65,7 @@ _PATIENT: Any = {
 }
 
 
-@task(name="resolve run", **_PATIENT)
+@task(name="resolve run", **PATIENT)
 def resolve_run(
     entrypoint: str,
     run: str,
@@ -89,7 +90,7 @@ def resolve_run(
     return spec
 
 
-@task(name="recover", **_PATIENT)
+@task(name="recover", **PATIENT)
 def recover_run(spec: TrainSpec) -> RecoveryReport:
     """Report what training would start from, verified. The train step picks again by itself."""
     found = tasks.recover(spec)
@@ -123,16 +124,19 @@ def train_run(spec: TrainSpec) -> TrainOutcome:
         artifacts.close()
 
 
-@task(name="verify", **_PATIENT)
+@task(name="verify", **PATIENT)
 def verify_checkpoint(spec: TrainSpec) -> VerifyReport:
     """Read every byte of the newest checkpoint and check it."""
     report = tasks.verify(spec.config.store, spec.run)
     size = readable_size(report.size)
-    get_run_logger().info("%s verified: %s in %.1f s", report.checkpoint, size, report.seconds)
+    logger = get_run_logger()
+    logger.info("%s verified: %s in %.1f s", report.checkpoint, size, report.seconds)
+    if report.unmarked is not None:
+        logger.warning("not marked as verified: %s", report.unmarked)
     return report
 
 
-@task(name="promote", **_PATIENT)
+@task(name="promote", **PATIENT)
 def promote_checkpoint(spec: TrainSpec, checkpoint: str, alias: str) -> Promotion:
     """Point an alias of the registered model at a verified checkpoint."""
     promotion = tasks.promote(spec.config, spec.run, checkpoint, alias)
@@ -140,7 +144,7 @@ def promote_checkpoint(spec: TrainSpec, checkpoint: str, alias: str) -> Promotio
     return promotion
 
 
-@task(name="apply retention", **_PATIENT)
+@task(name="apply retention", **PATIENT)
 def apply_retention(spec: TrainSpec) -> RetentionReport:
     """Mark what is no longer kept, and remove what was marked long enough ago."""
     report = tasks.retain(spec.config, spec.run)
@@ -148,7 +152,7 @@ def apply_retention(spec: TrainSpec) -> RetentionReport:
     return report
 
 
-@task(name="publish report", **_PATIENT)
+@task(name="publish report", **PATIENT)
 def publish_report(spec: TrainSpec) -> RunReport:
     """Publish what happened: attempts, what each resumed from, checkpoints."""
     report = tasks.report(spec.config.store, spec.run)

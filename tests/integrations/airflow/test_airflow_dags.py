@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from support.dag_home import DagHome, DagRun
+from support.made_runs import MadeRun
 
 # isort: split
 from ckpt_tasks import tasks
-from ckpt_tasks.checkpointer.catalog import list_runs
+from ckpt_tasks.checkpointer.catalog import list_checkpoints, list_runs
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.store import open_store
 
@@ -76,6 +77,7 @@ def test_dags_are_parsed_without_errors_or_heavy_modules(home: DagHome, tmp_path
         "train-digits": ["resolve", "recover", "train", "verify", "report"],
         "sweep-digits": ["plan", "train", "best"],
         "evaluate-digits": ["choose_checkpoint", "evaluate"],
+        "maintain": ["reconcile", "expire", "collect", "report"],
     }
     assert not HEAVY & set(shipped["modules"])
 
@@ -165,6 +167,35 @@ def test_sweep_refuses_a_grid_that_does_not_fit(home: DagHome) -> None:
 
     assert (done.state, done.state_of("plan"), done.tries_of("plan")) == ("failed", "failed", 1)
     assert "learning_rate" in done.log
+
+
+def test_maintenance_does_each_step_for_every_run(home: DagHome, tmp_path: Path) -> None:
+    """A dry run only tells; then what no rule keeps is gone, and the DAG run fails for the run that
+    is damaged, once all others are done.
+    """
+    environment = {
+        "CKPT_TASKS_STORE_URL": str(tmp_path),
+        "CKPT_TASKS_RETENTION_LATEST": "1",
+        "CKPT_TASKS_RETENTION_GRACE": "0.001s",
+    }
+    store = open_store(str(tmp_path), for_writing=True)
+    run, broken = MadeRun(store, "night"), MadeRun(store, "broken")
+    attempt = run.begin()
+    saved = [attempt.save(step) for step in (1, 2, 3)]
+
+    told = home.run("maintain", {"dry_run": True}, **environment)
+    assert told.state == "success", told.log
+    assert (told.xcom("report")["expired"], told.xcom("report")["kept"]) == (2, 3)
+    assert list_checkpoints(store, run.layout) == saved
+
+    broken.damage(broken.layout.run_record, position=3)
+    done = home.run("maintain", **environment)
+    states = [done.state_of(task) for task in ("reconcile", "expire", "collect", "report")]
+    assert (done.state, states) == ("failed", ["success"] * 3 + ["failed"]), done.log
+    assert done.tries_of("report") == 1
+    assert "of 2 runs in" in done.log
+    assert "| night | 0 | 0 | 2 | 2 |" in done.log
+    assert list_checkpoints(store, run.layout) == [saved[-1]]
 
 
 def test_evaluation_counts_what_the_model_of_an_address_recognises(home: DagHome) -> None:

@@ -128,9 +128,10 @@ def test_versions_agree(dockerfile: str, values: dict[str, Any]) -> None:
 
 
 def test_dags_use_the_interpreter_that_the_image_names(dockerfile: str) -> None:
-    """Each shipped DAG trains or evaluates in the environment that has torch."""
+    """Each shipped DAG that trains or evaluates does so in the environment that has torch."""
     assert "ENV CKPT_TASKS_DAGS_PYTHON=/opt/training/bin/python" in dockerfile
-    for file in [*(REPOSITORY / "dags").glob("*.py"), FOLDER / "train_on_gpu.py"]:
+    shipped = [file for file in (REPOSITORY / "dags").glob("*.py") if file.name != "maintain.py"]
+    for file in [*shipped, FOLDER / "train_on_gpu.py"]:
         assert "CKPT_TASKS_DAGS_PYTHON" in file.read_text(), file
 
 

@@ -135,10 +135,18 @@ def test_registered_model_is_one_per_project(uri: str, client: MlflowClient) -> 
 
 
 def test_manifest_is_an_artifact(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    """The run holds the commit record's exact bytes as ``checkpoints/<id>/manifest.json``."""
+    """The run holds the commit record's exact bytes as ``checkpoints/<id>/manifest.json``, until
+    the checkpoint is forgotten.
+    """
     description = example_description()
+    registry = opened(uri, description)
     record = example_record(description, 100, reason="über 100 steps")
-    registration = registered(opened(uri, description), record)
+    gone = example_record(description, 50)
+    registered(registry, gone)
+    registration = registered(registry, record)
+    registry.forget(gone.id)
+    left = [artifact.path for artifact in client.list_artifacts(registration.run_id, "checkpoints")]
+    assert left == [f"checkpoints/{record.id}"]
     path = client.download_artifacts(
         registration.run_id, f"checkpoints/{record.id}/manifest.json", str(tmp_path)
     )

@@ -59,6 +59,15 @@ def test_deploy_takes_tag_schedule_and_form(deployment: DeploymentResponse) -> N
     assert list(properties)[-1] == "resume"
 
 
+def test_maintenance_is_deployed_for_each_night(deployment: DeploymentResponse) -> None:
+    """Beside the training, without the automations' tag; a trigger sets nothing but a dry run."""
+    with client() as api:
+        found = api.read_deployment_by_name("maintain/nightly")
+
+    assert (found.tags, [schedule.active for schedule in found.schedules]) == ([], [True])
+    assert list((found.parameter_openapi_schema or {})["properties"]) == ["dry_run"]
+
+
 @pytest.mark.parametrize("wrong", [{"lr": "fast"}, {"resume": "newest"}])
 def test_trigger_with_a_wrong_parameter_is_refused(
     deployment: DeploymentResponse, wrong: dict[str, Any]

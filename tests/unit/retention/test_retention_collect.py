@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
 import pytest
 from support.made_runs import HookedStore, elsewhere, write_state
 from support.retained_runs import GRACE, RetainedRun, state_of
@@ -21,7 +20,6 @@ from ckpt_tasks.errors import (
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.process import this_uptime
 from ckpt_tasks.format.codec import encode
-from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.records import Heartbeat, RegistryRunIds, now
 from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.retention import collect, expire_checkpoint, pin, unpin
@@ -368,18 +366,12 @@ def test_a_collection_that_a_full_disk_stops_stops_no_later_one(run: RetainedRun
 # -- what cannot be known ------------------------------------------------------------------------
 
 
-def _later_version(run: RetainedRun, checkpoint: CheckpointId) -> None:
-    path = run.layout.commit(checkpoint)
-    record = {**msgspec.json.decode(run.store.read(path)), "required_features": ["teleport"]}
-    del record["checksum"]
-    body = msgspec.json.encode(record).removesuffix(b"}")
-    run.store.put(path, body + b',\n "checksum": "%s"\n}\n' % digest(body).encode("ascii"))
-
-
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        pytest.param(_later_version, "a later version has written here", id="unknown feature"),
+        pytest.param(
+            RetainedRun.make_later_version, "a later version has written here", id="unknown feature"
+        ),
         pytest.param(
             lambda run, c: run.damage(run.layout.commit(c), position=40),
             "what a damaged checkpoint needs cannot be told",
