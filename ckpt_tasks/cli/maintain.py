@@ -18,7 +18,7 @@ from ckpt_tasks.cli.options import (
     retention_overrides,
     store_options,
 )
-from ckpt_tasks.cli.tables import table
+from ckpt_tasks.cli.tables import echo, table
 from ckpt_tasks.tasks.maintain import Maintenance, maintenance_rows
 from ckpt_tasks.tasks.maintain import maintain as maintain_store
 from ckpt_tasks.types import EXIT_FAILED
@@ -60,7 +60,7 @@ def maintain(
     retention = retention_overrides(flags)
     config = configure(store, config_file, {**retention, **registry_overrides(flags)})
     if config.registry.tracking_uri is None:
-        click.echo("no registry is configured: nothing is reconciled", err=True)
+        echo("no registry is configured: nothing is reconciled", err=True)
     done = maintain_store(config, patterns, dry_run=dry_run, tell=_tell)
     if json_output:
         click.echo(as_json({**msgspec.structs.asdict(done), "total": done.total}))
@@ -71,7 +71,7 @@ def maintain(
 
 
 def _tell(sentence: str) -> None:
-    click.echo(sentence, err=True)
+    echo(sentence, err=True)
 
 
 def _echo(done: Maintenance) -> None:
@@ -80,7 +80,7 @@ def _echo(done: Maintenance) -> None:
         columns = [column for column in rows[0] if column != "problem"]
         cells = [[str(row[column]) for column in columns] for row in rows]
         for line in table(columns, cells, right="size"):
-            click.echo(line)
+            echo(line)
     for run in done.problems:
-        click.echo(f"{run.run}: {run.problem}", err=True)
-    click.echo(done)
+        echo(f"{run.run}: {run.problem}", err=True)
+    echo(done)
