@@ -16,11 +16,12 @@ from msgspec import UNSET
 
 from ckpt_tasks.checkpointer.earlier import Earlier, Held, probe_all
 from ckpt_tasks.checkpointer.image import FileImage, Image, file_header
-from ckpt_tasks.errors import StoreError
+from ckpt_tasks.errors import ConfigError, StoreError
 from ckpt_tasks.format.codec import encode, index_digest
 from ckpt_tasks.format.digest import chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import (
+    MAX_INDEX_BYTES,
     FileEntry,
     Index,
     IndexRef,
@@ -97,6 +98,8 @@ def write_rank(
 
     Raises
     ------
+    ConfigError
+        The index is larger than any may be. What was written is removed.
     StoreError
         Storage failed. What was written is removed where the store still answers.
     """
@@ -114,7 +117,7 @@ def write_rank(
             nonfinite=(list(nonfinite) or UNSET) if world_size > 1 else UNSET,
             row_blocks=list(row_blocks) or UNSET,
         )
-        data = encode(index)
+        data = _encoded(index)
         path = writing.write_index(layout.index_name(rank), data, is_alone=world_size == 1)
     except BaseException:
         writing.remove()
@@ -126,6 +129,20 @@ def write_rank(
         len(data) + sum(file.size for file in files),
         writing.size,
         Earlier(index, writing.probes) if earlier is not None else Earlier(),
+    )
+
+
+def _encoded(index: Index) -> bytes:
+    """An index that can be read again."""
+    data = encode(index)
+    if len(data) <= MAX_INDEX_BYTES:
+        return data
+    sizes = {name: len(msgspec.json.encode(tree)) for name, tree in index.items.items()}
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    raise ConfigError(
+        f"the index of a checkpoint takes {len(data)} bytes, more than {MAX_INDEX_BYTES}, for "
+        f"{len(index.tensors)} tensors and all that is none; of the tracked names, {largest!r} "
+        f"takes most, {sizes.get(largest, 0)} bytes: keep many numbers in a tensor"
     )
 
 

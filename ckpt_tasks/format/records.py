@@ -61,7 +61,9 @@ MAX_COMMIT_BYTES = 64 * 1024
 LINEAGE_ENTRIES = 100
 """Attempts of a lineage that a record keeps: a run may be preempted thousands of times."""
 
-MAX_INDEX_BYTES = 256 * 1024 * 1024
+MAX_INDEX_BYTES = 64 * 1024 * 1024
+"""Of a rank's index: some 200,000 tensors. A hostile one may take twenty times as much memory."""
+
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]

@@ -130,6 +130,11 @@ class FaultyStore(WrapperStore):
         self.injector = faults
 
     @property
+    def faults(self) -> list[Fault]:
+        """What is still to go wrong; a test may change it as it goes."""
+        return self.injector.faults
+
+    @property
     def log(self) -> list[tuple[str, str]]:
         """(operation, path) of each counted operation that was asked for, in order."""
         return self.injector.log

@@ -75,5 +75,5 @@ def arm(store: FaultyStore, cut: Cut | None) -> float:
     if cut is None:
         return float("inf")
     at = store.count + cut.at
-    store.faults = [Fault(at=at, when="after" if cut.after else "before", times=cut.times)]
+    store.faults[:] = [Fault(at=at, when="after" if cut.after else "before", times=cut.times)]
     return at

@@ -390,8 +390,8 @@ class Checkpoints:
 
         A server does the first of it when it makes the version.
         """
-        links = json.loads(model.tags.get(_VERSIONS_TAG, "[]"))
-        link = {"name": version.name, "version": int(version.version)}
+        links = _links_of(model)
+        link = _VersionLink(name=version.name, version=int(version.version))
         wanted = [*(other for other in links if other["name"] != version.name), link]
         if links != wanted:
             tag = {_VERSIONS_TAG: json.dumps(wanted)}

@@ -10,6 +10,8 @@ from support.made_runs import (
     HookedStore,
     MadeAttempt,
     MadeRun,
+    State,
+    Tensor,
     memory_store,
     save_request,
     small_state,
@@ -23,7 +25,7 @@ from ckpt_tasks.checkpointer.reader import load_checkpoint, read_index
 from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, StaleAttemptError, StoreError
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import MarkKind
-from ckpt_tasks.format.records import CommitRecord, Index
+from ckpt_tasks.format.records import MAX_INDEX_BYTES, CommitRecord, Index
 from ckpt_tasks.testing import Fault, FaultyStore
 from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.types import CheckpointId, Position
@@ -197,6 +199,16 @@ def test_record_too_large(run: MadeRun) -> None:
     with pytest.raises(ConfigError, match=r"takes \d+ bytes, more than 65536; log fewer"):
         attempt.save(10, metrics=metrics)
     assert committed(run) == []
+
+
+def test_index_too_large(run: MadeRun) -> None:
+    """What no reader would take is not committed, and leaves nothing; what is to blame is named."""
+    attempt = run.begin()
+    state = State({"model": {}, "history": "x" * MAX_INDEX_BYTES}, [Tensor("model", "w", b"abcd")])
+    with pytest.raises(ConfigError, match=r"'history' takes most, \d+ bytes: keep many numbers in"):
+        attempt.save(10, state)
+    assert committed(run) == []
+    assert run.store.list_objects(run.layout.data) == []
 
 
 def test_reference_to_bytes_that_stand(run: MadeRun) -> None:
