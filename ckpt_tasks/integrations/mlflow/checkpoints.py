@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import TypedDict
 
+import msgspec
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion
@@ -444,6 +446,20 @@ def _count_doubles(
     ordered = sorted(versions, key=lambda version: int(version.version))
     stay = [ordered[0], *(v for v in ordered[1:] if aliases.get(str(v.version)))]
     return len(versions) - len(stay) + len(set(models) - {_model_id(v) for v in versions})
+
+
+class _VersionLink(TypedDict):
+    name: str
+    version: int
+
+
+def _links_of(model: LoggedModel) -> list[_VersionLink]:
+    """The versions that its page names; none where somebody has put something else there."""
+    tag = model.tags.get(_VERSIONS_TAG, "[]")
+    try:
+        return msgspec.json.decode(tag, type=list[_VersionLink])
+    except msgspec.DecodeError:
+        return []
 
 
 def _source(model_id: str) -> str:

@@ -77,9 +77,15 @@ def test_logged_model_tells_everything(uri: str, client: MlflowClient) -> None:
     }
     outputs = client.get_run(registration.run_id).outputs.model_outputs
     assert [(output.model_id, output.step) for output in outputs] == [(model.model_id, 100)]
-    assert json.loads(model.tags["mlflow.modelVersions"]) == [
-        {"name": "registry", "version": int(registration.version)}
-    ]
+    links = [{"name": "registry", "version": int(registration.version)}]
+    assert json.loads(model.tags["mlflow.modelVersions"]) == links
+
+    # Somebody has written something else there; it is set right by the next one who registers.
+    for broken in ("{", "[1]", '[{"name": 3}]'):
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": broken})
+        assert registered(registry, record) == registration
+        model = client.get_logged_model(registration.model_id)
+        assert json.loads(model.tags["mlflow.modelVersions"]) == links
 
 
 @pytest.mark.parametrize("store", ["file:///data/runs", "s3://bucket/runs", "memory://runs"])
