@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ckpt_tasks.bench.ours import checkpointer_of, new_run, remove_run, request
+from ckpt_tasks.bench.ours import begin_run, checkpointer_of, new_run, remove_run, request
 from ckpt_tasks.bench.processes import cpu_seconds
 from ckpt_tasks.bench.states import advance
 from ckpt_tasks.bench.training import (
@@ -88,7 +88,7 @@ class OursAsync(AsyncSave):
             self._fence.watch({"optimizer": training.optimizer})
 
     def prepare(self, number: int) -> None:
-        remove_run(self._store, self._layout)
+        begin_run(self._store, self._layout)
         advance(image.data for image in capture(self._items).tensors)
 
     def begin(self, number: int) -> None:

@@ -14,6 +14,7 @@ from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
 from ckpt_tasks.checkpointer.drain import Drain, InlineDrain
 from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.reader import load_checkpoint
+from ckpt_tasks.fencing.claim import ClaimRequest, claim_attempt
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import extend_lineage
 from ckpt_tasks.format.layout import RunLayout
@@ -23,7 +24,7 @@ from ckpt_tasks.state.tensors import tensor_from_buffer
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.types import Position, SaveDecision
 
-__all__ = ["OURS", "Ours", "checkpointer_of", "new_run", "remove_run", "request"]
+__all__ = ["OURS", "Ours", "begin_run", "checkpointer_of", "new_run", "remove_run", "request"]
 
 OURS = "ckpt-tasks"
 
@@ -54,7 +55,7 @@ class Ours:
 
     def renew(self) -> None:
         """Delete what was written, and change the whole state."""
-        self.remove()
+        begin_run(self._store, self._layout)
         advance(image.data for image in capture(self._items).tensors)
 
     def save(self, number: int) -> CommitRecord:
@@ -88,9 +89,19 @@ def new_run() -> RunLayout:
 
 def checkpointer_of(drain: Drain, layout: RunLayout) -> Checkpointer:
     """Of the first attempt of a run."""
-    identity = RunRecord(uid="0" * 32, run=layout.run, created_at=now(), created_by="bench")
     lineage = extend_lineage(1, None)
-    return Checkpointer(drain, identity, 1, lineage, hyperparameters={}, environment={})
+    return Checkpointer(drain, _identity(layout), 1, lineage, hyperparameters={}, environment={})
+
+
+def begin_run(store: Store, layout: RunLayout) -> None:
+    """Delete everything that a run has written, and claim its first attempt anew."""
+    remove_run(store, layout)
+    asked = ClaimRequest(invocation="bench", entrypoint="bench", hyperparameters={})
+    claim_attempt(store, layout, _identity(layout), asked)
+
+
+def _identity(layout: RunLayout) -> RunRecord:
+    return RunRecord(uid="0" * 32, run=layout.run, created_at=now(), created_by="bench")
 
 
 def request(number: int) -> SaveRequest:

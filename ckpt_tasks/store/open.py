@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from typing import Any
 
 from ckpt_tasks.config import StoreConfig
@@ -63,12 +64,22 @@ def open_store(config: StoreConfig | str, *, for_writing: bool = False) -> Store
 def open_existing_store(config: StoreConfig, *, for_writing: bool = False) -> Store:
     """Open a store that is there, to look at what it holds or to change it; as `open_store`.
 
-    Raises `ConfigError` where there is no such folder: a mistyped store must not look empty.
+    Raises `ConfigError` where there is no such folder: a mistyped store must not look empty; and
+    `StoreError` where that cannot be known, as on a network's file system that is away.
     """
     store = open_store(config)
-    if isinstance(store, LocalStore) and not os.path.isdir(store.root):
+    if isinstance(store, LocalStore) and not _is_folder(store.root):
         raise ConfigError(f"there is no store at {store.root}; correct --store or store.url")
     return open_store(config, for_writing=True) if for_writing else store
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreError(f"the store {path} does not answer: {error.strerror}") from error
 
 
 def shown_place(url: str) -> str:

@@ -262,7 +262,8 @@ def test_parts_of_dtensors_are_not_split(tmp_path: Path) -> None:
         assert "save.row_blocks names model.one." in said
         assert "a DTensor, whose parts are saved as the ranks hold them; leave it out" in said
     with open_store(str(root)) as store:
-        assert not store.list_objects(LAYOUT.run)
+        assert not store.list_objects(LAYOUT.commits)
+        assert not store.list_objects(LAYOUT.data)
 
 
 @pytest.fixture(scope="module")

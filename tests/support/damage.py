@@ -47,3 +47,16 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "extended": extend,
     "garbage": garbage,
 }
+
+
+def take_away(root: Path) -> Callable[[], None]:
+    """A store that does not answer, whoever asks; what this returns gives it back."""
+    elsewhere = root.with_name(f"{root.name}-elsewhere")
+    root.rename(elsewhere)
+    root.symlink_to(root)
+
+    def give_back() -> None:
+        root.unlink()
+        elsewhere.rename(root)
+
+    return give_back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,14 @@ from ckpt_tasks.checkpointer.drain import InlineDrain
 from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.reader import read_commit
 from ckpt_tasks.checkpointer.sharded_reader import ShardedCheckpoint, open_sharded
+from ckpt_tasks.errors import ObjectExistsError
 from ckpt_tasks.fencing.claim import open_run
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.lineage import Lineage
+from ckpt_tasks.fencing.process import this_process
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.format.records import LineageEntry
+from ckpt_tasks.format.records import AttemptClaim, LineageEntry, now
 from ckpt_tasks.state.rng import capture_rng
 from ckpt_tasks.state.sharing import SharingPlanner
 from ckpt_tasks.state.tracked import TrackedItems
@@ -94,6 +98,8 @@ class RankSaver:
         self.planner = SharingPlanner(rank, world_size, exchange)
         self.failure: Any = lambda: None
         self._runner: JobRunner | None = None
+        self._identity = open_run(self.store, LAYOUT, created_by="a test")
+        self._claim()
         self._sequence = itertools.count(1)
 
     def save(self, items: Mapping[str, Any], *, seconds: float = 60) -> CheckpointId:
@@ -110,6 +116,21 @@ class RankSaver:
         state = self.planner.divide(tracked.capture({RNG: capture_rng()}))
         return self._checkpointer(seconds).save(state, request).checkpoint
 
+    def _claim(self) -> None:
+        """Of the one attempt that all ranks are of."""
+        claim = AttemptClaim(
+            uid=self._identity.uid,
+            attempt=1,
+            claim_id="claim-1",
+            invocation="a test",
+            process=this_process(),
+            claimed_at=now(),
+            entrypoint="a test",
+            hyperparameters={},
+        )
+        with contextlib.suppress(ObjectExistsError):
+            self.store.create(LAYOUT.attempt(1), encode(claim))
+
     def _checkpointer(self, seconds: float) -> Checkpointer:
         if self._runner is None or not self.row_blocks:
             self._runner = JobRunner(
@@ -119,7 +140,7 @@ class RankSaver:
             )
         return Checkpointer(
             InlineDrain(self._runner),
-            open_run(self.store, LAYOUT, created_by="a test"),
+            self._identity,
             1,
             Lineage((LineageEntry(attempt=1, resumed_from=None),)),
             hyperparameters={},

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from airflow.serialization.serialized_objects import BaseSerialization
+from support.damage import take_away
 from support.made_runs import MadeAttempt, MadeRun
 from support.mlflow_server import MlflowServer
 
@@ -116,13 +117,10 @@ def test_poke_asks_a_store_again_that_does_not_answer(
     """A sensor that waits for hours does not fail at the first interruption."""
     newest = attempt.commit(8)
     sensor = CheckpointSensor(task_id="wait", run_name=RUN, store=store)
-    commits = Path(store) / run.layout.commits
-    commits.rename(commits.with_name("elsewhere"))
-    commits.symlink_to(commits)
+    give_back = take_away(Path(store))
     assert not sensor.poke({})
 
-    commits.unlink()
-    commits.with_name("elsewhere").rename(commits)
+    give_back()
 
     assert sensor.poke({}).xcom_value["checkpoint"] == newest
 
@@ -240,9 +238,7 @@ def test_store_that_does_not_answer_is_asked_again(
 ) -> None:
     """The trigger goes on waiting through an interruption."""
     attempt.commit(8)
-    commits = Path(store) / run.layout.commits
-    commits.rename(commits.with_name("elsewhere"))
-    commits.symlink_to(commits)
+    give_back = take_away(Path(store))
 
     async def wait() -> dict[str, Any]:
         waiting = asyncio.create_task(_first_event(_trigger(store)))
@@ -250,8 +246,7 @@ def test_store_that_does_not_answer_is_asked_again(
         while first.is_running():
             await asyncio.sleep(0.01)
         await _child()  # the second look: the first one's error has not ended the waiting
-        commits.unlink()
-        commits.with_name("elsewhere").rename(commits)
+        give_back()
         return await waiting
 
     assert "found" in asyncio.run(wait())

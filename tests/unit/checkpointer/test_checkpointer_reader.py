@@ -28,7 +28,7 @@ from ckpt_tasks.errors import (
 )
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.digest import CHUNK_BYTES, digest
-from ckpt_tasks.format.records import CommitRecord, Index, IndexRef
+from ckpt_tasks.format.records import MAX_INDEX_BYTES, CommitRecord, Index, IndexRef
 from ckpt_tasks.testing import Fault, FaultyStore
 from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.types import CheckpointId
@@ -211,10 +211,10 @@ def test_huge_file_size_takes_no_memory(run: MadeRun, checkpoint: CheckpointId) 
 def test_huge_index_size_takes_no_memory(run: MadeRun, checkpoint: CheckpointId) -> None:
     """The same for an index."""
     record = run.record(checkpoint)
-    ref = msgspec.structs.replace(record.indexes[0], size=2**28)
+    ref = msgspec.structs.replace(record.indexes[0], size=MAX_INDEX_BYTES)
     forged = msgspec.structs.replace(record, indexes=[ref])
     run.store.put(run.layout.commit(checkpoint), encode(forged))
-    with pytest.raises(CorruptCheckpointError, match=f"committed were {2**28}"):
+    with pytest.raises(CorruptCheckpointError, match=f"committed were {MAX_INDEX_BYTES}"):
         load(run, checkpoint)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.damage import take_away
 from support.made_runs import MadeAttempt, MadeRun
 from support.mlflow_server import free_port
 
@@ -194,19 +195,12 @@ def test_registry_that_does_not_answer_is_an_error_worth_repeating(
         _id(_with_registry(config, f"http://127.0.0.1:{free_port()}"))
 
 
-def _break(config: CheckpointConfig, run: MadeRun) -> None:
-    """Listing the commits fails with an error of the system, whoever asks."""
-    commits = Path(config.store.url) / run.layout.commits
-    commits.rename(commits.with_name("elsewhere"))
-    commits.symlink_to(commits)
-
-
 def test_store_that_does_not_answer_is_an_error_worth_repeating(
     config: CheckpointConfig, run: MadeRun, attempt: MadeAttempt
 ) -> None:
     """Not the answer that there is no checkpoint."""
     attempt.commit(8)
-    _break(config, run)
+    take_away(Path(config.store.url))
 
     with pytest.raises(StoreError, match="symbolic links"):
         _id(config)
@@ -239,7 +233,7 @@ def test_process_of_its_own_tells_errors_by_what_to_do(
 ) -> None:
     """A store that does not answer is asked again; configuration is to be mended."""
     attempt.commit(8)
-    _break(config, run)
+    take_away(Path(config.store.url))
     wrong = msgspec.structs.replace(config, store=StoreConfig(url="nosuchscheme://x"))
     answers = [
         msgspec.json.decode(_ask(msgspec.json.encode(request)).stdout, type=FindAnswer)
