@@ -52,6 +52,7 @@ class History:
 
     tensors: Sequence[Any] = ()
     row_blocks: Sequence[Any] = ()
+    shared: Sequence[Any] = ()
 
     def copy_into(self, buffer: memoryview, offsets: Sequence[int]) -> None:
         assert not self.tensors
