@@ -62,7 +62,7 @@ def _assert_clean(spec: TrainSpec) -> None:
 def test_training_goes_on_until_the_last_save_fails(
     disk: SmallDisk, large_spec: TrainSpec, tmp_path: Path
 ) -> None:
-    """Where no checkpoint fits, each failed save is a warning, and the final one exits with 1."""
+    """Where no checkpoint fits, the first failed save is a warning, and the final one exits with 1."""
     store = large_spec.config.store.url
     disk.fill(leaving=CHECKPOINT // 2)
     answer = ckpt_tasks(
@@ -78,7 +78,7 @@ def test_training_goes_on_until_the_last_save_fails(
     told = [line for line in answer.warnings if "no space left for" in line]
     failed = [word for line in told for word in line.split()[:4] if word.startswith("step-")]
     assert failed[0] == "step-00000008-a1-s1"
-    assert failed[-1].startswith(f"step-{STEPS:08d}-a1-s")
+    assert len(failed) <= 3, "one word when it begins, few while it lasts"
     assert not any("/data/" in f"/{name}" for name in contents(Path(store)))
     _assert_clean(large_spec)
 
