@@ -62,7 +62,7 @@ def _assert_clean(spec: TrainSpec) -> None:
 def test_training_goes_on_until_the_last_save_fails(
     disk: SmallDisk, large_spec: TrainSpec, tmp_path: Path
 ) -> None:
-    """Where no checkpoint fits, the first failed save is a warning, and the final one exits with 1."""
+    """Where no checkpoint fits, the first failed save is told, and the last one exits with 1."""
     store = large_spec.config.store.url
     disk.fill(leaving=CHECKPOINT // 2)
     answer = ckpt_tasks(
