@@ -72,14 +72,23 @@ def for_each(tasks: Iterable[T], call: Callable[[T], object]) -> None:
     Only a few of them are taken at a time: those of a checkpoint that claims to have terabytes are
     not all made, nor begun after the first that fails.
     """
-    begun: deque[Future[object]] = deque()
+
+    def do(task: T) -> None:
+        call(task)  # what it returns may hold a window's memory, and its future waits here
+
+    begun: deque[Future[None]] = deque()
     with ThreadPoolExecutor(PARALLEL_WINDOWS, thread_name_prefix="load") as pool:
-        for task in tasks:
-            if len(begun) == _TASKS:
+        try:
+            for task in tasks:
+                if len(begun) == _TASKS:
+                    begun.popleft().result()
+                begun.append(pool.submit(do, task))
+            while begun:
                 begun.popleft().result()
-            begun.append(pool.submit(call, task))
-        for future in begun:
-            future.result()
+        finally:
+            for future in begun:
+                future.cancel()
+            begun.clear()  # else an error would hold, by way of this, the window that it is about
 
 
 def windows(chunks: Iterable[Chunk]) -> Iterator[Window]:
