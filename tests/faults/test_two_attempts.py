@@ -12,13 +12,18 @@ import pytest
 from mlflow import MlflowClient
 from support.attempt_forks import AttemptForks, Fork, Kill
 from support.claims import move_claim_elsewhere
-from support.launches import TOY, family, kill_all, launched, wait_gone, wait_until
+from support.launches import TOY, Launch, family, kill_all, launched, wait_gone, wait_until
 from support.mlflow_server import MlflowServer
 from support.run_checks import check_run, trained_steps
 from support.toy_runs import STEPS, Digest, toy_spec
 
 from ckpt_tasks.config import AttemptConfig, RegistryConfig
-from ckpt_tasks.events import AttemptClaimed, CheckpointCommitted, CheckpointRegistered
+from ckpt_tasks.events import (
+    AttemptClaimed,
+    CheckpointCommitted,
+    CheckpointRegistered,
+    MetricsLogged,
+)
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_BUSY, EXIT_DONE, EXIT_STALE
 
@@ -123,8 +128,11 @@ def test_the_older_attempt_publishes_nothing(
         # A request that the fence has let pass before the pause is not what this is about.
         wait_until(lambda: bool(_published(mlflow_server.uri)["note"]), "the registrar's note")
         members = family(older.supervisor)
-        for process in (older.trainer, older.registrar):
-            process.suspend()
+        older.trainer.suspend()
+        wait_until(
+            lambda: _published(mlflow_server.uri)["loss"] == _logged(older), "what it has logged"
+        )
+        older.registrar.suspend()
         move_claim_elsewhere(root, spec.run, 1)
         monkeypatch.setenv("TOY_STEP_SECONDS", "0")
         with launched(registered) as newer:
@@ -139,6 +147,12 @@ def test_the_older_attempt_publishes_nothing(
     assert _published(mlflow_server.uri) == before
     assert before["status"] == "FINISHED"
     assert before["loss"] == list(range(1, STEPS + 1))
+
+
+def _logged(attempt: Launch) -> list[int]:
+    """Steps whose loss the trainer has told its registrar."""
+    rows = [row for event in attempt.of(MetricsLogged) for row in event.rows]
+    return [step for key, _, step, _ in rows if key == "loss"]
 
 
 def _published(uri: str) -> dict[str, object]:
