@@ -73,7 +73,7 @@ def test_ends_bit_identical_when_killed_at_random_moments(
 
 
 @pytest.mark.parametrize(
-    "seed", [20, 21, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(22, 40))]
+    "seed", [20, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(21, 40))]
 )
 def test_each_start_is_registered_when_killed_at_random_moments(
     seed: int,

@@ -102,6 +102,7 @@ def _without_conf(done: DagRun) -> str:
     return "\n".join(line for line in done.log.splitlines() if "conf=" not in line)
 
 
+@pytest.mark.exhaustive  # under Prefect in `make test`; what is Airflow's of it, others show
 def test_killed_rank_is_retried_on_as_many(home: DagHome, tmp_path: Path) -> None:
     """A rank dies in step 5: the retry resumes at step 3, with two ranks again."""
     order = tmp_path / "kill"

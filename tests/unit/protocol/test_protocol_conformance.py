@@ -61,9 +61,17 @@ def explore_attempts(saves: Sequence[int], limits: Limits) -> int:
 @pytest.mark.parametrize(
     ("saves", "limits", "at_least"),
     [
-        pytest.param([2, 2], Limits(), 100, id="two attempts, two saves each"),
+        pytest.param(
+            *([2, 2], Limits(), 100),
+            id="two attempts, two saves each",
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param([1, 1], Limits(kills=1), 500, id="one of two attempts is killed"),
-        pytest.param([1, 0], Limits(lost_answers=1), 300, id="one answer is lost"),
+        pytest.param(
+            *([1, 0], Limits(lost_answers=1), 300),
+            id="one answer is lost",
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_every_interleaving_of_two_attempts_keeps_the_promises(
