@@ -191,6 +191,7 @@ def test_way_to_storage(journey: Journey, spec: TrainSpec) -> None:
         "schedule asked",
         "state captured",
         "event: save started",
+        "fence asked",  # whether its own claim is still there
         "chunk digested",
         "file written",
         "index written",

@@ -44,7 +44,7 @@ from ckpt_tasks.format import codec
 from ckpt_tasks.format.blocks import Part
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.layout import RunLayout, check_relative, decode_name, encode_name
-from ckpt_tasks.format.records import Record, RegistryRunIds, RowBlocks
+from ckpt_tasks.format.records import Record, RegistryRunIds, RowBlocks, TailRecord
 from ckpt_tasks.format.safetensors import parse_header
 from ckpt_tasks.format.sharded import ShardedLeaves
 from ckpt_tasks.format.tree import decode_tree, encode_tree
@@ -245,7 +245,8 @@ class Fuzzer:
 
     def _samples(self) -> list[tuple[type[Record], bytes]]:
         found: list[tuple[type[Record], bytes]] = []
-        contents = {**self._stored.objects, **self._ranks.run.contents()}
+        tail = codec.encode(TailRecord(attempt=2, kept_at=1e9, rows=[("loss", 0.5, 41, 1000)]))
+        contents = {**self._stored.objects, **self._ranks.run.contents(), "tail": tail}
         for data, kind in itertools.product(contents.values(), Record.__subclasses__()):
             with contextlib.suppress(CkptTasksError):
                 codec.decode(data, kind, path="sample")

@@ -14,6 +14,7 @@ import pytest
 from support.made_runs import MadeRun, small_state, write_state
 from support.retained_runs import GRACE, RetainedRun, state_of
 
+from ckpt_tasks.checkpointer import marks
 from ckpt_tasks.checkpointer.catalog import list_run_names
 from ckpt_tasks.checkpointer.verify import verify_checkpoint
 from ckpt_tasks.config import (
@@ -160,12 +161,13 @@ def test_patterns_choose_runs(config: CheckpointConfig, store: Store) -> None:
 
 
 def test_maintenance_beside_a_training_loses_nothing(
-    config: CheckpointConfig, store: Store
+    config: CheckpointConfig, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two at once, while an attempt goes on from an old run and refers to what it holds: whatever
     is left is whole, and the newest is among it.
     """
     config = without_registry(config, latest=2, grace=GRACE)
+    monkeypatch.setattr(marks, "this_uptime", lambda: None)  # which no file's time makes older
     run = RetainedRun(store)
     first = run.begin()
     for step in range(1, 9):
