@@ -242,16 +242,18 @@ class _Collection:
 
     def _still_due(self, found: Survey, claimed: list[CheckpointId]) -> list[CheckpointId]:
         """Give back what turns out to be needed, now that others can see the marks, and that the
-        newest may have been found damaged.
+        newest may have been found damaged; and what another collection has removed since.
         """
         kept = _kept(found)
         needed = [victim for victim in claimed if victim in kept]
         for victim in needed:
             self._stays(victim, kept[victim])
-        self._withdraw(needed)
+        expired = found.marks["expired"]
+        gone = [one for one in self._claimed if one not in kept and one not in expired]
+        self._withdraw([*needed, *gone])
         if found.view.newest is None and found.records:
             raise Refused("no checkpoint is left that a retry could start from")
-        return [victim for victim in claimed if victim not in needed]
+        return [victim for victim in claimed if victim not in needed and victim not in gone]
 
     def _needed(self, found: Survey, victims: list[CheckpointId]) -> set[str]:
         """Every object that a remaining record needs."""

@@ -100,6 +100,24 @@ def test_a_collection_that_dies_anywhere_is_completed_by_the_next(fate: Fate) ->
     assert operations > 40
 
 
+def test_of_two_collections_one_removes_each_checkpoint() -> None:
+    """Another one does all of its work before the n-th operation of the first, for all n."""
+    operations = 0
+    while True:
+        run = scene()
+        schedule = follow([Choice(1)] * operations)
+        actors = [collecting(run), collecting(run)]
+        done = run_interleaved(run.store, actors, schedule, unseen=[run.layout.data])
+        assert done.errors == [None, None], done
+        removed = [one for report in done.results for one in report.removed]
+        assert len(removed) == len(set(removed)) == 2, done
+        check_end(run)
+        if sum(step.pending.actor for step in done.steps) < operations:
+            break
+        operations += 1
+    assert operations > 40
+
+
 def test_pin_or_collection_gives_way_in_every_order() -> None:
     """A pin that was promised is kept; one that comes too late says so, and leaves no mark."""
     runs: list[RetainedRun] = []

@@ -154,7 +154,7 @@ def test_sensor_wakes_at_a_new_checkpoint(airflow: Airflow, tmp_path: Path) -> N
     waiting = airflow.trigger(tmp_path, "wait", run_name="awaited")
     waiting.wait_for_task("deferred", task_id="wait")
 
-    with train_in_shell(airflow, tmp_path, "awaited", pace=PACE) as training:
+    with train_in_shell(airflow, tmp_path, "awaited", pace=4 * PACE) as training:
         assert waiting.wait_for_state("success", "failed") == "success", waiting.log("wait")
         still_training = training.poll() is None
         training.terminate()
