@@ -10,7 +10,7 @@ from ckpt_tasks.checkpointer.verify import verify_checkpoint
 from ckpt_tasks.fencing.attempts import read_attempts
 from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.format.layout import RunLayout
-from ckpt_tasks.store import open_store
+from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import CheckpointId
 
@@ -43,7 +43,7 @@ def check_run(
             report = verify_checkpoint(store, spec.run, checkpoint.id)
             assert report.ok, f"committed without its data: {report.problem}"
         if not (retained or may_come_late):
-            _check_starts(spec)
+            _check_starts(store, layout)
         valid = trace_lineage(view.attempts).valid(list_checkpoints(store, layout))[::-1]
         resumed = {a.number: a.resumed for a in view.attempts}
         for checkpoint in valid:
@@ -54,16 +54,14 @@ def check_run(
         if steps is not None:
             assert view.completed is not None
             assert view.completed.position.step == steps
-            assert retained or trained_steps(spec) == list(range(1, steps + 1))
+            assert retained or _trained_steps(store, layout) == list(range(1, steps + 1))
     return valid
 
 
-def _check_starts(spec: TrainSpec) -> None:
+def _check_starts(store: Store, layout: RunLayout) -> None:
     """Each attempt started from the newest checkpoint that stood when it was claimed."""
-    with open_store(spec.config.store) as store:
-        layout = RunLayout(spec.run)
-        attempts = read_attempts(store, layout)
-        committed = list_checkpoints(store, layout)
+    attempts = read_attempts(store, layout)
+    committed = list_checkpoints(store, layout)
     for attempt in attempts:
         if attempt.resumed is None:
             continue
@@ -76,28 +74,35 @@ def _check_starts(spec: TrainSpec) -> None:
 def trained_steps(spec: TrainSpec) -> list[int]:
     """The steps whose loss the final lineage holds, as its checkpoints' journals tell."""
     with open_store(spec.config.store) as store:
-        layout = RunLayout(spec.run)
-        attempts = read_attempts(store, layout)
-        valid = trace_lineage(attempts).valid(list_checkpoints(store, layout))[::-1]
-        steps = []
-        for checkpoint in valid:
-            record = read_commit(store, layout, checkpoint)
-            index = read_index(store, layout, record.indexes[0])
-            steps += [step for key, _, step, _ in index.metrics if key == "loss"]
+        return _trained_steps(store, RunLayout(spec.run))
+
+
+def _trained_steps(store: Store, layout: RunLayout) -> list[int]:
+    attempts = read_attempts(store, layout)
+    valid = trace_lineage(attempts).valid(list_checkpoints(store, layout))[::-1]
+    steps = []
+    for checkpoint in valid:
+        record = read_commit(store, layout, checkpoint)
+        index = read_index(store, layout, record.indexes[0])
+        steps += [step for key, _, step, _ in index.metrics if key == "loss"]
     return steps
 
 
 def leftovers(spec: TrainSpec) -> set[str]:
     """Data objects that no checkpoint names."""
     with open_store(spec.config.store) as store:
-        layout = RunLayout(spec.run)
-        named: set[str] = set()
-        for checkpoint in list_checkpoints(store, layout):
-            record = read_commit(store, layout, checkpoint)
-            for ref in record.indexes:
-                named.add(layout.in_run(ref.path))
-                named |= {layout.in_run(f.path) for f in read_index(store, layout, ref).files}
-        return {info.path for info in store.list_objects(layout.data)} - named
+        return leftovers_of(store, RunLayout(spec.run))
+
+
+def leftovers_of(store: Store, layout: RunLayout) -> set[str]:
+    """As `leftovers`, in a store that is open."""
+    named: set[str] = set()
+    for checkpoint in list_checkpoints(store, layout):
+        record = read_commit(store, layout, checkpoint)
+        for ref in record.indexes:
+            named.add(layout.in_run(ref.path))
+            named |= {layout.in_run(f.path) for f in read_index(store, layout, ref).files}
+    return {info.path for info in store.list_objects(layout.data)} - named
 
 
 def temporary_files(folder: Path) -> list[Path]:

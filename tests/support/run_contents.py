@@ -11,7 +11,7 @@ import msgspec
 from support.aged_store import AgedStore
 from support.faulty_attempt import open_registry
 from support.retained_runs import GRACE
-from support.run_checks import check_run, leftovers, temporary_files
+from support.run_checks import check_run, leftovers_of, temporary_files
 
 from ckpt_tasks.checkpointer.catalog import list_checkpoints, view_run
 from ckpt_tasks.checkpointer.reader import read_commit, read_index
@@ -99,7 +99,7 @@ def _contents(
     report = collect(store, spec.run, grace=GRACE, by="a test", registry=registry)
     if report.refused is not None:
         problems.append(f"nothing is collected: {report.refused}")
-    problems += _left_without_need(spec, store, layout)
+    problems += _left_without_need(store, layout)
     lineage = trace_lineage(read_attempts(store, layout))
     kept = lineage.valid(list_checkpoints(store, layout))[::-1]
     registered = sorted(map(CheckpointId.parse, registry.registered()))
@@ -126,8 +126,8 @@ def _problems_of_lineage(spec: TrainSpec, steps: int, stalled: bool) -> list[str
     return []
 
 
-def _left_without_need(spec: TrainSpec, store: Store, layout: RunLayout) -> list[str]:
-    left = leftovers(spec)
+def _left_without_need(store: Store, layout: RunLayout) -> list[str]:
+    left = leftovers_of(store, layout)
     inner = store.store if isinstance(store, AgedStore) else store
     if isinstance(inner, LocalStore):
         left |= {str(path) for path in temporary_files(Path(inner.root))}
