@@ -8,6 +8,7 @@ from typing import Any
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.loaders import LoaderState
+from ckpt_tasks.training.reporter import Reporter
 from ckpt_tasks.training.rewind import Rewind
 from ckpt_tasks.training.saver import Saver
 from ckpt_tasks.training.tracked_loaders import TrackedLoaders
@@ -21,12 +22,18 @@ class Loops:
     """Iterates for `TrainingRun.epochs` and `TrainingRun.steps`, which state the rules."""
 
     def __init__(
-        self, counters: Counters, loaders: TrackedLoaders, saver: Saver, rewind: Rewind
+        self,
+        counters: Counters,
+        loaders: TrackedLoaders,
+        saver: Saver,
+        rewind: Rewind,
+        reporter: Reporter,
     ) -> None:
         self._counters = counters
         self._loaders = loaders
         self._saver = saver
         self._rewind = rewind
+        self._reporter = reporter
         self._stepping: object | None = None
         self._stepped_epoch: int | None = None
         self.inside_epochs = False
@@ -69,7 +76,7 @@ class Loops:
         counters = self._counters
         self.inside_epochs = True
         self.epochs_ended = False
-        self._saver.epochs_total = total
+        self._reporter.epochs_total = total
         try:
             while counters.next_epoch() < total and not counters.is_over:
                 between_epochs = counters.phase == "epoch_done"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ckpt_tasks.state.rng import restore_rng
-from ckpt_tasks.training.saver import Saver
+from ckpt_tasks.training.reporter import Reporter
 
 __all__ = ["Rewind"]
 
@@ -17,8 +17,8 @@ class Rewind:
     may be the last before training goes on. Without a resume it does nothing.
     """
 
-    def __init__(self, saver: Saver) -> None:
-        self._saver = saver
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
         self._rng: dict[str, Any] | None = None
 
     def begin(self, rng: dict[str, Any]) -> None:
@@ -31,8 +31,8 @@ class Rewind:
         if self._rng is None:
             return
         for warning in restore_rng(self._rng):
-            self._saver.warn_once(warning)
-        self._saver.metrics.discard_open()
+            self._reporter.warn_once(warning)
+        self._reporter.metrics.discard_open()
         if last:
             self.end()
 

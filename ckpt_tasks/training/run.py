@@ -21,6 +21,7 @@ from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.loops import Loops
 from ckpt_tasks.training.own import COUNTERS, OWN, RNG, STATE
 from ckpt_tasks.training.ranked_saver import RankedSaver, Ranks
+from ckpt_tasks.training.reporter import Reporter
 from ckpt_tasks.training.restore import restored_values
 from ckpt_tasks.training.rewind import Rewind
 from ckpt_tasks.training.saver import Saver
@@ -127,7 +128,8 @@ class TrainingRun:
         self._start = start
         self._items = TrackedItems(row_blocks)
         self._step_fence = StepFence() if overlap else None
-        self._loaders = TrackedLoaders(lambda message: self._saver.warn_once(message))
+        self._reporter = Reporter(on_event)
+        self._loaders = TrackedLoaders(self._reporter.warn_once)
         self._tracked = False
         self._counters = Counters()
         if start is not None:
@@ -143,16 +145,19 @@ class TrainingRun:
             capture=self._capture,
             exact=self._loaders.is_exact,
             on_event=on_event,
+            reporter=self._reporter,
             start=start.record if start else None,
             max_unprotected=max_unprotected,
             grace=grace,
             stop_on_error=stop_on_error,
             makes_room=makes_room,
         )
-        self._rewind = Rewind(self._saver)
-        self._loops = Loops(self._counters, self._loaders, self._saver, self._rewind)
+        self._rewind = Rewind(self._reporter)
+        self._loops = Loops(
+            self._counters, self._loaders, self._saver, self._rewind, self._reporter
+        )
         if start is not None:
-            self._saver.metrics.restore(start.record.metrics, self.step, self._counters.logged)
+            self._reporter.metrics.restore(start.record.metrics, self.step, self._counters.logged)
 
     @property
     def name(self) -> str:
@@ -329,7 +334,7 @@ class TrainingRun:
             self._saver.request_save(reason)
         elif self._counters.looped and self.position == self._saver.newest:
             if self.checkpoint != self.resumed_from:
-                self._saver.warn_once(
+                self._reporter.warn_once(
                     f"run.save() saved nothing, as no step was done since {self.checkpoint}; in "
                     "loops kept whole, run.step_done() says that one is"
                 )
@@ -357,9 +362,9 @@ class TrainingRun:
             Numbers or tensors of one element.
         """
         if values:
-            self._saver.metrics.log(values)
+            self._reporter.metrics.log(values)
         if metrics:
-            self._saver.metrics.log(metrics)
+            self._reporter.metrics.log(metrics)
 
     @property
     def is_finished(self) -> bool:
@@ -375,7 +380,7 @@ class TrainingRun:
 
         Nothing else may be done any more.
         """
-        self._saver.flush(self.position)
+        self._reporter.flush(self.position)
         self._saver.settle()
 
     def finish(self) -> None:
@@ -393,7 +398,7 @@ class TrainingRun:
             )
         self._saver.settle()
         if self.step == 0 and self.checkpoint is None:
-            self._saver.warn_once(
+            self._reporter.warn_once(
                 "the training function returned without a step done, and the run counts as "
                 "complete; if that is not meant: is there data, are there epochs, and do loops "
                 "kept whole call run.step_done()?"
@@ -438,7 +443,7 @@ class TrainingRun:
         names = [name for name in start.trees if name not in (COUNTERS, RNG)]
         lost = differing(start, names)
         if lost:
-            self._saver.warn_once(
+            self._reporter.warn_once(
                 f"{start.record.id} was saved by {start.record.world_size} ranks and is restored "
                 f"by {start.world_size}: all take rank 0's value of {', '.join(lost)}, which "
                 "differed"

@@ -16,26 +16,16 @@ from ckpt_tasks.checkpointer.checkpointer import Checkpointer, SaveRequest
 from ckpt_tasks.checkpointer.job import committed_event
 from ckpt_tasks.checkpointer.staged import StagedState
 from ckpt_tasks.errors import CkptTasksError, StoreError, TornStateError
-from ckpt_tasks.events import (
-    EventSink,
-    MetricsLogged,
-    Progress,
-    SaveAwaited,
-    SaveDelayed,
-    SavesRecovered,
-    SaveStarted,
-    Warned,
-)
+from ckpt_tasks.events import EventSink, SaveAwaited, SaveDelayed, SavesRecovered, SaveStarted
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.schedule.policy import Boundary, SaveContext, SaveDecisionPolicy
 from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.failing import Failing
-from ckpt_tasks.training.metrics import JOURNAL_ROWS, MetricBuffer
+from ckpt_tasks.training.reporter import Reporter
 from ckpt_tasks.types import Position, SaveDecision
 
 __all__ = ["Saver", "TrainingStopped"]
 
-_SEND_SECONDS = 0.1  # between two messages about metrics and progress
 _RETRIES = 20  # of failing saves, spread over the time for which they may fail
 _MUST_SUCCEED = ("signal", "final")  # no later save makes up for them
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0  # seconds between their tries
@@ -85,6 +75,7 @@ class Saver:
         capture: Callable[[], StagedState],
         exact: Callable[[], bool],
         on_event: EventSink,
+        reporter: Reporter,
         start: CommitRecord | None = None,
         max_unprotected: float,
         grace: float,
@@ -99,13 +90,13 @@ class Saver:
         self._capture = capture
         self._exact = exact
         self._on_event = on_event
+        self._reporter = reporter
         self._max_unprotected = max_unprotected
         self._grace = grace
         self._stop_on_error = stop_on_error
         self._makes_room = makes_room
         self._clock = clock
         self._sleep = sleep
-        self._metrics = MetricBuffer()
         self._manual: str | None = None
         self._signal: str | None = None
         self._stop_by: float | None = None
@@ -114,22 +105,16 @@ class Saver:
         self._in_flight: _Flight | None = None
         self._save_seconds = 0.0
         self._captured_once = False
-        self._warned: set[str] = set()
-        self._saved_at = self._sent_at = clock()
+        self._saved_at = clock()
         self._tells_commits = True
         self.may_overlap = True
         """No state has changed yet while it was copied."""
-        self.epochs_total: int | None = None
         self.saved: Position | None = None
         """Position of the newest checkpoint."""
         self.checkpoint: str | None = None
         """Its id."""
         if start is not None:
             self.saved, self.checkpoint = start.position, start.id
-
-    @property
-    def metrics(self) -> MetricBuffer:
-        return self._metrics
 
     @property
     def newest(self) -> Position | None:
@@ -148,7 +133,8 @@ class Saver:
 
     def restart_clock(self) -> None:
         """Training begins now: time spent before it is not time unprotected."""
-        self._saved_at = self._sent_at = self._clock()
+        self._saved_at = self._clock()
+        self._reporter.restart_clock()
 
     def at_boundary(self, boundary: Boundary, counters: Counters, *, moved: bool = False) -> None:
         """Close the step's metrics, save if due, report; unwind if asked to stop.
@@ -176,7 +162,7 @@ class Saver:
             raise self._ended
         signal = self._signal  # read once: one that comes during the save waits for the next
         try:
-            self._close_step(counters)
+            self._reporter.close_step(counters.step)
             self._look()
             decision = self._decide(boundary, counters.position, signalled=signal is not None)
             if decision is not None and (moved or self.newest != counters.position):
@@ -189,13 +175,12 @@ class Saver:
             stop = self._stop_reason(signal, decision)
             if stop is not None:
                 self.settle()
-                self.flush(counters.position)
+                self._reporter.flush(counters.position)
                 raise TrainingStopped(stop)
         except (CkptTasksError, TrainingStopped) as error:
             self._ended = error
             raise
-        if self._clock() - self._sent_at >= _SEND_SECONDS:
-            self.flush(counters.position)
+        self._reporter.flush_if_due(counters.position)
 
     def finish(self, counters: Counters, *, save: bool) -> None:
         """Training has returned: the same for its end, where a stop asks for nothing any more."""
@@ -205,9 +190,9 @@ class Saver:
         if save:
             self.at_boundary("end", counters, moved=True)
         else:
-            self._close_step(counters)
+            self._reporter.close_step(counters.step)
         self.settle()
-        self.flush(counters.position)
+        self._reporter.flush(counters.position)
 
     def settle(self) -> None:
         """Wait for the save in flight, if there is one.
@@ -227,25 +212,6 @@ class Saver:
         """No more saves will come."""
         self._checkpointer.close()
 
-    def flush(self, position: Position) -> None:
-        """Send what has been logged up to the last boundary, and how far training is."""
-        rows = self._metrics.drain()
-        if rows:
-            self._on_event(MetricsLogged(rows=rows))
-        if self._metrics.has_overflowed:
-            self.warn_once(
-                f"more than {JOURNAL_ROWS} metric values were logged between two checkpoints, "
-                "which keep the newest of them only: those before are lost, unless the registry "
-                "takes them while this attempt runs; save more often, or log less often"
-            )
-        self._on_event(Progress(position=position, epochs=self.epochs_total))
-        self._sent_at = self._clock()
-
-    def warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            self._on_event(Warned(message=message))
-
     def _stop_reason(self, signal: str | None, decision: SaveDecision | None) -> str | None:
         """Why training ends at this boundary, the state being saved."""
         return signal
@@ -261,13 +227,6 @@ class Saver:
     def _waits_for_flight(self, decision: SaveDecision) -> bool:
         """Whether this save waits for the one in flight, or is as good a little later."""
         return decision.trigger in _OF_THIS_BOUNDARY
-
-    def _close_step(self, counters: Counters) -> None:
-        dropped = self._metrics.close_step(counters.step)
-        if dropped:
-            self.warn_once(
-                f"metrics {dropped} were logged twice for one step; the first value was kept"
-            )
 
     def _decide(
         self, boundary: Boundary, position: Position, *, signalled: bool
@@ -320,15 +279,15 @@ class Saver:
         position = counters.position
         number = self._number()
         checkpoint = str(self._checkpointer.next_id(position, number))
-        counters.logged = self._metrics.logged
+        counters.logged = self._reporter.metrics.logged
         started = self._clock()
-        self.flush(position)
+        self._reporter.flush(position)
         state = self._capture()
         request = SaveRequest(
             position=position,
             decision=decision,
-            metrics=dict(self._metrics.of_step),
-            rows=self._metrics.journal(),
+            metrics=dict(self._reporter.metrics.of_step),
+            rows=self._reporter.metrics.journal(),
             exact=self._exact(),
             capture_seconds=self._clock() - started,
             number=number,
@@ -381,7 +340,7 @@ class Saver:
             )
 
     def _saved(self, record: CommitRecord, flight: _Flight) -> None:
-        self._metrics.forget_journal()
+        self._reporter.metrics.forget_journal()
         if self._failing is not None:
             unprotected = self._clock() - self._saved_at
             count = self._failing.count
@@ -478,7 +437,7 @@ class Saver:
         """Say so where the time that is left for the save is less than the last one took."""
         left = self._stop_by - self._clock() if self._stop_by is not None else math.inf
         if left < self._save_seconds:
-            self.warn_once(
+            self._reporter.warn_once(
                 f"{max(left, 0.0):.0f} s are left to save and stop, and the last save took "
                 f"{self._save_seconds:.0f} s: it may come too late, and a longer grace would help"
             )

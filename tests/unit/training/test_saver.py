@@ -27,6 +27,7 @@ from ckpt_tasks.store.base import Store
 from ckpt_tasks.testing import FakeClock, Fault, FaultyStore, WrapperStore
 from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.metrics import JOURNAL_ROWS
+from ckpt_tasks.training.reporter import Reporter
 from ckpt_tasks.training.saver import Saver, TrainingStopped
 
 ALWAYS = [Fault(at=1, times=1_000_000)]
@@ -66,6 +67,7 @@ class Scene:
             self.clock.sleep(seconds)
             during_pause(self.saver)
 
+        self.reporter = Reporter(self.events.append, self.clock)
         self.saver = Saver(
             "digits",
             checkpointer=self.run.begin(through=store).checkpointer,
@@ -73,6 +75,7 @@ class Scene:
             capture=lambda: TrackedItems().capture({"model": {"weight": torch.ones(2)}}),
             exact=lambda: True,
             on_event=self.events.append,
+            reporter=self.reporter,
             max_unprotected=max_unprotected,
             grace=grace,
             stop_on_error=stop_on_error,
@@ -231,7 +234,7 @@ def test_metrics_that_no_checkpoint_keeps_are_told_once(values: int, told: int) 
     """All are sent; what the next checkpoint leaves out is warned of, in the first place only."""
     scene = Scene()
     for _ in range(2):
-        scene.saver.metrics.log({f"key-{number}": 1.0 for number in range(values)})
+        scene.reporter.metrics.log({f"key-{number}": 1.0 for number in range(values)})
         scene.counters.step += 1
         scene.saver.at_boundary("end", scene.counters)
     sent = [len(event.rows) for event in scene.events if isinstance(event, MetricsLogged)]

@@ -29,6 +29,7 @@ from ckpt_tasks.schedule.policy import AnyOf, AtEnd, EveryEpochs, EverySteps, On
 from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.testing import FakeClock
 from ckpt_tasks.training.counters import Counters
+from ckpt_tasks.training.reporter import Reporter
 from ckpt_tasks.training.saver import Saver, TrainingStopped
 from ckpt_tasks.types import CheckpointId, Number
 
@@ -87,6 +88,7 @@ class Scene:
             InlineDrain(self.made.runner(self.made.store, attempt.attempt)), self.clock
         )
         self.value = torch.zeros(2)
+        self.reporter = Reporter(self.events.append, self.clock)
         self.saver = Saver(
             "digits",
             checkpointer=Checkpointer(
@@ -101,6 +103,7 @@ class Scene:
             capture=lambda: TrackedItems().capture({"model": {"weight": self.value}}),
             exact=lambda: True,
             on_event=self.events.append,
+            reporter=self.reporter,
             max_unprotected=max_unprotected,
             grace=grace,
             clock=self.clock,
@@ -296,7 +299,7 @@ def test_metrics_logged_meanwhile_belong_to_the_next_checkpoint() -> None:
     scene = Scene()
     scene.drain.looks = 2
     for step in itertools.count(6):
-        scene.saver.metrics.log({"loss": float(step)})
+        scene.reporter.metrics.log({"loss": float(step)})
         scene.step()
         if step == 15:
             break
