@@ -1,0 +1,86 @@
+"""The writer's process as the trainer starts it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from support.made_runs import MadeRun
+
+from ckpt_tasks.checkpointer.arena import Arena
+from ckpt_tasks.checkpointer.job import SaveJob
+from ckpt_tasks.checkpointer.writer_client import ProcessDrain
+from ckpt_tasks.checkpointer.writer_process import WriterSpec
+from ckpt_tasks.config import StoreConfig
+from ckpt_tasks.errors import StoreError
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Nobody here can open one, as in a process that has too many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    yield
+
+
+def disk_is_full(pid: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "on_start"),
+    [
+        pytest.param(no_more_files, lambda pid: None, id="no descriptors"),
+        pytest.param(nothing, disk_is_full, id="no space for its name"),
+    ],
+)
+def test_a_writer_that_cannot_be_started_fails_the_save_and_no_training(
+    tmp_path: Path,
+    trouble: Callable[[], AbstractContextManager[None]],
+    on_start: Callable[[int], None],
+) -> None:
+    """Whatever the system lacks; what was begun of it is not left behind."""
+    spec = WriterSpec(
+        run="digits",
+        attempt=1,
+        store=StoreConfig(url=str(tmp_path)),
+        conditional_create=True,
+        incremental=True,
+        events=str(tmp_path / "events"),
+    )
+    run = MadeRun()
+    record = run.record(run.begin().save(1))
+    job = SaveJob(
+        image=msgspec.Raw(msgspec.msgpack.encode(None)),
+        trees=msgspec.Raw(msgspec.msgpack.encode({})),
+        rows=[],
+        draft=record,
+        seconds=0.0,
+    )
+    arena = Arena()
+    arena.reserve(1)
+    drain = ProcessDrain(spec, on_start)
+    before = len(os.listdir("/proc/self/fd"))
+    with trouble():
+        drain.prepare(arena)
+        with pytest.raises(StoreError, match="cannot be started"):
+            drain.hand_over(job, arena, 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+    drain.close()
+    arena.close()
