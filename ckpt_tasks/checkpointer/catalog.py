@@ -169,7 +169,9 @@ def list_run_names(store: Store) -> list[str]:
 
 
 def _folders(store: Store) -> list[str]:
-    return [folder for folder in store.list_folders("") if not folder.startswith(".")]
+    """As texts: of a folder that another program has made, the name may be none."""
+    found = [folder for folder in store.list_folders("") if not folder.startswith(".")]
+    return [folder.encode("utf-8", "backslashreplace").decode("utf-8") for folder in found]
 
 
 def _name(folder: str) -> str:
