@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from support.made_runs import MadeRun, State, save_request
+from support.scarce import no_more_files
 
 from ckpt_tasks.checkpointer.arena import Arena
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
@@ -23,19 +23,6 @@ from ckpt_tasks.checkpointer.writer_process import WriterSpec
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.format.records import CommitRecord
-
-
-@contextmanager
-def no_more_files() -> Iterator[None]:
-    """Nobody here can open one, as in a process that has too many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @contextmanager
