@@ -138,11 +138,12 @@ def view_run(store: Store, run: str) -> RunView:
     layout = RunLayout(run)
     identity = read_run(store, layout)
     attempts = read_attempts(store, layout)
+    # Before the commits: a mark that is removed by now belongs to a record that is removed, too.
+    marks = marked(store, layout)
     listed = list_checkpoints(store, layout)
     records = read_checkpoints(store, layout, listed, run=identity)
     # One that is gone by now has just been collected.
     ids = [one for one in listed if not isinstance(records[one], CheckpointNotFoundError)]
-    marks = marked(store, layout)
     valid = set(trace_lineage(attempts).valid(ids))
     views = [
         _view(store, layout, checkpoint, records[checkpoint], marks, valid) for checkpoint in ids
@@ -168,7 +169,9 @@ def list_run_names(store: Store) -> list[str]:
 
 
 def _folders(store: Store) -> list[str]:
-    return [folder for folder in store.list_folders("") if not folder.startswith(".")]
+    """As texts: of a folder that another program has made, the name may be none."""
+    found = [folder for folder in store.list_folders("") if not folder.startswith(".")]
+    return [folder.encode("utf-8", "backslashreplace").decode("utf-8") for folder in found]
 
 
 def _name(folder: str) -> str:

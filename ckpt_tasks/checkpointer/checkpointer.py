@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import msgspec
 
@@ -239,6 +239,10 @@ class Checkpointer:
 
     def give_up(self) -> None:
         """End the save in flight, which takes too long; its memory may be used again."""
+        if self._in_flight is not None:
+            wait(
+                [self._in_flight.job]
+            )  # else it would be handed over yet, from memory that others use
         self._drain.stop()
         self._in_flight = None
 

@@ -101,7 +101,8 @@ def write_rank(
     ConfigError
         The index is larger than any may be. What was written is removed.
     StoreError
-        Storage failed. What was written is removed where the store still answers.
+        Storage failed. What was written is removed where the store still answers, unless rank 0
+        may find this rank's part whole.
     """
     writing = _Writing(store, layout, image, memory, f"{layout.write_folder_in_run(write_id)}/")
     try:
@@ -118,7 +119,7 @@ def write_rank(
             row_blocks=list(row_blocks) or UNSET,
         )
         data = _encoded(index)
-        path = writing.write_index(layout.index_name(rank), data, is_alone=world_size == 1)
+        path = writing.write_index(data, rank, world_size)
     except BaseException:
         writing.remove()
         raise
@@ -210,12 +211,17 @@ class _Writing:
         self.size += size
         return path
 
-    def write_index(self, name: str, data: bytes, *, is_alone: bool) -> str:
+    def write_index(self, data: bytes, rank: int, world_size: int) -> str:
         """Write the index, last of all; returns its path in the run's folder."""
-        if is_alone:
+        name = self._layout.index_name(rank)
+        if world_size == 1:
             return self.write_object(name, [data], len(data))
         path = self._folder + name
         self._begun.append(self._layout.in_run(path))
+        if rank:
+            # From here on rank 0 may see it, and commit: also where no answer comes back, and
+            # perhaps only later. What is not committed is found as a leftover.
+            self._begun.clear()
         if not create_once(self._store, self._layout.in_run(path), data):
             # Another rank looks for it: it must not be there before it is whole and durable.
             raise StoreError(f"{path} was there already; another process writes as the same rank")

@@ -63,7 +63,14 @@ class ProcessDrain(Drain):
         except OSError:
             # It has died while it had nothing to do: another one takes over at once.
             self.stop()
-            self._started(arena).send(notice, socket.MSG_DONTWAIT)
+            channel = self._started(arena)
+            try:
+                channel.send(notice, socket.MSG_DONTWAIT)
+            except OSError as error:
+                self.stop()
+                raise StoreError(
+                    f"the process that writes checkpoints takes nothing: {error}"
+                ) from error
 
     def poll(self, timeout: float) -> CommitRecord | None:
         assert self._channel is not None, "nothing was handed over"
@@ -97,28 +104,33 @@ class ProcessDrain(Drain):
         """The channel to a writer."""
         if self._channel is not None:
             return self._channel
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            return self._start(arena)
+        except StoreError:  # there is no memory for the arena
+            raise
+        except OSError as error:
+            self.stop()
+            raise StoreError(
+                f"the process that writes checkpoints cannot be started: {error}"
+            ) from error
+
+    def _start(self, arena: Arena) -> socket.socket:
+        descriptor = arena.descriptor
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [
                 *(sys.executable, "-m", "ckpt_tasks.checkpointer.writer_process"),
-                *(str(theirs.fileno()), str(arena.descriptor), str(os.getpid())),
+                *(str(theirs.fileno()), str(descriptor), str(os.getpid())),
             ]
-            try:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno(), arena.descriptor],
-                    start_new_session=True,
-                )
-            except OSError as error:
-                ours.close()
-                raise StoreError(
-                    f"the process that writes checkpoints cannot be started: {error}"
-                ) from error
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), descriptor],
+                start_new_session=True,
+            )
         self._on_start(self._process.pid)
-        ours.send(msgspec.msgpack.encode(self._spec))
-        self._channel = ours
-        return ours
+        self._channel.send(msgspec.msgpack.encode(self._spec))
+        return self._channel
 
     def _how_it_died(self) -> str:
         assert self._process is not None

@@ -148,21 +148,19 @@ class _Collection:
     def run(self) -> None:
         found = self._survey(asks_time=True)
         victims = self._with_newer_verified(found, self._due(found))
-        claimed = [victim for victim in victims if self._claim(found, victim)]
-        if claimed:
-            try:
+        removed: list[CheckpointId] = []
+        try:
+            claimed = [victim for victim in victims if self._claim(found, victim)]
+            if claimed:
                 found = self._survey(asks_time=True)
-                claimed = self._still_due(found, claimed)
-                needed = self._needed(found, claimed)
-                for victim in claimed:
-                    self._remove(found, victim, needed)
-            except (Refused, StaleAttemptError, StoreError):
-                # What stays marked is left alone for a grace by the next collection, too: one that
-                # a full disk has stopped must not stop that.
-                with contextlib.suppress(StoreError):
-                    self._withdraw(claimed)
-                raise
-        self._remove_leftovers(found, claimed)
+                removed = self._remove_all(found, self._still_due(found, claimed))
+        except (Refused, StaleAttemptError, StoreError):
+            # What stays marked is left alone for a grace by the next collection, too: one that
+            # a full disk has stopped must not stop that.
+            with contextlib.suppress(StoreError):
+                self._withdraw(list(self._claimed))
+            raise
+        self._remove_leftovers(found, removed)
 
     # -- deciding --------------------------------------------------------------------------------
 
@@ -287,8 +285,27 @@ class _Collection:
 
     # -- removing --------------------------------------------------------------------------------
 
-    def _remove(self, found: Survey, victim: CheckpointId, needed: set[str]) -> None:
-        files, indexes = self._files(found, victim)
+    def _remove_all(self, found: Survey, victims: list[CheckpointId]) -> list[CheckpointId]:
+        """Remove those that the registry lets go, which are returned.
+
+        Until the registry has forgotten it, a victim may turn out to stay: so what it needs is
+        needed while others go before it.
+        """
+        needed = self._needed(found, victims)
+        files = {victim: self._files(found, victim) for victim in victims}
+        removed: list[CheckpointId] = []
+        for victim in victims:
+            own, indexes = files.pop(victim)
+            others = (paths for paths, _ in files.values())
+            if self._forget(victim):
+                self._remove(found, victim, own - needed.union(*others), indexes)
+                removed.append(victim)
+            else:
+                needed |= own
+        return removed
+
+    def _forget(self, victim: CheckpointId) -> bool:
+        """Have the registry forget it; False where it stays, as somebody uses it there."""
         self._check_fence()
         if self._registry is not None:
             try:
@@ -296,15 +313,21 @@ class _Collection:
             except RegistryRefusedError as error:
                 self._stays(victim, str(error))
                 self._withdraw([victim])
-                return
+                return False
             except CkptTasksError as error:
                 self._withdraw([victim])
                 raise Refused(f"the registry cannot forget {victim}: {error}") from error
+        return True
+
+    def _remove(
+        self, found: Survey, victim: CheckpointId, paths: set[str], indexes: set[str]
+    ) -> None:
+        """Its record, then what nothing else needs, the indexes among it last, as they tell what
+        else there was; then its marks.
+        """
         self._claimed.pop(victim, None)  # from here on any collection would end what is begun
         self._store.delete(self._layout.commit(victim))
-        for path in sorted(files - needed - indexes):
-            self._delete(found, path)
-        for path in sorted(indexes - needed):  # last: they tell what else there was
+        for path in [*sorted(paths - indexes), *sorted(paths & indexes)]:
             self._delete(found, path)
         kinds: tuple[MarkKind, ...] = ("quarantined", "verified", "expired", "collecting")
         for kind in kinds:

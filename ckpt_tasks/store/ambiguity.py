@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ckpt_tasks.errors import (
     CorruptCheckpointError,
+    NoSpaceError,
     ObjectExistsError,
     ObjectNotFoundError,
     StoreError,
@@ -44,14 +45,16 @@ def create_once(
     Raises
     ------
     StoreError
-        The store never gave an answer that settles it. The object may or may not stand.
+        The store never gave an answer that settles it. The object may or may not stand. A
+        `NoSpaceError` where it had no room.
     """
     for attempt in range(1, _TRIES + 1):
         try:
             return _create_or_compare(store, path, data)
         except StoreError as error:
             if attempt == _TRIES:
-                raise StoreError(
+                kind = NoSpaceError if isinstance(error, NoSpaceError) else StoreError
+                raise kind(
                     f"whether {path} was created in {store.url} is not known after {_TRIES} "
                     f"tries: {error}"
                 ) from error

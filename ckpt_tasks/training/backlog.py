@@ -78,9 +78,10 @@ def find_backlog(
         Storage did not answer.
     """
     attempts = read_attempts(store, layout)
+    # Before the commits: a mark that is removed by now belongs to a record that is removed, too.
+    marks = marked(store, layout)
     valid = trace_lineage(attempts).valid(list_checkpoints(store, layout))
     records = read_checkpoints(store, layout, valid, run=run)
-    marks = marked(store, layout)
     newest_sent = max(high_water.values(), default=-1)
     backlog = Backlog(missing=[], registered=[], rows=[], damaged=marks["quarantined"])
     for checkpoint in reversed(valid):

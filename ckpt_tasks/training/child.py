@@ -52,23 +52,26 @@ class Child:
         self._name = name
         self._arguments = arguments
         self._environment = {**os.environ, **(environment or {})}
+        self._liveness: int | None = None
         self._start()
 
     def _start(self) -> None:
         read, self._liveness = os.pipe()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", self._module, str(self._folder.path), str(read)),
-                *self._arguments,
-            ],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            pass_fds=[read],
-            process_group=0,
-        )
-        os.close(read)
+        try:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", self._module, str(self._folder.path), str(read)),
+                    *self._arguments,
+                ],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                pass_fds=[read],
+                process_group=0,
+            )
+        finally:
+            os.close(read)
         with contextlib.suppress(OSError):  # a full disk must not end a training
             self._folder.write_process(self._name, this_process(self.process.pid))
 
@@ -77,12 +80,15 @@ class Child:
         return self.process.poll() not in (None, 0)
 
     def restart(self) -> None:
-        os.close(self._liveness)
+        """Raises ``OSError`` where the system cannot start one now."""
+        self.let_go()
         self._start()
 
     def let_go(self) -> None:
         """Close the liveness pipe: the child learns that nothing more will come."""
-        os.close(self._liveness)
+        if self._liveness is not None:
+            os.close(self._liveness)
+            self._liveness = None
 
     def end(self, *, within: float, hurry: threading.Event) -> None:
         """Wait for the child, for `within` seconds at most, and a few once there is a `hurry`."""

@@ -227,9 +227,7 @@ class Publisher:
             high_water=high_water,
             tails_after=self._tails_after,
         )
-        bounds = self._bounds(high_water)
-        self._metrics.open(high_water, bounds, backlog.rows, self._unsent())
-        self._commits = deque(record.checkpoint for record in backlog.missing)
+        bounds, unsent = self._bounds(high_water), self._unsent()
         best = BestAlias(
             self._registry,
             self._config,
@@ -245,6 +243,9 @@ class Publisher:
             self._move_resume_alias(newest, self._registered[newest.id])
         self._move_best_alias(best)
         self._best = best
+        # Last: what fails above is repeated, and would queue all of it once more.
+        self._metrics.open(high_water, bounds, backlog.rows, unsent)
+        self._commits = deque(record.checkpoint for record in backlog.missing)
 
     def _unsent(self) -> Mapping[tuple[str, int], MetricRow]:
         """What earlier attempts have left unsent of the steps that this one does again."""

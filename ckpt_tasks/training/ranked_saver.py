@@ -13,6 +13,7 @@ from ckpt_tasks.schedule.policy import Boundary
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.sharing import RankState, SharingPlanner
 from ckpt_tasks.training.agreed import AgreedPolicy, agreed_policy
+from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.rank_letters import AgreedSave
 from ckpt_tasks.training.ranks import RankAgreement
 from ckpt_tasks.training.saver import Saver
@@ -117,6 +118,9 @@ class RankedSaver(Saver):
             f"repetition {self._repeats}", None if settled else decision
         )
         return self._ranks.save is None
+
+    def _make_up(self, counters: Counters) -> None:
+        """All ranks would have to agree to it; `ScheduleConfig.final` does that."""
 
     def _failed(self, checkpoint: str, error: StoreError) -> None:
         if self._agreement.rank == 0:

@@ -254,9 +254,7 @@ class RankAgreement:
                     due = self._due.popleft()
                     self._hold()
                     if due.step == step:
-                        number = max(due.save.number, self._last + 1)
-                        self._last = number
-                        return msgspec.structs.replace(due.save, number=number)
+                        return msgspec.structs.replace(due.save, number=self._take_number(due))
                     self._missed(due)
                     continue
                 proposed = self._proposed
@@ -282,18 +280,22 @@ class RankAgreement:
         self._held = due if self._proposed is None else min(due, self._proposed.step)
 
     def _missed(self, due: Due) -> None:
-        self._last = max(self._last, due.save.number)
         self.tell_failure(
-            due.save.number, f"rank {self.rank} was beyond step {due.step} when it was agreed"
+            self._take_number(due),
+            f"rank {self.rank} was beyond step {due.step} when it was agreed",
         )
+
+    def _take_number(self, due: Due) -> int:
+        """The number of a save at its step: others may have been made since it was agreed."""
+        self._last = max(due.save.number, self._last + 1)
+        return self._last
 
     def _end(self) -> None:
         with self._changed:
             self._ended = True
             for due in self._due:
-                self._last = max(self._last, due.save.number)  # no other save may have it
                 self.tell_failure(
-                    due.save.number,
+                    self._take_number(due),  # no other save may have it
                     f"rank {self.rank} ended at step {self._step}, before step {due.step}",
                 )
             self._due.clear()

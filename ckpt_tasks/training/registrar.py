@@ -127,8 +127,14 @@ class Registrar:
             if self._publish() or self._needs_room:
                 self._retain()
             self._watch_heart()
-            self._released.wait(_POLL_SECONDS)
+            self._pause()
         self._handle_events()
+
+    def _pause(self) -> None:
+        if not self._released.is_set():
+            self._released.wait(_POLL_SECONDS)
+        else:  # the supervisor is gone, and the attempt not over
+            time.sleep(_POLL_SECONDS)
 
     def _is_over(self) -> bool:
         """The supervisor says so; or it is gone itself, and the trainer and the writer are, too."""

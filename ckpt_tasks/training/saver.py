@@ -192,6 +192,7 @@ class Saver:
         else:
             self._reporter.close_step(counters.step)
         self.settle()
+        self._make_up(counters)
         self._reporter.flush(counters.position)
 
     def settle(self) -> None:
@@ -263,8 +264,23 @@ class Saver:
         if must_succeed:
             self._tell_haste()
         self._begin(decision, counters)
+        if must_succeed:
+            self._repeat_until(lambda: self._is_settled(counters.position), decision, counters)
+
+    def _make_up(self, counters: Counters) -> None:
+        """What was due and has failed is saved now: no boundary comes any more."""
+        if self._failing is not None:
+            self._repeat_until(self._is_made_up, self._failing.decision, counters)
+
+    def _is_made_up(self) -> bool:
+        self.settle()
+        return self._failing is None
+
+    def _repeat_until(
+        self, is_done: Callable[[], bool], decision: SaveDecision, counters: Counters
+    ) -> None:
         pause = _FIRST_PAUSE
-        while must_succeed and not self._is_settled(counters.position):
+        while not is_done():
             self._sleep(min(pause, max(0.0, self._give_up_at() - self._clock())))
             pause = min(2 * pause, _LONGEST_PAUSE)
             self._begin(decision, counters)

@@ -289,7 +289,8 @@ class RegistrarKeeper:
     def _start(self, now: float) -> None:
         self._starts += 1
         self._started, self._start_at = now, None
-        self._registrar.restart()
+        with contextlib.suppress(OSError):  # there is no memory for it: it counts as one that died
+            self._registrar.restart()
 
     def _note_death(self, now: float) -> None:
         if now - self._started >= _HEALTHY_SECONDS:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import msgspec
 import pytest
 from support.made_runs import MadeRun, memory_store
 
@@ -9,6 +13,7 @@ from ckpt_tasks.checkpointer.catalog import (
     CheckpointView,
     is_complete,
     list_checkpoints,
+    list_run_names,
     list_runs,
     view_run,
 )
@@ -23,6 +28,7 @@ from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, CorruptCheck
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.layout import MARK_KINDS, MarkKind
 from ckpt_tasks.format.records import CompletedRecord, now
+from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.types import CheckpointId, Position
 
 
@@ -262,3 +268,13 @@ def test_long_reason(run: MadeRun) -> None:
     found = read_mark(run.store, run.layout, "quarantined", checkpoint)
     assert found is not None
     assert found.why == "x" * 4000
+
+
+def test_a_folder_whose_name_is_no_text_hides_no_run(tmp_path: Path) -> None:
+    """Whoever has made it: the list can be written, as JSON too, and shows the others."""
+    run = MadeRun(LocalStore(str(tmp_path)))
+    os.mkdir(bytes(tmp_path) + b"/\xff")
+    (tmp_path / os.fsdecode(b"\xff") / "x").touch()
+    names = [summary.name for summary in list_runs(run.store)]
+    assert msgspec.json.decode(msgspec.json.encode(list_runs(run.store)))[1]["problem"]
+    assert names == list_run_names(run.store) == [run.name, "\\udcff"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 from support.made_runs import State, Tensor, memory_store, write_state
 
 from ckpt_tasks.checkpointer.gather import GatheredRanks, gather_indexes
+from ckpt_tasks.checkpointer.reader import check_files, read_index
 from ckpt_tasks.checkpointer.writer import WrittenRank
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.format.codec import encode
@@ -19,7 +20,8 @@ from ckpt_tasks.format.digest import digest, digest_of_chunks
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import SharedTensor
 from ckpt_tasks.store import Store, open_store
-from ckpt_tasks.testing import FakeClock
+from ckpt_tasks.store.ambiguity import create_once
+from ckpt_tasks.testing import FakeClock, Fault, FaultyStore
 
 LAYOUT = RunLayout("digits")
 WRITE_ID = "a0001-s0001-0123456789ab"
@@ -101,6 +103,24 @@ def test_a_part_that_came_before_the_failure_was_told_counts(store: Store) -> No
         return "no other rank runs any more"
 
     assert [ref.rank for ref in gather(store, own, failure=failure).refs] == [0, 1]
+
+
+@pytest.mark.parametrize("when", ["after", "late"])
+def test_a_part_whose_rank_knows_nothing_of_it_is_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch, when: Literal["after", "late"]
+) -> None:
+    """The create of its index was answered by nothing but errors, and took effect, perhaps after
+    the rank had given up: what rank 0 finds, and commits, is all there.
+    """
+    monkeypatch.setitem(create_once.__kwdefaults__, "sleep", lambda seconds: None)
+    faults = [Fault(at=1, when=when, delay=99), Fault(at=2, times=20)]
+    faulty = FaultyStore(store, faults, counted={"create", "read"})
+    with pytest.raises(StoreError):
+        write(faulty, 1)
+    faulty.land()
+    gathered = gather(store, write(store, 0))
+    for ref in gathered.refs:
+        assert len(list(check_files(store, LAYOUT, read_index(store, LAYOUT, ref)))) == 1
 
 
 @pytest.mark.parametrize("world_size", [3, 1000])

@@ -23,9 +23,11 @@ from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.records import Heartbeat, RegistryRunIds, now
 from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.retention import collect, expire_checkpoint, pin, unpin
+from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import ObjectInfo
 from ckpt_tasks.testing import Fault, FaultyStore, WrapperStore
 from ckpt_tasks.testing.memory_registry import MemoryRegistry, RegistryMemory
+from ckpt_tasks.testing.registry_wrappers import WrapperRegistry
 from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.types import CheckpointId
 
@@ -334,6 +336,39 @@ def test_what_an_alias_holds_stays(run: RetainedRun) -> None:
     assert marked(run.store, run.layout)["collecting"] == set()
 
 
+@pytest.mark.parametrize("answer", ["refused", "away"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_the_registry_does_not_let_go_keeps_what_it_refers_to(
+    run: RetainedRun, answer: str, at_once: bool
+) -> None:
+    """An alias that comes after the last look, or a registry that is away by then: bytes that a
+    checkpoint shares with one that has just been removed, or was long ago, stay with it.
+    """
+    attempt = run.begin()
+    first, second = (attempt.save(step, state_of(step)) for step in (1, 2))
+    attempt.save(3, state_of(3, frozen=3))
+    registry = registered(run, RegistryMemory())
+    run.expire(registry=registry, latest=1 if at_once else 2)
+    run.aged.age(2 * GRACE)
+    if not at_once:
+        assert run.collect(registry=registry).removed == [str(first)]
+        run.expire(registry=registry, latest=1)
+        run.aged.age(2 * GRACE)
+
+    class Late(WrapperRegistry):
+        def forget(self, checkpoint: str, *, aliases: bool = False) -> None:
+            if checkpoint == str(second) and answer == "away":
+                raise RegistryError("away")
+            if checkpoint == str(second):
+                self.set_alias("late", self.registered()[checkpoint])
+            super().forget(checkpoint, aliases=aliases)
+
+    run.collect(registry=Late(registry))
+    assert [c.step for c in run.left()] == [2, 3]
+    assert marked(run.store, run.layout)["collecting"] == set()
+    run.check_whole()
+
+
 def test_registry_that_cannot_be_asked_costs_nothing(run: RetainedRun) -> None:
     """Away, or not given for a run that it has: nothing is marked, nothing deleted."""
     saved(run, 3)
@@ -352,15 +387,24 @@ def test_registry_that_cannot_be_asked_costs_nothing(run: RetainedRun) -> None:
     assert run.paths("data", "commits") == before
 
 
-def test_a_collection_that_a_full_disk_stops_stops_no_later_one(run: RetainedRun) -> None:
+@pytest.mark.parametrize(
+    ("fault", "counted"),
+    [
+        pytest.param(Fault(at=2), "put", id="behind the claims"),
+        pytest.param(Fault(at=3, times=9), "create", id="at the second claim"),
+    ],
+)
+def test_a_collection_that_a_full_disk_stops_stops_no_later_one(
+    run: RetainedRun, monkeypatch: pytest.MonkeyPatch, fault: Fault, counted: str
+) -> None:
     """What it has claimed is given back: the next one need not wait for a grace."""
-    oldest, *_ = saved(run, 3)
-    run.expire(latest=2)
+    monkeypatch.setitem(create_once.__kwdefaults__, "sleep", lambda seconds: None)
+    first, second, _ = saved(run, 3)
+    run.expire(latest=1)
     run.aged.age(2 * GRACE)
-    full = FaultyStore(run.store, [Fault(at=2)], counted={"put"})  # behind the claims
     with pytest.raises(StoreError):
-        run.collect(through=full)
-    assert run.collect().removed == [str(oldest)]
+        run.collect(through=FaultyStore(run.store, [fault], counted={counted}))
+    assert run.collect().removed == [str(first), str(second)]
 
 
 # -- what cannot be known ------------------------------------------------------------------------

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.made_runs import MadeAttempt, memory_store, save_request
+from support.made_runs import HookedStore, MadeAttempt, memory_store, save_request
 from support.retained_runs import GRACE, RetainedRun, state_of
 
 from ckpt_tasks.checkpointer import catalog
@@ -31,6 +32,7 @@ from ckpt_tasks.testing.interleave import (
     follow,
     run_interleaved,
 )
+from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.types import CheckpointId
 
 
@@ -116,6 +118,32 @@ def test_of_two_collections_one_removes_each_checkpoint() -> None:
             break
         operations += 1
     assert operations > 40
+
+
+def test_what_is_being_removed_is_never_shown_as_kept() -> None:
+    """A collection does all of its work before the n-th operation of who looks at the run, for all
+    n: rules that counted what it removes would keep one checkpoint less of those that are left.
+    """
+    for number in itertools.count():
+        run = scene()
+        operations = itertools.count()
+
+        def before(
+            operation: Operation,
+            path: str,
+            run: RetainedRun = run,
+            operations: Iterator[int] = operations,
+            number: int = number,
+        ) -> None:
+            if next(operations) == number:
+                run.collect()
+
+        view = catalog.view_run(HookedStore(run.store, before), run.name)
+        valid = [CheckpointId.parse(c.id).step for c in view.checkpoints if c.standing == "valid"]
+        assert valid == [5, 4, 3], number
+        if next(operations) <= number:
+            break
+    assert number > 10
 
 
 def test_pin_or_collection_gives_way_in_every_order() -> None:

@@ -6,11 +6,13 @@ import os
 import random
 
 import pytest
+from support.made_runs import HookedStore
 
-from ckpt_tasks.errors import ConfigError, StoreError
+from ckpt_tasks.errors import ConfigError, NoSpaceError, StoreError
 from ckpt_tasks.store import create_once
 from ckpt_tasks.store.memory import MemoryStore
 from ckpt_tasks.testing import FakeClock, Fault, FaultyStore
+from ckpt_tasks.testing.wrappers import Operation
 
 
 @pytest.fixture
@@ -65,6 +67,16 @@ def test_gives_up_after_a_bounded_wait(memory: MemoryStore) -> None:
         slept.append(clock.slept)
     assert slept[0] == slept[1] == sorted(slept[0])
     assert 1 < sum(slept[0]) < 10
+
+
+def test_a_full_disk_is_told_as_such(memory: MemoryStore) -> None:
+    """Whoever can make room then does."""
+
+    def before(operation: Operation, path: str) -> None:
+        raise NoSpaceError("no space left")
+
+    with pytest.raises(NoSpaceError, match="not known after 6 tries"):
+        create_once(HookedStore(memory, before), "run/x", b"ours", sleep=FakeClock().sleep)
 
 
 def test_unreadable_object_is_not_guessed(memory: MemoryStore) -> None:

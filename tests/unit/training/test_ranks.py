@@ -121,6 +121,25 @@ def test_a_signal_on_every_rank_is_one_save() -> None:
         assert len({saves[0] for saves in saved}) == 1
 
 
+def test_a_save_that_the_end_forestalls_fails_no_other() -> None:
+    """One that was agreed for a step that never comes: its number may be that of one made since,
+    whose parts are perhaps still being written.
+    """
+    failed: list[int] = []
+
+    def note(number: int, why: str) -> None:
+        failed.append(number)
+
+    with agreements(2, on_failure=note) as ranks:
+        ranks[0].ask(TIMED, step=1_000_000)
+        saved = run_steps(ranks, [0.001] * 2, 100_000, {0: {5: STOP}})
+        ends = in_threads([lambda rank=rank: rank.meet("end", STOP, last=True) for rank in ranks])  # type: ignore[misc]
+    made = [saved[0][0][1].number, ends[0].number]
+    assert (saved[1], ends[1]) == (saved[0], ends[0])
+    assert len(failed) == 2
+    assert not set(failed) & set(made)
+
+
 def test_saves_are_numbered_alike_in_the_order_of_their_steps() -> None:
     """Several, asked for by several ranks."""
     asks = {0: {5: TIMED, 200: TIMED}, 1: {100: TIMED}, 2: {300: STOP}}

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
+from pathlib import Path
 
 import pytest
+from support.scarce import no_more_files
 from support.toy_runs import toy_spec
 
 from ckpt_tasks.config import CheckpointConfig, RegistryConfig
 from ckpt_tasks.testing import FakeClock
+from ckpt_tasks.training.child import Child
+from ckpt_tasks.training.spec import AttemptFolder
 from ckpt_tasks.training.supervisor import RegistrarKeeper
 
 
@@ -99,3 +104,28 @@ def test_a_living_registrar_is_left_alone() -> None:
     scene.pass_seconds(100)
     scene.keeper.start_for_the_end()
     assert scene.registrar.restarts == []
+
+
+def test_one_that_cannot_be_started_ends_no_training(tmp_path: Path) -> None:
+    """The system has no descriptor, or no memory, for it: it is tried again as one that died."""
+    clock = FakeClock()
+    open_files = len(os.listdir("/proc/self/fd"))
+    with open(os.devnull, "wb") as output:
+        child = Child(
+            "ckpt_tasks.no_such_module", AttemptFolder(tmp_path), output, name="registrar"
+        )
+        first = child.process
+        first.wait()
+        keeper = RegistrarKeeper(child, toy_spec("memory://kept"), [].append, clock=clock)
+        with no_more_files():
+            for _ in range(5):
+                keeper.look()
+                clock.sleep(0.5)
+        assert child.process is first
+        for _ in range(5):
+            keeper.look()
+            clock.sleep(0.5)
+        assert child.process is not first
+        child.process.wait()
+        child.let_go()
+    assert len(os.listdir("/proc/self/fd")) == open_files

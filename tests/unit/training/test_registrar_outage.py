@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.launches import wait_until
@@ -266,6 +268,28 @@ def test_what_the_registry_does_not_take_at_the_end_is_kept(
         pass
     ((row,),) = read_tails(run.store, run.layout, read_attempts(run.store, run.layout), behind=None)
     assert row == MetricRow("loss", 0.5, 1, 1000)
+
+
+def test_one_whose_supervisor_is_gone_pauses_between_looks(
+    tmp_path: Path, memory: RegistryMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the trainer, or its last save, goes on: it must not take a processor from them."""
+    run = MadeRun()
+    pauses: list[float] = []
+    lives = iter([True] * 20)
+    monkeypatch.setattr(registrar, "open_store", Outage(run, opening=[]).open)
+    monkeypatch.setattr(registrar, "process_is_alive", lambda process: next(lives, False))
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
+    monkeypatch.setattr(registrar, "time", clock)
+    scene = Scene(tmp_path / "attempt", run, registers=True)
+    scene.train()
+    read, write = os.pipe()
+    body = threading.Thread(target=Registrar(scene.folder, read).run)
+    body.start()
+    wait_until(lambda: scene.heartbeat() is not None, "a heartbeat", timeout=20)
+    os.close(write)
+    body.join(30)
+    assert len(pauses) >= 20
 
 
 def _wait_for_warnings(scene: Scene, count: int) -> None:

@@ -224,6 +224,29 @@ def test_an_alias_whose_answer_was_lost(run: MadeRun, memory: RegistryMemory) ->
     assert told == _texts(saved) == _versions(memory)
 
 
+def test_a_backlog_is_queued_once(run: MadeRun, memory: RegistryMemory) -> None:
+    """However often the registry fails once it is found: else the queue would grow with each try,
+    as long as it does.
+    """
+    sent: list[int] = []
+
+    class Watched(RefusingRegistry):
+        def log_metrics(self, rows: Sequence[MetricRow]) -> None:
+            sent.extend(row.step for row in rows)
+            super().log_metrics(rows)
+
+    attempt = run.begin()
+    attempt.save(1)
+    _publisher(run, memory, attempt.number).publish()
+    attempt.save(2, rows=[("loss", 0.5, 2, 2)])
+    publisher = _publisher(run, memory, attempt.number, registry=Watched(memory, aliases=3))
+    for _ in range(3):
+        with pytest.raises(RegistryError):
+            publisher.publish()
+    publisher.publish()
+    assert sent == [2]
+
+
 def test_a_stale_attempt_publishes_nothing(run: MadeRun, memory: RegistryMemory) -> None:
     """Once a later attempt is claimed, neither versions nor rows nor a status are sent."""
     attempt = run.begin()

@@ -192,6 +192,20 @@ def test_the_end_waits_for_what_is_in_flight(save: bool) -> None:
     assert scene.saved == [5, 6][: 2 if save else 1]
 
 
+def test_the_end_makes_up_for_a_save_that_failed() -> None:
+    """No boundary comes behind it: the run would be complete without what was to be saved."""
+    scene = Scene()
+    scene.drain.looks, scene.drain.deaths = 1, 3
+    scene.saver.at_boundary("step", scene.counters)
+    scene.saver.finish(scene.counters, save=False)
+    assert (len(scene.of(SaveFailed)), scene.saved) == (1, [5])
+    scene.drain.deaths = 1000
+    scene.counters.step = 10
+    scene.saver.at_boundary("step", scene.counters)
+    with pytest.raises(StoreError, match="could not be saved"):
+        scene.saver.finish(scene.counters, save=False)
+
+
 def test_who_waits_for_minutes_is_told_at_growing_intervals() -> None:
     """Since when training has stood still, and when that save would be given up."""
     scene = Scene(max_unprotected=600.0)
