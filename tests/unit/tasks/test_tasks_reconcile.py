@@ -22,7 +22,7 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import Heart
 from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.store import open_store
-from ckpt_tasks.tasks import ReconcileReport, reconcile, reconcile_all
+from ckpt_tasks.tasks import ReconcileReport, promote, reconcile, reconcile_all
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.testing.memory_registry import MemoryRun
 from ckpt_tasks.training.publisher import Publisher
@@ -34,8 +34,9 @@ from ckpt_tasks.types import CheckpointId, MetricRow
 def memory(monkeypatch: pytest.MonkeyPatch) -> RegistryMemory:
     """The registry's memory, which a configuration that names a registry opens."""
     memory = RegistryMemory()
-    module = importlib.import_module("ckpt_tasks.tasks.reconcile")
-    monkeypatch.setattr(module, "load_registry", lambda config: MemoryRegistry(memory))
+    for name in ("reconcile", "promote"):
+        module = importlib.import_module(f"ckpt_tasks.tasks.{name}")
+        monkeypatch.setattr(module, "load_registry", lambda config: MemoryRegistry(memory))
     return memory
 
 
@@ -171,13 +172,58 @@ def test_a_run_that_the_registry_has_lost(
     assert kinds(reconcile(config, run.name)) == ["run", "gone"]
     check_agreed(config, run, memory)
 
-    memory.runs.clear()
-    memory.versions.clear()
-    memory.aliases.clear()
+    empty(memory)
     assert kinds(reconcile(config, run.name)) == ["run", "register", "metrics"]
     assert aliases(memory) == {"resume-digits": saved[1], "best": saved[1]}
     assert sorted(row.step for row in stored_run(memory).rows) == [2]  # 1 went with its checkpoint
     check_agreed(config, run, memory)
+
+
+def empty(memory: RegistryMemory) -> None:
+    """All that the registry had is lost."""
+    memory.runs.clear()
+    memory.versions.clear()
+    memory.aliases.clear()
+
+
+def test_promotions_come_back_with_what_was_lost(
+    config: CheckpointConfig, run: MadeRun, memory: RegistryMemory
+) -> None:
+    """An alias is one for all runs: the last that was promoted has it, in whatever order they are
+    told again. What a person has done about an alias stands.
+    """
+    _, saved = trained(run, 1, 2)
+    other = MadeRun(run.store, "another")
+    _, others = trained(other, 1)
+    reconcile_all(config)
+    promote(config, run.name, saved[0], "paper")
+    promote(config, run.name, saved[1], "paper")
+    promote(config, run.name, saved[0], "candidate")
+    assert promote(config, other.name, others[0], "candidate").unrecorded is None
+    holders = dict(memory.aliases)
+
+    del memory.aliases["paper"]
+    check_agreed(config, run, memory)
+
+    for in_order in (reconcile_all, lambda c: [reconcile(c, n) for n in (run.name, other.name)]):
+        empty(memory)
+        plan = reconcile(config, run.name, dry_run=True)
+        assert [d.what for d in plan.changes if d.kind == "alias"] == ["paper"]
+        in_order(config)
+        names = {run_id: one.description.run for run_id, one in memory.runs.items()}
+        held = {v.version: (names[v.run_id], v.checkpoint) for v in memory.versions}
+        assert held[memory.aliases["paper"]] == (run.name, saved[1])
+        assert held[memory.aliases["candidate"]] == (other.name, others[0])
+        assert memory.aliases.keys() == holders.keys()
+        check_agreed(config, run, memory)
+
+    (lost,) = [v for v in memory.versions if v.checkpoint == saved[1]]
+    (kept,) = [v for v in memory.versions if (v.checkpoint, v.run_id) == (saved[0], lost.run_id)]
+    memory.versions.remove(lost)
+    memory.aliases["paper"] = kept.version
+    run.store.put(run.layout.promotion("damaged"), b"{}")
+    reconcile(config, run.name)
+    assert memory.aliases["paper"] == kept.version
 
 
 def _publisher(
@@ -207,9 +253,7 @@ def test_an_emptied_registry_shows_no_divergence(
     publisher = _publisher(config, run, memory, first, [])
     publisher.add_rows([*rows(1, 2, 3)])
     publisher.publish()
-    memory.runs.clear()
-    memory.versions.clear()
-    memory.aliases.clear()
+    empty(memory)
     reconcile(config, run.name)
     events: list[Event] = []
     second = run.begin()
