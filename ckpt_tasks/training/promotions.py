@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ckpt_tasks.errors import CorruptCheckpointError, ObjectNotFoundError
+from ckpt_tasks.errors import ConfigError, CorruptCheckpointError, ObjectNotFoundError
 from ckpt_tasks.fencing.attempts import MAX_RECORD_BYTES
 from ckpt_tasks.format.codec import decode, encode
 from ckpt_tasks.format.layout import RunLayout, last_promotion
@@ -64,7 +64,11 @@ def lost_aliases(
 
 def _is_last(store: Store, promotion: PromotionRecord) -> bool:
     """Whether no other run has got the alias since."""
-    last = _read(store, last_promotion(promotion.registered_model, promotion.alias))
+    try:
+        path = last_promotion(promotion.registered_model, promotion.alias)
+    except ConfigError:  # names that none of ours has
+        return False
+    last = _read(store, path)
     return last is None or last.uid == promotion.uid
 
 

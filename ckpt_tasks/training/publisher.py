@@ -342,9 +342,13 @@ class Publisher:
     def _bring_back_aliases(self, record: CommitRecord, registration: Registration) -> None:
         """Those that were lost with its registration, and that nothing has got since."""
         for alias in self._lost_aliases.get(record.id, ()):
-            if self._registry.alias_holder(alias, "step") is None:
-                self._fence.check()
+            if self._registry.alias_holder(alias, "step") is not None:
+                continue
+            self._fence.check()
+            try:
                 self._registry.set_alias(alias, registration)
+            except RegistryRefusedError as error:  # which is no fault of the checkpoint's
+                self._on_event(Warned(message=f"alias {alias!r} is not brought back: {error}"))
 
     def _move_best_alias(self, best: BestAlias) -> None:
         due = best.due()
