@@ -98,6 +98,7 @@ class Publisher:
         )
         self._kept = 0  # rows of the attempt's tail in the store
         self._commits: deque[CheckpointId] = deque()
+        self._caught_up: set[CheckpointId] = set()
         self._ids: RegistryRunIds | None = None
         self._run: RunRecord | None = None
         self._refusals: Counter[CheckpointId] = Counter()
@@ -232,6 +233,7 @@ class Publisher:
         bounds = self._bounds(high_water)
         self._metrics.open(high_water, bounds, backlog.rows, self._unsent())
         self._commits = deque(record.checkpoint for record in backlog.missing)
+        self._caught_up = set(self._commits)
         missing = [record.id for record in backlog.missing]
         self._lost_aliases = lost_aliases(self._store, self._layout, self._registry.name, missing)
         best = BestAlias(
@@ -308,7 +310,8 @@ class Publisher:
             run=self._run_record(),
             fence=self._fence,
         )
-        self._move_resume_alias(record, registration)
+        if checkpoint in self._caught_up or not self._others_are_ahead(checkpoint):
+            self._move_resume_alias(record, registration)
         assert self._best is not None
         if self._best.consider(record):
             self._move_best_alias(self._best)
@@ -323,6 +326,18 @@ class Publisher:
                 links=self._registry.links(registration),
             )
         )
+
+    def _others_are_ahead(self, checkpoint: CheckpointId) -> bool:
+        """Whether `reconcile` has told of a later checkpoint of this attempt, which seemed dead."""
+        assert self._ids is not None
+        held = self._registry.alias_holder(resume_alias(self._layout.run), "step")
+        if held is None or held.run_id != self._ids.run_id or held.checkpoint is None:
+            return False
+        try:
+            ahead = CheckpointId.parse(held.checkpoint)
+        except ValueError:  # people may write anything there
+            return False
+        return ahead.attempt == checkpoint.attempt and ahead.sequence > checkpoint.sequence
 
     def _run_record(self) -> RunRecord:
         """With the ancestors whose checkpoints are this run's: a description does not name them."""

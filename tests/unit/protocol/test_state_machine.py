@@ -39,13 +39,22 @@ from ckpt_tasks.store.ambiguity import create_once
 EXAMPLES = os.environ.get("CKPT_TASKS_FUZZ_EXAMPLES")
 """How many histories are tried; ``make fuzz`` tries many."""
 
-CUTS = st.none() | st.builds(
-    Cut,
-    at=st.integers(1, 8),
-    after=st.booleans(),
-    times=st.sampled_from([FOR_EVER, 1, 7]),
-    torn=st.booleans(),
-)
+
+def cuts(last: int) -> st.SearchStrategy[Cut | None]:
+    """None, or one of the operations until the `last` fails."""
+    return st.none() | st.builds(
+        Cut,
+        at=st.integers(1, last),
+        after=st.booleans(),
+        times=st.sampled_from([FOR_EVER, 1, 7]),
+        torn=st.booleans(),
+    )
+
+
+CUTS = cuts(8)
+LATE_CUTS = cuts(16)
+"""A collection that finds something to remove gets so far."""
+
 ANY = st.integers(0, 30)
 """Picks one of what there is, modulo how many."""
 
@@ -215,11 +224,11 @@ class Machine(RuleBasedStateMachine):
         for trainer in self.modelled.trainers if beats else ():
             self.modelled.beat(trainer)
 
-    @rule(latest=st.integers(1, 3), odd=FEW)
-    def retain(self, latest: int, odd: int) -> None:
+    @rule(latest=st.integers(1, 3), odd=FEW, cut=LATE_CUTS)
+    def retain(self, latest: int, odd: int, cut: Cut | None) -> None:
         self.upkeep.expire(latest)
         self.time_passes(2.5, beats=odd != 2)
-        self.upkeep.collect()
+        self.upkeep.collect(cut=cut)
 
     # -- damage ------------------------------------------------------------------------------------
 
