@@ -192,7 +192,7 @@ def _read_by_all(root: Path, checkpoint: CheckpointId, scratch: Path) -> None:
 def test_a_bomb_in_the_place_of_any_file_does_nothing(
     bombs: dict[str, bytes], mark: Path, tmp_path: Path
 ) -> None:
-    """Of a store, and of a copy, each kind of bomb in turn: whatever reads it takes it as damage."""
+    """Of a store, and of a copy, each kind in turn: whatever reads it takes it for damage."""
     kinds = itertools.cycle(bombs.values())
     run, checkpoint = _make_all_files(tmp_path / "store")
     copy(run.store, LocalStore(str(tmp_path / "replica")), run.name)
