@@ -317,19 +317,26 @@ def test_a_dead_attempt_is_not_running(
 
 
 def test_bytes_that_nothing_needs(
-    config: CheckpointConfig, run: MadeRun, memory: RegistryMemory
+    config: CheckpointConfig, run: MadeRun, memory: RegistryMemory, tmp_path: Path
 ) -> None:
-    """Data of a write that was never committed goes after the grace, here and without a registry;
-    before it, it stays.
+    """Data of a write that was never committed, or not even completed, goes after the grace, here
+    and without a registry; before it, it stays. The plan names both.
     """
     attempt, _ = trained(run, 1)
     write_state(run.store, run.layout, small_state(7), write_id=f"a{attempt.number:04d}-s0009-x")
     assert "orphan" not in kinds(reconcile(config, run.name))
+    torn = tmp_path / f"store/{run.layout.data}a0001-s0001-x/.tmp-{'0' * 32}"
+    torn.parent.mkdir()
+    torn.write_bytes(b"half of it")
     now = msgspec.structs.replace(config, retention=RetentionConfig(grace=0.001))
+    before = run.contents()
     plan = reconcile(now, run.name, dry_run=True)
-    assert kinds(plan) == ["orphan"]
-    assert "the grace of 0.001 s is over" in plan.changes[0].why
+    assert kinds(plan) == ["orphan", "orphan"]
+    assert (run.contents(), torn.exists()) == (before, True)
+    assert "never completed" in plan.changes[0].why
+    assert "the grace of 0.001 s is over" in plan.changes[1].why
     assert reconcile(now, run.name).changes == plan.changes
+    assert not torn.exists()
     check_agreed(now, run, memory)
 
 
