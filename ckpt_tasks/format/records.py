@@ -459,6 +459,8 @@ class PromotionRecord(Record, frozen=True, kw_only=True):
         Of the checkpoint's run.
     registry
         The registry's name, as its ids are kept under.
+    registered_model, model_id
+        What of that registry was promoted.
     """
 
     uid: _Uid
@@ -466,6 +468,7 @@ class PromotionRecord(Record, frozen=True, kw_only=True):
     alias: _Text
     registry: _Text
     registered_model: _Text
+    model_id: _Text
     at: _Text
 
 

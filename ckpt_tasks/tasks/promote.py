@@ -93,6 +93,7 @@ def _promote(store: Store, registry: Registry, run: str, checkpoint: str, alias:
         alias=alias,
         registry=registry.name,
         registered_model=registration.registered_model,
+        model_id=registration.model_id,
         at=now(),
     )
     try:

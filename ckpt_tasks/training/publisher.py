@@ -41,7 +41,7 @@ from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.training.backlog import find_backlog
 from ckpt_tasks.training.metric_queue import BATCH_ROWS, MetricQueue
-from ckpt_tasks.training.promotions import lost_aliases
+from ckpt_tasks.training.promotions import LostPromotions
 from ckpt_tasks.training.registry_ids import choose_ids
 from ckpt_tasks.training.story import read_replays, tell_replays, tell_story
 from ckpt_tasks.training.tail import first_values, read_tails, write_tail
@@ -103,7 +103,7 @@ class Publisher:
         self._run: RunRecord | None = None
         self._refusals: Counter[CheckpointId] = Counter()
         self._registered: dict[str, Registration] = {}
-        self._lost_aliases: Mapping[str, list[str]] = {}
+        self._promotions = LostPromotions(store, layout, registry, fence, on_event)
         self._told_replay = False
         self._best: BestAlias | None = None
         self._logged: set[str] = set()
@@ -234,8 +234,8 @@ class Publisher:
         self._metrics.open(high_water, bounds, backlog.rows, self._unsent())
         self._commits = deque(record.checkpoint for record in backlog.missing)
         self._caught_up = set(self._commits)
-        missing = [record.id for record in backlog.missing]
-        self._lost_aliases = lost_aliases(self._store, self._layout, self._registry.name, missing)
+        models = {one: held.model_id for one, held in self._registered.items()}
+        self._promotions.find({**models, **{record.id: None for record in backlog.missing}})
         best = BestAlias(
             self._registry,
             self._config,
@@ -251,6 +251,8 @@ class Publisher:
             self._move_resume_alias(newest, self._registered[newest.id])
         self._move_best_alias(best)
         self._best = best
+        for record in backlog.registered:
+            self._promotions.bring_back(record.id, self._registered[record.id])
 
     def _unsent(self) -> Mapping[tuple[str, int], MetricRow]:
         """What earlier attempts have left unsent of the steps that this one does again."""
@@ -315,7 +317,7 @@ class Publisher:
         assert self._best is not None
         if self._best.consider(record):
             self._move_best_alias(self._best)
-        self._bring_back_aliases(record, registration)
+        self._promotions.bring_back(record.id, registration)
         self._registered[record.id] = registration  # last: what fails above is repeated
         self._on_event(
             CheckpointRegistered(
@@ -353,17 +355,6 @@ class Publisher:
         self._fence.check()
         self._registry.set_alias(resume_alias(self._layout.run), registration)
         self._resume_age = age
-
-    def _bring_back_aliases(self, record: CommitRecord, registration: Registration) -> None:
-        """Those that were lost with its registration, and that nothing has got since."""
-        for alias in self._lost_aliases.get(record.id, ()):
-            if self._registry.alias_holder(alias, "step") is not None:
-                continue
-            self._fence.check()
-            try:
-                self._registry.set_alias(alias, registration)
-            except RegistryRefusedError as error:  # which is no fault of the checkpoint's
-                self._on_event(Warned(message=f"alias {alias!r} is not brought back: {error}"))
 
     def _move_best_alias(self, best: BestAlias) -> None:
         due = best.due()

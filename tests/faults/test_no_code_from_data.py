@@ -36,7 +36,7 @@ from ckpt_tasks.replica import adopt, copy
 from ckpt_tasks.retention import collect, plan_run
 from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.training.backlog import find_backlog
-from ckpt_tasks.training.promotions import lost_aliases, record_promotion
+from ckpt_tasks.training.promotions import find_lost, record_promotion
 from ckpt_tasks.training.registry_ids import read_ids
 from ckpt_tasks.training.served import ServedSpec, load_served
 from ckpt_tasks.training.tail import write_tail
@@ -146,6 +146,7 @@ def _make_all_files(root: Path) -> tuple[RetainedRun, CheckpointId]:
         alias="paper",
         registry="memory",
         registered_model="m",
+        model_id="m-1",
         at=now(),
     )
     record_promotion(store, layout, promotion)
@@ -171,7 +172,7 @@ def _read_by_all(root: Path, checkpoint: CheckpointId, scratch: Path) -> None:
             high_water={},
             tails_after=0.0,
         ),
-        lambda: lost_aliases(store, layout, "memory", [str(checkpoint)]),
+        lambda: find_lost(store, layout, "memory", {str(checkpoint): None}),
         lambda: read_ids(store, layout, "memory", lambda _: None),
         lambda: HeartbeatObserver(store, layout, 1).is_silent(0.0),
         lambda: tasks.report(config, name),

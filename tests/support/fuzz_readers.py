@@ -58,7 +58,7 @@ from ckpt_tasks.recovery.recover import preview_recovery
 from ckpt_tasks.replica import copy
 from ckpt_tasks.retention import collect
 from ckpt_tasks.store.base import Store
-from ckpt_tasks.training.promotions import lost_aliases, record_promotion
+from ckpt_tasks.training.promotions import find_lost, record_promotion
 from ckpt_tasks.types import CheckpointId
 
 LONGEST = 10.0
@@ -127,6 +127,7 @@ class Stored:
             alias="paper",
             registry="mlflow",
             registered_model="m",
+            model_id="m-1",
             at="2026-01-01T00:00:00.000Z",
         )
         record_promotion(self.run.store, self.run.layout, promotion)
@@ -186,7 +187,7 @@ class Stored:
             lambda: read_completed(store, layout),
             lambda: read_heartbeat(store, layout, 1),
             lambda: read_mark(store, layout, "pins", self.checkpoints[0]),
-            lambda: lost_aliases(store, layout, "mlflow", [str(self.checkpoints[0])]),
+            lambda: find_lost(store, layout, "mlflow", {str(self.checkpoints[0]): None}),
             lambda: collect(store, name, grace=1.0, by="fuzz", dry_run=True),
             lambda: copy(store, self._elsewhere, name),
         ):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from pathlib import Path
 
 import msgspec
 import pytest
-from support.made_runs import MadeAttempt, MadeRun, elsewhere, small_state, write_state
+from support.made_runs import (
+    MadeAttempt,
+    MadeRun,
+    elsewhere,
+    memory_store,
+    small_state,
+    write_state,
+)
 
 from ckpt_tasks.config import (
     AttemptConfig,
@@ -16,14 +24,21 @@ from ckpt_tasks.config import (
     RetentionConfig,
     StoreConfig,
 )
-from ckpt_tasks.errors import CheckpointNotFoundError
+from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError
 from ckpt_tasks.events import Event, MetricsReplayed
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import Heart
 from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.store import open_store
 from ckpt_tasks.tasks import ReconcileReport, promote, reconcile, reconcile_all
-from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
+from ckpt_tasks.testing import (
+    Fault,
+    FaultInjector,
+    FaultyRegistry,
+    FaultyStore,
+    MemoryRegistry,
+    RegistryMemory,
+)
 from ckpt_tasks.testing.memory_registry import MemoryRun
 from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.training.tail import write_tail
@@ -224,6 +239,59 @@ def test_promotions_come_back_with_what_was_lost(
     run.store.put(run.layout.promotion("damaged"), b"{}")
     reconcile(config, run.name)
     assert memory.aliases["paper"] == kept.version
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_reconciliation_that_stops_anywhere_is_completed_by_the_next(
+    when: str, config: CheckpointConfig, memory: RegistryMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With whichever operation of store or registry it stops, done or not: the registry ends as
+    that of a reconciliation which nothing stops.
+    """
+    run = MadeRun(memory_store())
+    _, saved = trained(run, 1, 2)
+    module = importlib.import_module("ckpt_tasks.tasks.reconcile")
+    promoting = importlib.import_module("ckpt_tasks.tasks.promote")
+    monkeypatch.setattr(promoting, "open_store", lambda config: run.store)
+    injector = FaultInjector()
+    opened = FaultyStore(run.store, injector)
+    monkeypatch.setattr(module, "open_existing_store", lambda config: opened)
+    monkeypatch.setattr(
+        module, "load_registry", lambda config: FaultyRegistry(MemoryRegistry(memory), injector)
+    )
+    reconcile(config, run.name)
+    promote(config, run.name, saved[0], "paper")
+    write_tail(run.store, run.layout, 1, [MetricRow("loss", 0.25, 3, 1003)])
+    now = msgspec.structs.replace(config, retention=RetentionConfig(grace=1e-6))
+    before = run.contents()
+
+    def begin(*faults: Fault) -> None:
+        for path in run.contents().keys() - before.keys():
+            run.store.delete(path)
+        for path, data in before.items():
+            run.store.put(path, data)
+        empty(memory)
+        injector.faults, injector.log = list(faults), []
+
+    def found() -> tuple[object, ...]:
+        stored = stored_run(memory)
+        return aliases(memory), versions(memory), list(stored.rows), stored.status, stored.note
+
+    begin()
+    reconcile(now, run.name)
+    expected, operations = found(), len(injector.log)
+    assert aliases(memory).keys() == {"resume-digits", "best", "paper"}
+    assert operations > 60
+    for number in range(1, operations + 1):
+        begin(Fault(at=number, when=when))  # type: ignore[arg-type]
+        stopped_at = injector.log
+        with contextlib.suppress(CkptTasksError):
+            reconcile(now, run.name)
+        operation = stopped_at[number - 1]
+        injector.faults = []
+        assert reconcile(now, run.name).problem is None
+        assert found() == expected, operation
+        assert reconcile(now, run.name).changes == [], operation
 
 
 def _publisher(
