@@ -24,6 +24,7 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "adopt": "ckpt_tasks.cli.copy:adopt",
+    "alias": "ckpt_tasks.cli.alias:alias",
     "bench": "ckpt_tasks.cli.bench:bench",
     "collect": "ckpt_tasks.cli.retention:collect",
     "copy": "ckpt_tasks.cli.copy:copy",

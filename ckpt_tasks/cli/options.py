@@ -18,6 +18,7 @@ __all__ = [
     "as_json",
     "configure",
     "json_option",
+    "one_checkpoint",
     "registry_options",
     "registry_overrides",
     "retention_options",
@@ -163,6 +164,14 @@ def split_checkpoint(text: str) -> tuple[str, str | None]:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return run, checkpoint
+
+
+def one_checkpoint(text: str) -> tuple[str, str]:
+    """Run and id of ``RUN@ID``; raises `ConfigError` where there is no id."""
+    run, checkpoint_id = split_checkpoint(text)
+    if checkpoint_id is None:
+        raise ConfigError(f"{text!r} names no checkpoint; write RUN@ID, as `ckpt-tasks ls` shows")
+    return run, checkpoint_id
 
 
 def split_params(params: Sequence[str]) -> dict[str, str]:

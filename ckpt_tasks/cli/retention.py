@@ -11,6 +11,7 @@ from ckpt_tasks.cli.options import (
     as_json,
     configure,
     json_option,
+    one_checkpoint,
     registry_options,
     registry_overrides,
     retention_options,
@@ -20,7 +21,6 @@ from ckpt_tasks.cli.options import (
 )
 from ckpt_tasks.cli.tables import echo, table
 from ckpt_tasks.config import CheckpointConfig
-from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.retention import CollectReport, RetentionPlan, Verdict
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.tasks.retain import collect as collect_run
@@ -41,7 +41,7 @@ _dry_run_option = click.option("--dry-run", is_flag=True, help="Change nothing; 
 @store_options
 def pin(checkpoint: str, why: str, store: str | None, config_file: Path | None) -> None:
     """Keep a checkpoint until it is unpinned; one that has expired is taken back."""
-    run, checkpoint_id = _one_checkpoint(checkpoint)
+    run, checkpoint_id = one_checkpoint(checkpoint)
     pin_checkpoint(configure(store, config_file), run, checkpoint_id, why=why)
     echo(f"{checkpoint_id} of run {run!r} is pinned")
 
@@ -51,7 +51,7 @@ def pin(checkpoint: str, why: str, store: str | None, config_file: Path | None) 
 @store_options
 def unpin(checkpoint: str, store: str | None, config_file: Path | None) -> None:
     """Leave a checkpoint to the rules again; it goes after a whole grace at the earliest."""
-    run, checkpoint_id = _one_checkpoint(checkpoint)
+    run, checkpoint_id = one_checkpoint(checkpoint)
     pinned = unpin_checkpoint(configure(store, config_file), run, checkpoint_id)
     state = "is no longer pinned" if pinned else "was not pinned"
     echo(f"{checkpoint_id} of run {run!r} {state}")
@@ -125,13 +125,6 @@ def collect(
         ctx.exit(EXIT_FAILED)
 
 
-def _one_checkpoint(text: str) -> tuple[str, str]:
-    run, checkpoint_id = split_checkpoint(text)
-    if checkpoint_id is None:
-        raise ConfigError(f"{text!r} names no checkpoint; write RUN@ID, as `ckpt-tasks ls` shows")
-    return run, checkpoint_id
-
-
 def _configure(
     store: str | None, config_file: Path | None, flags: dict[str, Any]
 ) -> CheckpointConfig:
@@ -166,6 +159,8 @@ def _echo_report(report: CollectReport, *, dry_run: bool) -> None:
         echo(f"{folder}: of no checkpoint, {would}")
     for remaining in (*report.waiting, *report.kept):
         echo(f"{remaining.checkpoint}: stays: {remaining.why}")
+    if report.uploads:
+        echo(f"{report.uploads} uploads, begun and never completed: {would}")
     echo(f"{readable_size(report.freed)} {would}")
     if report.refused is not None:
         echo(f"stopped: {report.refused}", err=True)

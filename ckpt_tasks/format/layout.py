@@ -12,6 +12,8 @@ All paths are relative to the store's root, with ``/`` as separator::
     <run>/data/<write-id>/rank0000.index.json
     <run>/data/<write-id>/<name>.rank0000.safetensors
     <run>/marks/<kind>/<id>, <run>/marks/completed.json, <run>/marks/collected.json
+    <run>/marks/promoted/<alias>.json  the checkpoint that an alias was last pointed at
+    .ckpt_tasks/promoted/<model>/<alias>.json   and of all runs of a registered model the last one
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ __all__ = [
     "check_relative",
     "decode_name",
     "encode_name",
+    "last_promotion",
 ]
 
 MarkKind = Literal["pins", "expired", "quarantined", "collecting", "verified"]
@@ -89,6 +92,12 @@ def check_relative(path: str) -> str:
     if "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{path!r} is not a plain relative path")
     return path
+
+
+def last_promotion(registered_model: str, alias: str) -> str:
+    """Which run an alias was last pointed at a checkpoint of; hidden, as no run's."""
+    model = encode_name(registered_model, what="registered model")
+    return f".ckpt_tasks/promoted/{model}/{encode_name(alias, what='alias')}.json"
 
 
 class RunLayout:
@@ -195,6 +204,13 @@ class RunLayout:
     def collected(self) -> str:
         """Overwritten by each collection: by its time stamp the store tells what time it is."""
         return f"{self.all_marks}collected.json"
+
+    @property
+    def promotions(self) -> str:
+        return f"{self.all_marks}promoted/"
+
+    def promotion(self, alias: str) -> str:
+        return f"{self.promotions}{encode_name(alias, what='alias')}.json"
 
     @staticmethod
     def attempt_number(path: str) -> int | None:

@@ -37,6 +37,7 @@ __all__ = [
     "MarkRecord",
     "PassedOver",
     "Process",
+    "PromotionRecord",
     "Record",
     "RegistryRunIds",
     "Replica",
@@ -445,6 +446,30 @@ class CompletedRecord(Record, frozen=True, kw_only=True):
     checkpoint: _Text | None
     position: Position
     completed_at: _Text
+
+
+class PromotionRecord(Record, frozen=True, kw_only=True):
+    """``marks/promoted/<alias>.json``: an alias was pointed at a checkpoint in a registry.
+
+    Only a registry knows what an alias holds now; this is for one that has lost it.
+
+    Parameters
+    ----------
+    uid
+        Of the checkpoint's run.
+    registry
+        The registry's name, as its ids are kept under.
+    registered_model, model_id
+        What of that registry was promoted.
+    """
+
+    uid: _Uid
+    checkpoint: _Text
+    alias: _Text
+    registry: _Text
+    registered_model: _Text
+    model_id: _Text
+    at: _Text
 
 
 class RegistryRunIds(Record, frozen=True, kw_only=True):

@@ -144,6 +144,7 @@ class _Collection:
         doomed |= {path for paths in self._leftovers(found).values() for path in paths}
         self.report.freed = sum(found.data[path].size for path in doomed - needed)
         self.report.leftovers = sorted(self._leftovers(found))
+        self.report.uploads = len(self._store.list_uploads(self._layout.folder, self._grace))
 
     def run(self) -> None:
         found = self._survey(asks_time=True)

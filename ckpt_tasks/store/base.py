@@ -162,6 +162,13 @@ class Store(ABC):
     def delete(self, path: str) -> None:
         """Remove the object; no error if there is none."""
 
+    def list_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        """What `abort_uploads` would remove; arguments and errors as there.
+
+        Where the store's own clock is known by writing to it only, ages are by this machine's.
+        """
+        return []
+
     def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
         """Remove what writes below `prefix` left that a killed process had begun.
 

@@ -14,6 +14,7 @@ import errno
 import mmap
 import os
 import stat
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -203,6 +204,11 @@ class LocalStore(Store):
             # Not empty, as a rule; or another process has removed it.
             with contextlib.suppress(OSError), opened_folder(self._root, outer) as opened:
                 os.rmdir(inner, dir_fd=opened)
+
+    def list_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        with self._errors("list", prefix):
+            now, found = time.time(), sorted(self._temporaries(prefix))
+        return [upload for upload in found if now - upload.begun >= older_than]
 
     def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
         with self._errors("list", prefix):

@@ -23,7 +23,7 @@ from ckpt_tasks.store.base import UploadInfo
 from ckpt_tasks.store.object import ObjectStore
 from ckpt_tasks.store.s3_client import TIMEOUTS, S3Client, delays, is_transient
 from ckpt_tasks.store.s3_download import download, download_range
-from ckpt_tasks.store.s3_upload import abort_uploads, upload
+from ckpt_tasks.store.s3_upload import OldUpload, abort_upload, old_uploads, upload
 
 __all__ = ["S3Store"]
 
@@ -131,13 +131,22 @@ class S3Store(ObjectStore):
             upload(self._client, self._target(self._full(path)), parts, size, replaces=True)
             self._confirm_size(path, size)
 
+    def list_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        with self._errors("list uploads below", prefix):
+            bucket, below = self._below(prefix)
+            return self._told(old_uploads(self._client, bucket, below, older_than))
+
     def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
         with self._errors("abort uploads below", prefix):
-            (bucket, below), (_, root) = self._below(prefix), self._below("")
-            aborted = abort_uploads(self._client, bucket, below, older_than)
-            return sorted(
-                UploadInfo(key.removeprefix(root), begun.timestamp()) for key, begun in aborted
-            )
+            bucket, below = self._below(prefix)
+            old = old_uploads(self._client, bucket, below, older_than)
+            for upload in old:
+                abort_upload(self._client, bucket, upload)
+            return self._told(old)
+
+    def _told(self, uploads: Iterable[OldUpload]) -> list[UploadInfo]:
+        _, root = self._below("")
+        return sorted(UploadInfo(u.key.removeprefix(root), u.begun.timestamp()) for u in uploads)
 
     def close(self) -> None:
         self._client.close()

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.store.object import http_status
 from ckpt_tasks.store.s3_client import CONNECTIONS, S3Client, retry
 
-__all__ = ["abort_uploads", "upload"]
+__all__ = ["OldUpload", "abort_upload", "old_uploads", "upload"]
 
 _PART_BYTES = 8 * 1024 * 1024
 _MAX_PARTS = 10_000  # S3's limit, as is the next
@@ -34,6 +34,14 @@ _ENCRYPTION = ("ServerSideEncryption", "SSECustomerAlgorithm", "SSEKMSKeyId")
 
 _Target = dict[str, Any]  # bucket and key, as arguments of a request
 _Part = dict[str, Any]  # as the completion of an upload names it
+
+
+class OldUpload(NamedTuple):
+    """One that was begun and never completed, and when."""
+
+    key: str
+    upload_id: str
+    begun: datetime
 
 
 def upload(
@@ -69,19 +77,20 @@ def upload(
         _upload_parts(client, target, blocks, size, condition)
 
 
-def abort_uploads(
-    client: S3Client, bucket: str, prefix: str, older_than: float
-) -> list[tuple[str, datetime]]:
-    """End the uploads below `prefix` that were begun more than `older_than` seconds ago.
-
-    By the server's clock alone. Returns the key of each, and when it was begun.
+def old_uploads(client: S3Client, bucket: str, prefix: str, older_than: float) -> list[OldUpload]:
+    """The uploads below `prefix` that were begun more than `older_than` seconds ago, by the
+    server's clock alone.
     """
-    aborted = []
-    for found, now in list(_uploads_under_way(client, bucket, prefix)):
-        if (now - found["Initiated"]).total_seconds() > older_than:
-            _abort(client, {"Bucket": bucket, "Key": found["Key"], "UploadId": found["UploadId"]})
-            aborted.append((str(found["Key"]), found["Initiated"]))
-    return aborted
+    return [
+        OldUpload(str(found["Key"]), str(found["UploadId"]), found["Initiated"])
+        for found, now in _uploads_under_way(client, bucket, prefix)
+        if (now - found["Initiated"]).total_seconds() > older_than
+    ]
+
+
+def abort_upload(client: S3Client, bucket: str, upload: OldUpload) -> None:
+    """End an upload, and remove its parts."""
+    _abort(client, {"Bucket": bucket, "Key": upload.key, "UploadId": upload.upload_id})
 
 
 def _upload_whole(

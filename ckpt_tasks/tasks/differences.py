@@ -26,6 +26,7 @@ from ckpt_tasks.registry import (
 from ckpt_tasks.registry.best import BEST, BestAlias
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.training.backlog import Backlog, find_backlog
+from ckpt_tasks.training.promotions import find_lost
 from ckpt_tasks.training.publisher import resume_alias
 from ckpt_tasks.training.registry_ids import read_ids
 
@@ -123,12 +124,15 @@ def find_differences(
         # Of what was deleted nothing can be asked; it is compared once it is back.
         backlog = _backlog(store, layout, view, {}, {}, tails_after)
         _compare_backlog(differences, backlog if state is None else None)
+        if state is None:
+            _compare_promotions(differences, store, layout, registry, backlog, None)
         return differences
     registry.attach_run(ids, description)
     _compare_entries(differences, store, layout, registry)
     registered = registry.registered()
     backlog = _backlog(store, layout, view, registered, registry.high_water(), tails_after)
     _compare_backlog(differences, backlog)
+    _compare_promotions(differences, store, layout, registry, backlog, registered)
     _compare_aliases(differences, layout, registry, config, backlog, registered)
     _compare_status(differences, store, view)
     return differences
@@ -241,6 +245,24 @@ def _compare_backlog(differences: Differences, backlog: Backlog | None) -> None:
     for key, count in rows.items():
         why = f"the store keeps {count} rows that the registry lacks"
         _add(differences, "metrics", key, why, "send them")
+
+
+def _compare_promotions(
+    differences: Differences,
+    store: Store,
+    layout: RunLayout,
+    registry: Registry,
+    backlog: Backlog,
+    registered: dict[str, Registration] | None,
+) -> None:
+    """`registered` is ``None`` where the registry has no such run, and cannot be asked."""
+    models = {one: held.model_id for one, held in (registered or {}).items()}
+    missing = {record.id: None for record in backlog.missing}
+    for checkpoint, lost in find_lost(store, layout, registry.name, {**models, **missing}).items():
+        for alias in (promotion.alias for promotion in lost):
+            if registered is None or registry.alias_holder(alias, "step") is None:
+                why = "it was promoted, and that registration is gone"
+                _add(differences, "alias", alias, why, f"point it at {checkpoint}")
 
 
 def _compare_aliases(

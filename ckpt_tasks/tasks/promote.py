@@ -1,4 +1,4 @@
-"""Step 5: point an alias of the registry at a checkpoint."""
+"""Step 5: point an alias of the registry at a checkpoint, and keep in the store that it does."""
 
 from __future__ import annotations
 
@@ -6,29 +6,42 @@ import msgspec
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
 from ckpt_tasks.config import CheckpointConfig
-from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, RegistryError
-from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.errors import CheckpointNotFoundError, ConfigError, RegistryError, StoreError
+from ckpt_tasks.format.layout import RunLayout
+from ckpt_tasks.format.records import CommitRecord, PromotionRecord, now
 from ckpt_tasks.registry import Registration, Registry, load_registry
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.tasks.registered import attach
+from ckpt_tasks.training.promotions import record_promotion
 
 __all__ = ["Promotion", "promote"]
 
 
 class Promotion(msgspec.Struct, frozen=True, kw_only=True):
-    """An alias and what it points at now."""
+    """An alias and what it points at now.
+
+    Parameters
+    ----------
+    unrecorded
+        Why the store does not know of it, so that a registry which loses the alias does not get
+        it back; ``None`` where it does.
+    """
 
     alias: str
     registration: Registration
     links: dict[str, str]
+    unrecorded: str | None = None
 
     def __str__(self) -> str:
         to = self.registration
-        return f"{to.registered_model}@{self.alias} is version {to.version}: {to.checkpoint}"
+        told = f"{to.registered_model}@{self.alias} is version {to.version}: {to.checkpoint}"
+        return f"{told}; not kept in the store: {self.unrecorded}" if self.unrecorded else told
 
 
 def promote(config: CheckpointConfig, run: str, checkpoint: str, alias: str) -> Promotion:
     """Point `alias` at the registered version of a checkpoint.
+
+    The store keeps that, for `reconcile` to do it again in a registry that has lost it.
 
     Parameters
     ----------
@@ -72,7 +85,22 @@ def _promote(store: Store, registry: Registry, run: str, checkpoint: str, alias:
             "cannot point at it; try again when the registry has caught up"
         )
     registry.set_alias(alias, registration)
-    return Promotion(alias=alias, registration=registration, links=registry.links(registration))
+    links = registry.links(registration)
+    promotion = Promotion(alias=alias, registration=registration, links=links)
+    record = PromotionRecord(
+        uid=view.run.uid,
+        checkpoint=checkpoint,
+        alias=alias,
+        registry=registry.name,
+        registered_model=registration.registered_model,
+        model_id=registration.model_id,
+        at=now(),
+    )
+    try:
+        record_promotion(store, RunLayout(run), record)
+    except (ConfigError, StoreError) as error:  # the alias stands all the same
+        return msgspec.structs.replace(promotion, unrecorded=str(error))
+    return promotion
 
 
 def _record(view: RunView, checkpoint: str) -> CommitRecord:

@@ -361,6 +361,7 @@ class Reconciliation:
             *(_removal("expired", checkpoint, why) for checkpoint in plan.removed),
             *(_removal("orphan", folder, why) for folder in plan.leftovers),
         ]
+        self._remove_uploads(grace)
         if self.report.dry_run:
             self.report.changes += found
         elif found:
@@ -369,16 +370,16 @@ class Reconciliation:
             self.report.changes += [d for d in found if d.what in removed]
             self.report.left += [d for d in found if d.what not in removed]
             plan = done
-            self._tell(f"{readable_size(done.freed)} and {done.uploads} begun uploads removed")
-        else:
-            self._abort_uploads(grace)
+            self._tell(f"{readable_size(done.freed)} removed")
         if plan.refused is not None:
             self._tell(f"not collected: {plan.refused}")
 
-    def _abort_uploads(self, grace: float) -> None:
-        aborted = self._store.abort_uploads(self._layout.folder, grace)
+    def _remove_uploads(self, grace: float) -> None:
+        store, folder = self._store, self._layout.folder
+        remove = store.list_uploads if self.report.dry_run else store.abort_uploads
         why = f"begun longer ago than {grace:g} s, and never completed"
-        self.report.changes += [_removal("orphan", upload.path, why) for upload in aborted]
+        uploads = remove(folder, grace)
+        self.report.changes += [_removal("orphan", upload.path, why) for upload in uploads]
 
     def _bound(self, registry: Registry | None) -> Registry | None:
         """The registry, bound to the run; ``None`` where it has none, now that all agrees."""

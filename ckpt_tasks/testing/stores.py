@@ -308,6 +308,7 @@ class StoreTests(ABC):
             store.write("run/data/w2/x", [b"12345"], 6)
         assert store.abort_uploads("run/", older_than=0) == []
         assert store.abort_uploads("", older_than=0) == []
+        assert store.list_uploads("", older_than=0) == []
         assert self.get(store, "run/data/w1/x") == b"12345"
 
     def test_nothing_is_cached(self, store: Store) -> None:

@@ -21,7 +21,7 @@ __all__ = [
 
 Operation = Literal[
     "read", "read_range", "read_into", "create", "put", "write", "replace", "exists", "size",
-    "list_objects", "list_folders", "delete", "abort_uploads",
+    "list_objects", "list_folders", "delete", "list_uploads", "abort_uploads",
 ]  # fmt: skip
 
 CHANGES: frozenset[Operation] = frozenset(
@@ -31,6 +31,7 @@ CHANGES: frozenset[Operation] = frozenset(
 
 OPERATIONS: frozenset[Operation] = CHANGES | {
     "read", "read_range", "read_into", "exists", "size", "list_objects", "list_folders",
+    "list_uploads",
 }  # fmt: skip
 
 _STREAMED: frozenset[Operation] = frozenset({"write", "replace"})
@@ -93,6 +94,11 @@ class WrapperStore(Store):
 
     def delete(self, path: str) -> None:
         self._run("delete", path, lambda: self.store.delete(path))
+
+    def list_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        return self._run(
+            "list_uploads", prefix, lambda: self.store.list_uploads(prefix, older_than)
+        )
 
     def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
         return self._run(

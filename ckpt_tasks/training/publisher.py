@@ -41,6 +41,7 @@ from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.training.backlog import find_backlog
 from ckpt_tasks.training.metric_queue import BATCH_ROWS, MetricQueue
+from ckpt_tasks.training.promotions import LostPromotions
 from ckpt_tasks.training.registry_ids import choose_ids
 from ckpt_tasks.training.story import read_replays, tell_replays, tell_story
 from ckpt_tasks.training.tail import first_values, read_tails, write_tail
@@ -97,10 +98,12 @@ class Publisher:
         )
         self._kept = 0  # rows of the attempt's tail in the store
         self._commits: deque[CheckpointId] = deque()
+        self._caught_up: set[CheckpointId] = set()
         self._ids: RegistryRunIds | None = None
         self._run: RunRecord | None = None
         self._refusals: Counter[CheckpointId] = Counter()
         self._registered: dict[str, Registration] = {}
+        self._promotions = LostPromotions(store, layout, registry, fence, on_event)
         self._told_replay = False
         self._best: BestAlias | None = None
         self._logged: set[str] = set()
@@ -228,6 +231,8 @@ class Publisher:
             tails_after=self._tails_after,
         )
         bounds, unsent = self._bounds(high_water), self._unsent()
+        models = {one: held.model_id for one, held in self._registered.items()}
+        self._promotions.find({**models, **{record.id: None for record in backlog.missing}})
         best = BestAlias(
             self._registry,
             self._config,
@@ -243,9 +248,12 @@ class Publisher:
             self._move_resume_alias(newest, self._registered[newest.id])
         self._move_best_alias(best)
         self._best = best
+        for record in backlog.registered:
+            self._promotions.bring_back(record.id, self._registered[record.id])
         # Last: what fails above is repeated, and would queue all of it once more.
         self._metrics.open(high_water, bounds, backlog.rows, unsent)
         self._commits = deque(record.checkpoint for record in backlog.missing)
+        self._caught_up = set(self._commits)
 
     def _unsent(self) -> Mapping[tuple[str, int], MetricRow]:
         """What earlier attempts have left unsent of the steps that this one does again."""
@@ -305,10 +313,12 @@ class Publisher:
             run=self._run_record(),
             fence=self._fence,
         )
-        self._move_resume_alias(record, registration)
+        if checkpoint in self._caught_up or not self._others_are_ahead(checkpoint):
+            self._move_resume_alias(record, registration)
         assert self._best is not None
         if self._best.consider(record):
             self._move_best_alias(self._best)
+        self._promotions.bring_back(record.id, registration)
         self._registered[record.id] = registration  # last: what fails above is repeated
         self._on_event(
             CheckpointRegistered(
@@ -319,6 +329,18 @@ class Publisher:
                 links=self._registry.links(registration),
             )
         )
+
+    def _others_are_ahead(self, checkpoint: CheckpointId) -> bool:
+        """Whether `reconcile` has told of a later checkpoint of this attempt, which seemed dead."""
+        assert self._ids is not None
+        held = self._registry.alias_holder(resume_alias(self._layout.run), "step")
+        if held is None or held.run_id != self._ids.run_id or held.checkpoint is None:
+            return False
+        try:
+            ahead = CheckpointId.parse(held.checkpoint)
+        except ValueError:  # people may write anything there
+            return False
+        return ahead.attempt == checkpoint.attempt and ahead.sequence > checkpoint.sequence
 
     def _run_record(self) -> RunRecord:
         """With the ancestors whose checkpoints are this run's: a description does not name them."""

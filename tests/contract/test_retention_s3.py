@@ -6,6 +6,7 @@ from support.retained_runs import RetainedRun, state_of
 from support.s3_servers import S3Server
 
 from ckpt_tasks.config import StoreConfig
+from ckpt_tasks.retention import collect
 from ckpt_tasks.store import open_store
 
 
@@ -23,6 +24,8 @@ def test_what_has_expired_goes_with_abandoned_uploads(
         attempt.save(step, state_of(step))
     key = f"{place}/{run.layout.data}a0001-s0009-dead/model.rank0000.safetensors"
     moto_server.client().create_multipart_upload(Bucket=bucket, Key=key)
+    plan = collect(run.store, run.name, grace=3600.0, by="a test", dry_run=True)
+    assert (plan.uploads, plan.removed) == (1, [])
     report = run.expire_and_collect(latest=2)
     # moto says of every upload that it was begun in 2010; real ages: test_store_s3_link.
     assert (len(report.removed), report.uploads, report.refused) == (2, 1, None)

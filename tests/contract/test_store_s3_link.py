@@ -139,7 +139,9 @@ class TestKilledWriter:
         time.sleep(6)
         seaweedfs.client().create_multipart_upload(Bucket=bucket, Key=f"{place}/run/data/w2/x")
         assert store.abort_uploads("run/", older_than=3600) == []
+        told = store.list_uploads("run/", older_than=5)
         aborted = store.abort_uploads("run/", older_than=5)
+        assert (told, store.list_uploads("run/", older_than=5)) == (aborted, [])
         assert [upload.path for upload in aborted] == ["run/data/w1/x"]
         assert uploads_left(seaweedfs, store) == ["other/data/w/y", "run/data/w2/x"]
         assert not store.exists("run/data/w1/x")

@@ -47,10 +47,16 @@ class AgedStore(WrapperStore):
     def list_objects(self, prefix: str) -> list[ObjectInfo]:
         return [self._aged(info) for info in super().list_objects(prefix)]
 
+    def list_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+        """As `abort_uploads`."""
+        return super().list_uploads(prefix, min(older_than, self._since_aged()))
+
     def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
         """What was begun before the last `age` is old."""
-        since = time.time() - self._aged_at + _CLOCK_TICK
-        return super().abort_uploads(prefix, min(older_than, since))
+        return super().abort_uploads(prefix, min(older_than, self._since_aged()))
+
+    def _since_aged(self) -> float:
+        return time.time() - self._aged_at + _CLOCK_TICK
 
     def _aged(self, info: ObjectInfo) -> ObjectInfo:
         assert info.modified is not None

@@ -44,7 +44,13 @@ from ckpt_tasks.format import codec
 from ckpt_tasks.format.blocks import Part
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.layout import RunLayout, check_relative, decode_name, encode_name
-from ckpt_tasks.format.records import Record, RegistryRunIds, RowBlocks, TailRecord
+from ckpt_tasks.format.records import (
+    PromotionRecord,
+    Record,
+    RegistryRunIds,
+    RowBlocks,
+    TailRecord,
+)
 from ckpt_tasks.format.safetensors import parse_header
 from ckpt_tasks.format.sharded import ShardedLeaves
 from ckpt_tasks.format.tree import decode_tree, encode_tree
@@ -52,6 +58,7 @@ from ckpt_tasks.recovery.recover import preview_recovery
 from ckpt_tasks.replica import copy
 from ckpt_tasks.retention import collect
 from ckpt_tasks.store.base import Store
+from ckpt_tasks.training.promotions import find_lost, record_promotion
 from ckpt_tasks.types import CheckpointId
 
 LONGEST = 10.0
@@ -114,6 +121,16 @@ class Stored:
             registered_model="m",
         )
         self.run.store.put(self.run.layout.registry_ids("mlflow"), codec.encode(ids))
+        promotion = PromotionRecord(
+            uid=self.run.identity.uid,
+            checkpoint=str(saved),
+            alias="paper",
+            registry="mlflow",
+            registered_model="m",
+            model_id="m-1",
+            at="2026-01-01T00:00:00.000Z",
+        )
+        record_promotion(self.run.store, self.run.layout, promotion)
         self._elsewhere = memory_store()
         self.checkpoints = [saved, newest]
         self.objects = self.run.contents()
@@ -170,6 +187,7 @@ class Stored:
             lambda: read_completed(store, layout),
             lambda: read_heartbeat(store, layout, 1),
             lambda: read_mark(store, layout, "pins", self.checkpoints[0]),
+            lambda: find_lost(store, layout, "mlflow", {str(self.checkpoints[0]): None}),
             lambda: collect(store, name, grace=1.0, by="fuzz", dry_run=True),
             lambda: copy(store, self._elsewhere, name),
         ):

@@ -29,7 +29,7 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.records import Heartbeat, RowBlocks, now
 from ckpt_tasks.recovery.recover import Recovered, recover
-from ckpt_tasks.registry import RunDescription
+from ckpt_tasks.registry import Registration, RunDescription
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.testing import Fault, FaultyStore, MemoryRegistry, RegistryMemory
 from ckpt_tasks.training.publisher import Publisher
@@ -191,7 +191,7 @@ class ModelledRun:
         return trainer
 
     def publisher(self, number: int) -> Publisher:
-        store, layout, registry = self.store, self.layout, MemoryRegistry(self.memory)
+        store, layout, registry = self.store, self.layout, WatchedRegistry(self)
         fence = Fence(store, layout, number)
         return Publisher(store, layout, fence, registry, REGISTRY, self.description, discard_event)
 
@@ -361,6 +361,24 @@ class ModelledRun:
         doubtful = {*model.expired, *model.collecting, *model.quarantined}
         by_way_of_damaged = any(foreign <= model.needs(bad) for bad in model.quarantined)
         return bool(homes & doubtful or homes - model.committed) or by_way_of_damaged
+
+
+class WatchedRegistry(MemoryRegistry):
+    """The modelled registry; no alias of where a run goes on from moves backwards, be it for a
+    moment.
+    """
+
+    def __init__(self, modelled: ModelledRun) -> None:
+        super().__init__(modelled.memory)
+        self._modelled = modelled
+
+    def set_alias(self, alias: str, registration: Registration) -> None:
+        held = self.alias_holder(alias, "loss")
+        super().set_alias(alias, registration)
+        if alias == f"resume-{self._modelled.run.name}" and held is not None and held.checkpoint:
+            before, after = age_of(held.checkpoint), age_of(registration.checkpoint)
+            startable = self._modelled.model.startable()
+            assert after >= before or before not in startable, f"from {before} back to {after}"
 
 
 def load_tensors(store: Store, modelled: ModelledRun, age: Age) -> dict[int, bytes]:

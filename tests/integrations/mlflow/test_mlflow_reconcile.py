@@ -20,7 +20,7 @@ from ckpt_tasks.config import (
     SaveConfig,
     ScheduleConfig,
 )
-from ckpt_tasks.tasks import ReconcileReport, reconcile
+from ckpt_tasks.tasks import ReconcileReport, promote, reconcile, verify
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_DONE
 
@@ -76,11 +76,14 @@ def test_mlflow_holds_what_it_would_hold_without_an_outage(tmp_path: Path) -> No
     assert kinds(reconcile(config, "toy")) == set()
 
     assert kinds(reconcile(with_mlflow.config, "toy")) == set()
+    newest = verify(with_mlflow.config.store, "toy").checkpoint
+    promote(with_mlflow.config, "toy", newest, "candidate")
     anew = registering_at(with_mlflow.config, databases[2])
     plan = reconcile(anew, "toy", dry_run=True)
     assert reconcile(anew, "toy").changes == plan.changes
     exact = [contents_of(databases[i], EXPERIMENT, store=str(stores[0])) for i in (0, 2)]
     assert exact[1] == exact[0]
+    assert exact[0]["aliases"].keys() == {"best", "candidate", "resume-toy"}
     assert kinds(reconcile(anew, "toy")) == set()
 
     damage_and_mend(anew, databases[2], exact[0], stores[0])
@@ -114,6 +117,6 @@ def damage_and_mend(
 
     client.delete_run(run_id)
     _get_store(uri)._hard_delete_run(run_id)  # as `mlflow gc` does
-    assert kinds(reconcile(config, "toy")) == {"run", "register", "metrics"}
+    assert kinds(reconcile(config, "toy")) == {"run", "register", "metrics", "alias"}
     assert contents_of(uri, EXPERIMENT, store=str(store)) == whole
     assert kinds(reconcile(config, "toy")) == set()

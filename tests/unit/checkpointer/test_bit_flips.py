@@ -6,10 +6,14 @@ import random
 from pathlib import Path
 
 import pytest
-from support.made_runs import MadeRun, State, Tensor
+from support.made_ranks import plain
+from support.made_runs import MadeRun, State, Tensor, memory_store
 
+from ckpt_tasks.checkpointer.lazy import open_checkpoint
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_commit
+from ckpt_tasks.checkpointer.verify import verify_checkpoint
 from ckpt_tasks.errors import CorruptCheckpointError
+from ckpt_tasks.replica import copy
 from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.types import CheckpointId
 
@@ -26,7 +30,10 @@ def _save(run: MadeRun) -> CheckpointId:
         for item in ("model", "optimizer")
         for number, size in enumerate((1, 0, 4096, 777, 12_345))
     ]
-    return run.begin().save(10, State({"model": {}, "optimizer": {}}, tensors))
+    trees: dict[str, dict[str, object]] = {"model": {}, "optimizer": {}}
+    for position, tensor in enumerate(tensors):
+        trees[tensor.item][tensor.key] = plain(position)
+    return run.begin().save(10, State(trees, tensors))
 
 
 def _files(root: Path) -> list[Path]:
@@ -35,9 +42,35 @@ def _files(root: Path) -> list[Path]:
     return sorted(path for part in ("commits", "data") for path in (run / part).rglob("*.*"))
 
 
+def _load(run: MadeRun, checkpoint: CheckpointId) -> None:
+    load_checkpoint(run.store, run.layout, read_commit(run.store, run.layout, checkpoint))
+
+
+def _open(run: MadeRun, checkpoint: CheckpointId) -> None:
+    """One tensor after the other, as a person looks at them."""
+    record = read_commit(run.store, run.layout, checkpoint)
+    trees = open_checkpoint(run.store, run.layout, record).values()
+    seen = [tensor.read() for tensors in trees for tensor in tensors.values()]
+    assert len(seen) == 10
+
+
+def _verify(run: MadeRun, checkpoint: CheckpointId) -> None:
+    report = verify_checkpoint(run.store, run.name, checkpoint)
+    if not report.ok:
+        raise CorruptCheckpointError(str(report.problem))
+
+
+def _copy(run: MadeRun, checkpoint: CheckpointId) -> None:
+    if copy(run.store, memory_store(), run.name).damaged:
+        raise CorruptCheckpointError("not copied")
+
+
 @pytest.mark.parametrize("flips", [1000, pytest.param(10_000, marks=pytest.mark.exhaustive)])
 def test_every_flipped_bit_is_found(run: MadeRun, tmp_path: Path, flips: int) -> None:
-    """Each file gets its share of random flips, whatever its size; without any, all is well."""
+    """Each file gets its share of random flips, whatever its size, and so does each way to read
+    them; without any, all is well.
+    """
+    readers = [_load, _open, _verify, _copy, _load]  # of another number than the files
     checkpoint = _save(run)
     files = _files(tmp_path)
     assert {path.suffix for path in files} == {".json", ".safetensors"}
@@ -45,19 +78,20 @@ def test_every_flipped_bit_is_found(run: MadeRun, tmp_path: Path, flips: int) ->
     draw = random.Random(1)  # noqa: S311
     missed = []
     for number in range(flips):
-        path = files[number % len(files)]
+        path, read = files[number % len(files)], readers[number % len(readers)]
         whole = path.read_bytes()
         place, bit = draw.randrange(len(whole)), draw.randrange(8)
         path.write_bytes(_flipped(whole, place, bit))
         try:
-            load_checkpoint(run.store, run.layout, read_commit(run.store, run.layout, checkpoint))
+            read(run, checkpoint)
         except CorruptCheckpointError:
             pass
         else:
-            missed.append((path.name, place, bit))
+            missed.append((path.name, place, bit, read.__name__))
         path.write_bytes(whole)
     assert missed == []
-    load_checkpoint(run.store, run.layout, read_commit(run.store, run.layout, checkpoint))
+    for read in readers:
+        read(run, checkpoint)
 
 
 def _flipped(whole: bytes, place: int, bit: int) -> bytes:

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 from support.made_runs import elsewhere
 from support.modelled_replica import ModelledReplica
-from support.modelled_run import ModelledRun
+from support.modelled_run import ModelledRun, WatchedRegistry
 from support.modelled_trainer import FOR_EVER, Cut, Trainer
 from support.modelled_upkeep import Upkeep
 from support.retained_runs import GRACE
@@ -35,18 +35,26 @@ from ckpt_tasks.checkpointer import catalog, marks
 from ckpt_tasks.fencing import attempts, claim, heartbeat
 from ckpt_tasks.retention import references
 from ckpt_tasks.store.ambiguity import create_once
-from ckpt_tasks.testing import MemoryRegistry
 
 EXAMPLES = os.environ.get("CKPT_TASKS_FUZZ_EXAMPLES")
 """How many histories are tried; ``make fuzz`` tries many."""
 
-CUTS = st.none() | st.builds(
-    Cut,
-    at=st.integers(1, 8),
-    after=st.booleans(),
-    times=st.sampled_from([FOR_EVER, 1, 7]),
-    torn=st.booleans(),
-)
+
+def cuts(last: int) -> st.SearchStrategy[Cut | None]:
+    """None, or one of the operations until the `last` fails."""
+    return st.none() | st.builds(
+        Cut,
+        at=st.integers(1, last),
+        after=st.booleans(),
+        times=st.sampled_from([FOR_EVER, 1, 7]),
+        torn=st.booleans(),
+    )
+
+
+CUTS = cuts(8)
+LATE_CUTS = cuts(16)
+"""A collection that finds something to remove gets so far."""
+
 ANY = st.integers(0, 30)
 """Picks one of what there is, modulo how many."""
 
@@ -64,8 +72,8 @@ class Machine(RuleBasedStateMachine):
         self.replica = ModelledReplica(self.modelled)
         self._patch = pytest.MonkeyPatch()
         module = importlib.import_module("ckpt_tasks.tasks.reconcile")
-        memory, store = self.modelled.memory, self.modelled.store
-        self._patch.setattr(module, "load_registry", lambda config: MemoryRegistry(memory))
+        modelled, store = self.modelled, self.modelled.store
+        self._patch.setattr(module, "load_registry", lambda config: WatchedRegistry(modelled))
         self._patch.setattr(module, "open_existing_store", lambda config: store)
 
     def trainer(self, pick: int) -> Trainer:
@@ -104,6 +112,17 @@ class Machine(RuleBasedStateMachine):
     def save(self, pick: int, body: int, rows: tuple[int, int], loss: int, odd: int) -> None:
         trainer = self.trainer(pick)
         self.modelled.save(trainer, body=body, rows=rows, loss=loss, healthy=odd != 2)
+
+    @precondition(lambda self: self.modelled.trainers)
+    @rule(losses=st.lists(FEW, min_size=1, max_size=3))
+    def train(self, losses: list[int]) -> None:
+        """The newest attempt saves, and its registrar publishes: what happens most."""
+        trainer = self.trainer(0)
+        for loss in losses:
+            if trainer in self.modelled.trainers:
+                self.modelled.save(trainer, loss=loss)
+        if trainer in self.modelled.trainers:
+            self.upkeep.publish(trainer)
 
     @precondition(lambda self: self.modelled.trainers)
     @rule(pick=FEW, body=FEW, cut=CUTS)
@@ -205,11 +224,11 @@ class Machine(RuleBasedStateMachine):
         for trainer in self.modelled.trainers if beats else ():
             self.modelled.beat(trainer)
 
-    @rule(latest=st.integers(1, 3), odd=FEW)
-    def retain(self, latest: int, odd: int) -> None:
+    @rule(latest=st.integers(1, 3), odd=FEW, cut=LATE_CUTS)
+    def retain(self, latest: int, odd: int, cut: Cut | None) -> None:
         self.upkeep.expire(latest)
         self.time_passes(2.5, beats=odd != 2)
-        self.upkeep.collect()
+        self.upkeep.collect(cut=cut)
 
     # -- damage ------------------------------------------------------------------------------------
 
@@ -255,12 +274,14 @@ class Machine(RuleBasedStateMachine):
         self.upkeep.empty_registry()
 
     @precondition(lambda self: self.model.registered and self.modelled.memory.available)
-    @rule(pick=ANY, deletes=st.booleans())
-    def meddle(self, pick: int, deletes: bool) -> None:
-        """Somebody deletes a version, or gives it an alias."""
+    @rule(pick=ANY, deletes=st.booleans(), reconciles=st.booleans())
+    def meddle(self, pick: int, deletes: bool, reconciles: bool) -> None:
+        """Somebody deletes a version, or gives it an alias; and lets it be put right."""
         registered = sorted(self.model.registered)
         age = registered[pick % len(registered)]
         (self.upkeep.lose_registration if deletes else self.upkeep.set_alias)(age)
+        if reconciles:
+            self.upkeep.reconcile()
 
     # -- comparing ---------------------------------------------------------------------------------
 

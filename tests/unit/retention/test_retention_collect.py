@@ -25,10 +25,10 @@ from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.retention import collect, expire_checkpoint, pin, unpin
 from ckpt_tasks.store.ambiguity import create_once
 from ckpt_tasks.store.base import ObjectInfo
-from ckpt_tasks.testing import Fault, FaultyStore, WrapperStore
+from ckpt_tasks.testing import Fault, FaultInjector, FaultyStore, WrapperStore
 from ckpt_tasks.testing.memory_registry import MemoryRegistry, RegistryMemory
 from ckpt_tasks.testing.registry_wrappers import WrapperRegistry
-from ckpt_tasks.testing.wrappers import Operation
+from ckpt_tasks.testing.wrappers import OPERATIONS, Operation
 from ckpt_tasks.types import CheckpointId
 
 
@@ -43,6 +43,24 @@ def saved(run: RetainedRun, count: int, *, frozen: bool = False) -> list[Checkpo
     return [
         attempt.save(10 * n, state_of(n, frozen=0 if frozen else n)) for n in range(1, count + 1)
     ]
+
+
+def test_what_an_expiry_asks_of_the_store() -> None:
+    """After each commit of a training: a few listings, and each record once; where bytes are
+    counted, each index and its size as well. No tensor is read, however many there are.
+    """
+
+    def asked(count: int, **rules: object) -> int:
+        run = RetainedRun()
+        saved(run, count)
+        store = FaultyStore(run.store, FaultInjector(counted=OPERATIONS))
+        run.expire(through=store, **rules)
+        assert not [path for _, path in store.log if path.endswith(".safetensors")]
+        return store.count
+
+    assert asked(22, latest=99) - asked(2, latest=99) == 20
+    assert asked(22, max_bytes=10**9) - asked(2, max_bytes=10**9) == 60
+    assert asked(2, latest=99) < 15
 
 
 def test_bytes_go_after_the_grace(run: RetainedRun) -> None:

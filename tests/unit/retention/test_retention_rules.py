@@ -196,6 +196,54 @@ def test_what_no_retry_starts_from_goes(standing: Standing) -> None:
     assert plan_of.verdicts[2].why == [f"{standing}: a test"]
 
 
+def test_every_verdict_names_what_decided() -> None:
+    """Each rule, each limit and each thing that no rule lets go, in the words that people read."""
+    hour = 3600
+    ages = [9 * hour, 8 * hour, 7 * hour, 6 * hour, 5 * hour, 4 * hour, 2 * hour, 60]
+    records = [
+        record_of(n, age=age, epoch=n - 1, loss=0.5 if n == 3 else 9.0)
+        for n, age in enumerate(ages, start=1)
+    ]
+    standings: list[Standing] = ["valid"] * 8
+    standings[4] = "quarantined"
+    view = view_of(records, standings, pins=[0])
+    files = {record.id: {record.id: 100} for record in records}
+
+    def told(**rules: object) -> dict[int, str]:
+        config = RetentionConfig(**rules)  # type: ignore[arg-type]
+        held = {records[5].id: ["alias 'paper'"]}
+        verdicts = plan(view, config, now=NOW, held=held, files=files).verdicts
+        return {
+            CheckpointId.parse(one.checkpoint).sequence: ("keep: " if one.keep else "expire: ")
+            + "; ".join(one.why)
+            for one in verdicts
+        }
+
+    newest = "keep: the newest that a retry would start from"
+    assert told(
+        latest=2, best=["1:loss:min"], every_steps=40, every_epochs=4, buckets=["all:3h"]
+    ) == {
+        1: "keep: pinned: kept by a test",
+        2: "expire: no rule keeps it",
+        3: "keep: best 1 by loss (0.5)",
+        4: "keep: first at or after 40 steps; first at or after 4 epochs",
+        5: "expire: quarantined: a test",
+        6: "keep: alias 'paper'",
+        7: "keep: latest 2; younger than 3h",
+        8: f"{newest}; latest 2; first at or after 80 steps; first at or after 8 epochs; "
+        "younger than 3h",
+    }
+    aged = told(buckets=["1h:1d"], max_age=5.0 * hour)
+    assert (aged[3], aged[7]) == ("expire: older than 5h", "keep: newest of its 1h, for 1d")
+    small = told(max_bytes=350)
+    assert small[2] == "expire: what is kept would take 700 bytes, more than 350 bytes"
+    assert small[7] == "expire: what is kept would take 400 bytes, more than 350 bytes"
+    assert (small[6], small[8]) == (
+        "keep: alias 'paper'; within the limits",
+        f"{newest}; within the limits",
+    )
+
+
 def test_zombies_wait_for_what_replaces_them() -> None:
     """An attempt that went back, and has not saved yet, costs no checkpoint."""
     records = [record_of(n) for n in range(1, 4)]

@@ -307,6 +307,9 @@ def test_what_a_killed_replace_leaves_is_found_by_its_age(store: LocalStore) -> 
         os.utime(path, (hour_ago, hour_ago))
     assert [info.path for info in store.list_objects("")] == ["run/data/w/x"]
     assert store.abort_uploads("another/", 60) == []
+    told = store.list_uploads("run/", 60)
+    assert (left.exists(), store.list_uploads("another/", 60)) == (True, [])
     [aborted] = store.abort_uploads("run/", 60)
+    assert (told, store.list_uploads("run/", 60)) == ([aborted], [])
     assert (aborted.path, aborted.begun) == (f"run/data/w/{left.name}", pytest.approx(hour_ago))
     assert (left.exists(), fresh.exists(), store.read("run/data/w/x")) == (False, True, b"old")

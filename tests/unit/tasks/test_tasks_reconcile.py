@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from pathlib import Path
 
 import msgspec
 import pytest
-from support.made_runs import MadeAttempt, MadeRun, elsewhere, small_state, write_state
+from support.made_runs import (
+    MadeAttempt,
+    MadeRun,
+    elsewhere,
+    memory_store,
+    small_state,
+    write_state,
+)
 
 from ckpt_tasks.config import (
     AttemptConfig,
@@ -16,14 +24,21 @@ from ckpt_tasks.config import (
     RetentionConfig,
     StoreConfig,
 )
-from ckpt_tasks.errors import CheckpointNotFoundError
+from ckpt_tasks.errors import CheckpointNotFoundError, CkptTasksError
 from ckpt_tasks.events import Event, MetricsReplayed
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.fencing.heartbeat import Heart
 from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.store import open_store
-from ckpt_tasks.tasks import ReconcileReport, reconcile, reconcile_all
-from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
+from ckpt_tasks.tasks import ReconcileReport, promote, reconcile, reconcile_all
+from ckpt_tasks.testing import (
+    Fault,
+    FaultInjector,
+    FaultyRegistry,
+    FaultyStore,
+    MemoryRegistry,
+    RegistryMemory,
+)
 from ckpt_tasks.testing.memory_registry import MemoryRun
 from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.training.tail import write_tail
@@ -34,8 +49,9 @@ from ckpt_tasks.types import CheckpointId, MetricRow
 def memory(monkeypatch: pytest.MonkeyPatch) -> RegistryMemory:
     """The registry's memory, which a configuration that names a registry opens."""
     memory = RegistryMemory()
-    module = importlib.import_module("ckpt_tasks.tasks.reconcile")
-    monkeypatch.setattr(module, "load_registry", lambda config: MemoryRegistry(memory))
+    for name in ("reconcile", "promote"):
+        module = importlib.import_module(f"ckpt_tasks.tasks.{name}")
+        monkeypatch.setattr(module, "load_registry", lambda config: MemoryRegistry(memory))
     return memory
 
 
@@ -171,13 +187,111 @@ def test_a_run_that_the_registry_has_lost(
     assert kinds(reconcile(config, run.name)) == ["run", "gone"]
     check_agreed(config, run, memory)
 
-    memory.runs.clear()
-    memory.versions.clear()
-    memory.aliases.clear()
+    empty(memory)
     assert kinds(reconcile(config, run.name)) == ["run", "register", "metrics"]
     assert aliases(memory) == {"resume-digits": saved[1], "best": saved[1]}
     assert sorted(row.step for row in stored_run(memory).rows) == [2]  # 1 went with its checkpoint
     check_agreed(config, run, memory)
+
+
+def empty(memory: RegistryMemory) -> None:
+    """All that the registry had is lost."""
+    memory.runs.clear()
+    memory.versions.clear()
+    memory.aliases.clear()
+
+
+def test_promotions_come_back_with_what_was_lost(
+    config: CheckpointConfig, run: MadeRun, memory: RegistryMemory
+) -> None:
+    """An alias is one for all runs: the last that was promoted has it, in whatever order they are
+    told again. What a person has done about an alias stands.
+    """
+    _, saved = trained(run, 1, 2)
+    other = MadeRun(run.store, "another")
+    _, others = trained(other, 1)
+    reconcile_all(config)
+    promote(config, run.name, saved[0], "paper")
+    promote(config, run.name, saved[1], "paper")
+    promote(config, run.name, saved[0], "candidate")
+    assert promote(config, other.name, others[0], "candidate").unrecorded is None
+    holders = dict(memory.aliases)
+
+    del memory.aliases["paper"]
+    check_agreed(config, run, memory)
+
+    for in_order in (reconcile_all, lambda c: [reconcile(c, n) for n in (run.name, other.name)]):
+        empty(memory)
+        plan = reconcile(config, run.name, dry_run=True)
+        assert [d.what for d in plan.changes if d.kind == "alias"] == ["paper"]
+        in_order(config)
+        names = {run_id: one.description.run for run_id, one in memory.runs.items()}
+        held = {v.version: (names[v.run_id], v.checkpoint) for v in memory.versions}
+        assert held[memory.aliases["paper"]] == (run.name, saved[1])
+        assert held[memory.aliases["candidate"]] == (other.name, others[0])
+        assert memory.aliases.keys() == holders.keys()
+        check_agreed(config, run, memory)
+
+    (lost,) = [v for v in memory.versions if v.checkpoint == saved[1]]
+    (kept,) = [v for v in memory.versions if (v.checkpoint, v.run_id) == (saved[0], lost.run_id)]
+    memory.versions.remove(lost)
+    memory.aliases["paper"] = kept.version
+    run.store.put(run.layout.promotion("damaged"), b"{}")
+    reconcile(config, run.name)
+    assert memory.aliases["paper"] == kept.version
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_reconciliation_that_stops_anywhere_is_completed_by_the_next(
+    when: str, config: CheckpointConfig, memory: RegistryMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With whichever operation of store or registry it stops, done or not: the registry ends as
+    that of a reconciliation which nothing stops.
+    """
+    run = MadeRun(memory_store())
+    _, saved = trained(run, 1, 2)
+    module = importlib.import_module("ckpt_tasks.tasks.reconcile")
+    promoting = importlib.import_module("ckpt_tasks.tasks.promote")
+    monkeypatch.setattr(promoting, "open_store", lambda config: run.store)
+    injector = FaultInjector()
+    opened = FaultyStore(run.store, injector)
+    monkeypatch.setattr(module, "open_existing_store", lambda config: opened)
+    monkeypatch.setattr(
+        module, "load_registry", lambda config: FaultyRegistry(MemoryRegistry(memory), injector)
+    )
+    reconcile(config, run.name)
+    promote(config, run.name, saved[0], "paper")
+    write_tail(run.store, run.layout, 1, [MetricRow("loss", 0.25, 3, 1003)])
+    now = msgspec.structs.replace(config, retention=RetentionConfig(grace=1e-6))
+    before = run.contents()
+
+    def begin(*faults: Fault) -> None:
+        for path in run.contents().keys() - before.keys():
+            run.store.delete(path)
+        for path, data in before.items():
+            run.store.put(path, data)
+        empty(memory)
+        injector.faults, injector.log = list(faults), []
+
+    def found() -> tuple[object, ...]:
+        stored = stored_run(memory)
+        return aliases(memory), versions(memory), list(stored.rows), stored.status, stored.note
+
+    begin()
+    reconcile(now, run.name)
+    expected, operations = found(), len(injector.log)
+    assert aliases(memory).keys() == {"resume-digits", "best", "paper"}
+    assert operations > 60
+    for number in range(1, operations + 1):
+        begin(Fault(at=number, when=when))  # type: ignore[arg-type]
+        stopped_at = injector.log
+        with contextlib.suppress(CkptTasksError):
+            reconcile(now, run.name)
+        operation = stopped_at[number - 1]
+        injector.faults = []
+        assert reconcile(now, run.name).problem is None
+        assert found() == expected, operation
+        assert reconcile(now, run.name).changes == [], operation
 
 
 def _publisher(
@@ -207,9 +321,7 @@ def test_an_emptied_registry_shows_no_divergence(
     publisher = _publisher(config, run, memory, first, [])
     publisher.add_rows([*rows(1, 2, 3)])
     publisher.publish()
-    memory.runs.clear()
-    memory.versions.clear()
-    memory.aliases.clear()
+    empty(memory)
     reconcile(config, run.name)
     events: list[Event] = []
     second = run.begin()
@@ -273,19 +385,26 @@ def test_a_dead_attempt_is_not_running(
 
 
 def test_bytes_that_nothing_needs(
-    config: CheckpointConfig, run: MadeRun, memory: RegistryMemory
+    config: CheckpointConfig, run: MadeRun, memory: RegistryMemory, tmp_path: Path
 ) -> None:
-    """Data of a write that was never committed goes after the grace, here and without a registry;
-    before it, it stays.
+    """Data of a write that was never committed, or not even completed, goes after the grace, here
+    and without a registry; before it, it stays. The plan names both.
     """
     attempt, _ = trained(run, 1)
     write_state(run.store, run.layout, small_state(7), write_id=f"a{attempt.number:04d}-s0009-x")
     assert "orphan" not in kinds(reconcile(config, run.name))
+    torn = tmp_path / f"store/{run.layout.data}a0001-s0001-x/.tmp-{'0' * 32}"
+    torn.parent.mkdir()
+    torn.write_bytes(b"half of it")
     now = msgspec.structs.replace(config, retention=RetentionConfig(grace=0.001))
+    before = run.contents()
     plan = reconcile(now, run.name, dry_run=True)
-    assert kinds(plan) == ["orphan"]
-    assert "the grace of 0.001 s is over" in plan.changes[0].why
+    assert kinds(plan) == ["orphan", "orphan"]
+    assert (run.contents(), torn.exists()) == (before, True)
+    assert "never completed" in plan.changes[0].why
+    assert "the grace of 0.001 s is over" in plan.changes[1].why
     assert reconcile(now, run.name).changes == plan.changes
+    assert not torn.exists()
     check_agreed(now, run, memory)
 
 

@@ -121,6 +121,24 @@ def test_a_registry_that_is_away_loses_nothing(run: MadeRun, memory: RegistryMem
     assert publisher.queued == 0
 
 
+def test_an_alias_that_others_have_moved_on_stays(run: MadeRun, memory: RegistryMemory) -> None:
+    """`reconcile` has published in the name of an attempt that stood still, a commit among it whose
+    answer was lost: what the attempt's own registrar still has in its queue is older.
+    """
+    attempt = run.begin()
+    publisher = _publisher(run, memory, attempt.number)
+    publisher.publish()
+    waiting, unknown = attempt.save(1), attempt.save(2)
+    publisher.add_commit(str(waiting))
+    _publisher(run, memory, attempt.number).publish()
+    publisher.publish()
+    assert _aliased(memory, "resume-digits") == str(unknown)
+    last = attempt.save(3)
+    publisher.add_commit(str(last))
+    publisher.publish()
+    assert _aliased(memory, "resume-digits") == str(last)
+
+
 class RefusingRegistry(MemoryRegistry):
     """Refuses to register some checkpoints, and a number of times to move an alias."""
 
