@@ -6,7 +6,7 @@ Listings and small objects go through s3fs; what is in data objects, through `S3
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import s3fs
@@ -131,10 +131,22 @@ class S3Store(ObjectStore):
             upload(self._client, self._target(self._full(path)), parts, size, replaces=True)
             self._confirm_size(path, size)
 
-    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+    def abort_uploads(
+        self,
+        prefix: str,
+        older_than: float,
+        *,
+        chosen: Callable[[str], bool] = lambda path: True,
+    ) -> list[UploadInfo]:
         with self._errors("abort uploads below", prefix):
             (bucket, below), (_, root) = self._below(prefix), self._below("")
-            aborted = abort_uploads(self._client, bucket, below, older_than)
+            aborted = abort_uploads(
+                self._client,
+                bucket,
+                below,
+                older_than,
+                chosen=lambda key: chosen(key.removeprefix(root)),
+            )
             return sorted(
                 UploadInfo(key.removeprefix(root), begun.timestamp()) for key, begun in aborted
             )

@@ -14,7 +14,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -70,15 +70,22 @@ def upload(
 
 
 def abort_uploads(
-    client: S3Client, bucket: str, prefix: str, older_than: float
+    client: S3Client,
+    bucket: str,
+    prefix: str,
+    older_than: float,
+    *,
+    chosen: Callable[[str], bool] = lambda key: True,
 ) -> list[tuple[str, datetime]]:
-    """End the uploads below `prefix` that were begun more than `older_than` seconds ago.
+    """End the uploads below `prefix` that were begun more than `older_than` seconds ago, and whose
+    keys are `chosen`.
 
     By the server's clock alone. Returns the key of each, and when it was begun.
     """
     aborted = []
     for found, now in list(_uploads_under_way(client, bucket, prefix)):
-        if (now - found["Initiated"]).total_seconds() > older_than:
+        age = (now - found["Initiated"]).total_seconds()
+        if age > older_than and chosen(str(found["Key"])):
             _abort(client, {"Bucket": bucket, "Key": found["Key"], "UploadId": found["UploadId"]})
             aborted.append((str(found["Key"]), found["Initiated"]))
     return aborted

@@ -94,9 +94,17 @@ class WrapperStore(Store):
     def delete(self, path: str) -> None:
         self._run("delete", path, lambda: self.store.delete(path))
 
-    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+    def abort_uploads(
+        self,
+        prefix: str,
+        older_than: float,
+        *,
+        chosen: Callable[[str], bool] = lambda path: True,
+    ) -> list[UploadInfo]:
         return self._run(
-            "abort_uploads", prefix, lambda: self.store.abort_uploads(prefix, older_than)
+            "abort_uploads",
+            prefix,
+            lambda: self.store.abort_uploads(prefix, older_than, chosen=chosen),
         )
 
     def close(self) -> None:

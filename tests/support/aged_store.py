@@ -47,10 +47,16 @@ class AgedStore(WrapperStore):
     def list_objects(self, prefix: str) -> list[ObjectInfo]:
         return [self._aged(info) for info in super().list_objects(prefix)]
 
-    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+    def abort_uploads(
+        self,
+        prefix: str,
+        older_than: float,
+        *,
+        chosen: Callable[[str], bool] = lambda path: True,
+    ) -> list[UploadInfo]:
         """What was begun before the last `age` is old."""
         since = time.time() - self._aged_at + _CLOCK_TICK
-        return super().abort_uploads(prefix, min(older_than, since))
+        return super().abort_uploads(prefix, min(older_than, since), chosen=chosen)
 
     def _aged(self, info: ObjectInfo) -> ObjectInfo:
         assert info.modified is not None
