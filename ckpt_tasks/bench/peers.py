@@ -91,9 +91,12 @@ def _safetensors(place: Place, items: Mapping[str, Any]) -> _Pair | str:
     return _pair(place, f"safetensors{place.suffix}", "safetensors", save, load, name)
 
 
-def _dcp(place: Place, items: Mapping[str, Any]) -> _Pair:
-    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+def _dcp(place: Place, items: Mapping[str, Any]) -> _Pair | str:
+    try:
+        from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+        from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+    except ImportError as error:  # a torch that is built without it
+        return f"DCP: {error}"
 
     name = "peer.dcp"
 

@@ -13,7 +13,7 @@ StoreError
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import msgspec
@@ -169,7 +169,13 @@ class Store(ABC):
         """
         return []
 
-    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+    def abort_uploads(
+        self,
+        prefix: str,
+        older_than: float,
+        *,
+        chosen: Callable[[str], bool] = lambda path: True,
+    ) -> list[UploadInfo]:
         """Remove what writes below `prefix` left that a killed process had begun.
 
         Stores that take objects in parts keep, and charge for, the parts of an upload that was
@@ -182,6 +188,8 @@ class Store(ABC):
         older_than
             Seconds since the upload was begun, by the store's clock. Must exceed the longest
             write: one that is still under way fails when it is aborted.
+        chosen
+            Given an upload's path; those for which it is false stay.
 
         Returns
         -------

@@ -16,7 +16,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ckpt_tasks.errors import (
@@ -210,9 +210,15 @@ class LocalStore(Store):
             now, found = time.time(), sorted(self._temporaries(prefix))
         return [upload for upload in found if now - upload.begun >= older_than]
 
-    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+    def abort_uploads(
+        self,
+        prefix: str,
+        older_than: float,
+        *,
+        chosen: Callable[[str], bool] = lambda path: True,
+    ) -> list[UploadInfo]:
         with self._errors("list", prefix):
-            found = sorted(self._temporaries(prefix))
+            found = sorted(one for one in self._temporaries(prefix) if chosen(one.path))
             now = self._now() if found else 0.0
         old = [upload for upload in found if now - upload.begun >= older_than]
         for upload in old:

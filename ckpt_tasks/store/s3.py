@@ -6,7 +6,7 @@ Listings and small objects go through s3fs; what is in data objects, through `S3
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import s3fs
@@ -136,13 +136,20 @@ class S3Store(ObjectStore):
             bucket, below = self._below(prefix)
             return self._told(old_uploads(self._client, bucket, below, older_than))
 
-    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+    def abort_uploads(
+        self,
+        prefix: str,
+        older_than: float,
+        *,
+        chosen: Callable[[str], bool] = lambda path: True,
+    ) -> list[UploadInfo]:
         with self._errors("abort uploads below", prefix):
-            bucket, below = self._below(prefix)
+            (bucket, below), (_, root) = self._below(prefix), self._below("")
             old = old_uploads(self._client, bucket, below, older_than)
-            for upload in old:
+            aborted = [one for one in old if chosen(one.key.removeprefix(root))]
+            for upload in aborted:
                 abort_upload(self._client, bucket, upload)
-            return self._told(old)
+            return self._told(aborted)
 
     def _told(self, uploads: Iterable[OldUpload]) -> list[UploadInfo]:
         _, root = self._below("")

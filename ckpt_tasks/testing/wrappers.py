@@ -100,9 +100,17 @@ class WrapperStore(Store):
             "list_uploads", prefix, lambda: self.store.list_uploads(prefix, older_than)
         )
 
-    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+    def abort_uploads(
+        self,
+        prefix: str,
+        older_than: float,
+        *,
+        chosen: Callable[[str], bool] = lambda path: True,
+    ) -> list[UploadInfo]:
         return self._run(
-            "abort_uploads", prefix, lambda: self.store.abort_uploads(prefix, older_than)
+            "abort_uploads",
+            prefix,
+            lambda: self.store.abort_uploads(prefix, older_than, chosen=chosen),
         )
 
     def close(self) -> None:

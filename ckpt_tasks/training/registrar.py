@@ -48,6 +48,7 @@ from ckpt_tasks.registry import RunDescription, RunStatus, load_registry
 from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
+from ckpt_tasks.training.interrupted import abort_interrupted
 from ckpt_tasks.training.publisher import Publisher
 from ckpt_tasks.training.retainer import Retainer
 from ckpt_tasks.training.spec import CATCH_UP, NOT_REGISTERED, AttemptFolder
@@ -97,6 +98,7 @@ class Registrar:
         self._silence = _FIRST_SILENCE
         self._deadline: float | None = None
         self._retainer: Retainer | None = None
+        self._aborting: threading.Thread | None = None
         self._has_committed = False  # since retention was applied
         self._needs_room = False  # a save found none since
         threading.Thread(target=self._watch, args=(liveness,), daemon=True).start()
@@ -221,8 +223,14 @@ class Registrar:
 
     def _finish_retention(self) -> None:
         self._retain()
-        if self._retainer is not None and self._deadline is not None:
-            self._retainer.finish(within=max(0.0, self._deadline - time.monotonic()))
+        if self._retainer is not None:
+            self._retainer.finish(within=self._left())
+        if self._aborting is not None:
+            self._aborting.join(self._left())
+
+    def _left(self) -> float:
+        """Seconds until all must be done."""
+        return 0.0 if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _open_store(self) -> Store:
         try:
@@ -236,6 +244,7 @@ class Registrar:
         heart = Heart(store, self._layout, claimed.attempt, interval=interval)
         heart.step, heart.failure, heart.replay = self._step, self._failure, self._replay
         heart.start()
+        self._aborting = abort_interrupted(store, self._layout, claimed.attempt, self._emit)
         return heart
 
     def _watch_heart(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,9 +177,9 @@ class TestServerThatFails:
     """Errors of the server and of the network."""
 
     def test_busy_server_is_asked_again(self, store: Store, faults: Faults) -> None:
-        """A few answers of 503 delay an operation, and are no error."""
+        """A few answers of 503, 429 or 500 delay an operation, and are no error."""
         faults.matching = lambda request: True
-        faults.answer_status = 503
+        statuses = itertools.cycle((503, 429, 500))
         for act in (
             lambda: store.create("run/x", b"1"),
             lambda: store.read("run/x"),
@@ -188,6 +189,7 @@ class TestServerThatFails:
             lambda: store.write("run/y", [b"1"], 1),
             lambda: store.delete("run/x"),
         ):
+            faults.answer_status = next(statuses)
             faults.answer_status_times = 3
             act()
             assert faults.answer_status_times == 0

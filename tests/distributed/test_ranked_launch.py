@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
 from support import toy_ranks
+from support.arenas import no_arena_left
 from support.launches import Launch, is_running, launched, wait_gone, wait_until, writer_of
 from support.run_checks import check_run, leftovers
 from support.toy_runs import toy_spec
@@ -25,6 +27,13 @@ from ckpt_tasks.store import open_store
 from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, CheckpointId
+
+
+@pytest.fixture(autouse=True)
+def no_memory_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever dies, no rank or writer holds an arena afterwards."""
+    with no_arena_left(monkeypatch):
+        yield
 
 
 @pytest.fixture

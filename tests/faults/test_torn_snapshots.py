@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from support.launches import writer_of
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ckpt_tasks import TrainingRun, load_uri
+from ckpt_tasks.bench.processes import anonymous_bytes
 from ckpt_tasks.checkpointer.catalog import view_run
 from ckpt_tasks.config import CheckpointConfig, SaveConfig, ScheduleConfig, StoreConfig
 from ckpt_tasks.events import Event, SaveFailed
@@ -148,10 +151,13 @@ def test_weights_changed_outside_of_a_step_are_found_out(tmp_path: Path) -> None
 
 
 def test_saves_take_the_states_memory_once(tmp_path: Path) -> None:
-    """Over a hundred saves: one arena, as large as the state, and nothing that grows."""
+    """Over a hundred saves: one arena, as large as the state, and nothing that grows, in the
+    trainer or in the writer.
+    """
     before = _mapped("ckpt-tasks-arena")  # of other tests in this process
     arenas: list[int] = []
     resident: list[int] = []
+    of_writer: list[int] = []
 
     def train(run: TrainingRun) -> None:
         model = nn.Linear(1500, 1500)
@@ -164,6 +170,7 @@ def test_saves_take_the_states_memory_once(tmp_path: Path) -> None:
             run.report()  # waits for the save
             arenas.append(_mapped("ckpt-tasks-arena") - before)
             resident.append(_resident())
+            of_writer.append(anonymous_bytes(writer_of(psutil.Process()).pid))
 
     training = Training(tmp_path, overlap=False)
     folder = AttemptFolder(tmp_path / "attempt")
@@ -172,6 +179,7 @@ def test_saves_take_the_states_memory_once(tmp_path: Path) -> None:
     state = 2 * 4 * 1500 * 1501
     assert state <= max(arenas) < 1.1 * state
     assert max(resident[50:]) - max(resident[:50]) < state  # a leak would be of many
+    assert max(of_writer[50:]) - max(of_writer[:50]) < 2_000_000  # bytes, of 50 saves
 
 
 def _mapped(name: str) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
+from support.arenas import no_arena_left
 from support.launches import (
     TOY,
     Launch,
@@ -58,25 +58,8 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_memory_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever dies, no process that came of this test holds an arena afterwards."""
-    mark = uuid.uuid4().hex
-    monkeypatch.setenv("TEST_MARK", mark)
-    yield
-    wait_until(lambda: not _holders_of_arenas(mark), "the end of all arenas")
-
-
-def _holders_of_arenas(mark: str) -> list[int]:
-    """Processes begun with `mark` in their environment that map or hold an arena's memory."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            marked = mark.encode() in (process / "environ").read_bytes()
-            maps = (process / "maps").read_text(encoding="utf-8", errors="replace")
-            links = [str(link.readlink()) for link in (process / "fd").iterdir()]
-        except OSError:  # it has ended
-            continue
-        if marked and any("ckpt-tasks-arena" in text for text in (maps, *links)):
-            found.append(int(process.name))
-    return found
+    with no_arena_left(monkeypatch):
+        yield
 
 
 def _checkpoints(spec: TrainSpec) -> list[str]:

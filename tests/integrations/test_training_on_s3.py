@@ -76,7 +76,10 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint_on_s3(
     monkeypatch: pytest.MonkeyPatch,
     undisturbed: str,
 ) -> None:
-    """Same end as an uninterrupted one on disk; every checkpoint is verified and registered."""
+    """Same end as an uninterrupted one on disk; every checkpoint is verified and registered.
+
+    The retry aborts what the killed attempt was uploading, however young, and nothing else.
+    """
     monkeypatch.setenv("TOY_STEP_SECONDS", "0.2")
     bucket, prefix = seaweedfs.new_place()
     store = StoreConfig(url=f"s3://{bucket}/{prefix}", options={"endpoint_url": seaweedfs.endpoint})
@@ -85,8 +88,16 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint_on_s3(
     first, events = killed_after(1, on_s3, CheckpointCommitted)
     assert first.code == 1
     assert "SIGKILL" in first.message
+    dead, later, other = (
+        f"{prefix}/{name}/model.rank0000.safetensors"
+        for name in ("killed/data/a0001-s0009-dead", "killed/data/a0009-s0001-live", "x/data/a0001")
+    )
+    for key in (dead, later, other):
+        seaweedfs.client().create_multipart_upload(Bucket=bucket, Key=key)
     second = launch(on_s3, events.append)
     assert second.done, second.message
+    left = seaweedfs.client().list_multipart_uploads(Bucket=bucket, Prefix=f"{prefix}/")
+    assert {upload["Key"] for upload in left["Uploads"]} == {later, other}
 
     resumed = [event for event in events if isinstance(event, AttemptResumed)]
     committed = [event.checkpoint for event in events if isinstance(event, CheckpointCommitted)]

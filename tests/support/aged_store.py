@@ -51,9 +51,15 @@ class AgedStore(WrapperStore):
         """As `abort_uploads`."""
         return super().list_uploads(prefix, min(older_than, self._since_aged()))
 
-    def abort_uploads(self, prefix: str, older_than: float) -> list[UploadInfo]:
+    def abort_uploads(
+        self,
+        prefix: str,
+        older_than: float,
+        *,
+        chosen: Callable[[str], bool] = lambda path: True,
+    ) -> list[UploadInfo]:
         """What was begun before the last `age` is old."""
-        return super().abort_uploads(prefix, min(older_than, self._since_aged()))
+        return super().abort_uploads(prefix, min(older_than, self._since_aged()), chosen=chosen)
 
     def _since_aged(self) -> float:
         return time.time() - self._aged_at + _CLOCK_TICK

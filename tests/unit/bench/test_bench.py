@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ckpt_tasks.bench.advice import interval
 from ckpt_tasks.bench.asynchronous import alternate_async
 from ckpt_tasks.bench.dcp import DcpProcess, DcpThread
 from ckpt_tasks.bench.measure import Contestant, Measured, alternate
+from ckpt_tasks.bench.peers import peers
 from ckpt_tasks.bench.places import LocalPlace
 from ckpt_tasks.bench.report import BenchReport, figures_of
 from ckpt_tasks.bench.run import run_bench
@@ -181,6 +183,21 @@ def test_bars_are_as_long_as_seconds_are_many(measured: tuple[dict[str, Any], Pa
     first = widths[: len(seconds)]
     for width, value in zip(first, seconds, strict=True):
         assert width == pytest.approx(max(first) * value / max(seconds), abs=2)
+
+
+def test_one_that_is_not_installed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a word on each, and the others are measured."""
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "torch.distributed.checkpoint.state_dict_saver", None)
+    saves, loads, missing = peers(LocalPlace(tmp_path), make_state("1MB"))
+
+    assert [each.name for each in saves] == ["torch.save + fsync"]
+    assert [each.name for each in loads] == ["torch.load"]
+    assert missing[0] == "safetensors: not installed"
+    assert missing[1].startswith("DCP: ")
+    assert len(missing) == 2
 
 
 def test_one_that_hangs_is_left_out(tmp_path: Path) -> None:

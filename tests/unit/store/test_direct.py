@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_tasks.errors import StoreError
-from ckpt_tasks.store import _direct
+from ckpt_tasks.store import _direct, _posix
 from ckpt_tasks.store.local import LocalStore
 
 MEGABYTE = 1024 * 1024
@@ -128,6 +128,29 @@ def test_file_system_that_cannot_is_found_out(
 
     assert refused == [call]
     assert (tmp_path / "file").read_bytes() == bytes(memory[:size])
+
+
+def test_the_device_begins_before_all_is_in_the_cache(
+    tmp_path: Path, memory: memoryview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the cache each batch is handed to the device while the next one is copied."""
+    begun: list[tuple[int, int, int]] = []
+
+    def begin(descriptor: int, start: int, size: int) -> None:
+        begun.append((start, size, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(_direct, "_allocate", _refuse)
+    monkeypatch.setattr(_posix, "_start_writeback", begin)
+
+    LocalStore(str(tmp_path)).write("file", [memory[: 20 * MEGABYTE]], 20 * MEGABYTE)
+
+    # Start, size, and how large the file was then.
+    eight = 8 * MEGABYTE
+    assert begun == [(0, eight, eight), (eight, eight, 2 * eight)]
+
+
+def _refuse(*arguments: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, "not here")
 
 
 def test_full_disk_leaves_nothing(
