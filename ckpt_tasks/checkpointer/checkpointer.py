@@ -240,9 +240,8 @@ class Checkpointer:
     def give_up(self) -> None:
         """End the save in flight, which takes too long; its memory may be used again."""
         if self._in_flight is not None:
-            wait(
-                [self._in_flight.job]
-            )  # else it would be handed over yet, from memory that others use
+            # Else it would be handed over yet, from memory that others use.
+            wait([self._in_flight.job])
         self._drain.stop()
         self._in_flight = None
 
