@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_tasks.config import CheckpointConfig, load_config
+    from ckpt_tasks.training.data.samplers import ResumableDistributedSampler
+    from ckpt_tasks.training.data.seeding import SeededDataset
     from ckpt_tasks.training.load import load_uri, open_uri
     from ckpt_tasks.training.run import TrainingRun
-    from ckpt_tasks.training.samplers import ResumableDistributedSampler
-    from ckpt_tasks.training.seeding import SeededDataset
 
 __version__ = "0.1.0"
 
@@ -27,8 +27,8 @@ __all__ = [
 
 _HOMES = {
     "CheckpointConfig": "ckpt_tasks.config",
-    "ResumableDistributedSampler": "ckpt_tasks.training.samplers",
-    "SeededDataset": "ckpt_tasks.training.seeding",
+    "ResumableDistributedSampler": "ckpt_tasks.training.data.samplers",
+    "SeededDataset": "ckpt_tasks.training.data.seeding",
     "TrainingRun": "ckpt_tasks.training.run",
     "load_config": "ckpt_tasks.config",
     "load_uri": "ckpt_tasks.training.load",

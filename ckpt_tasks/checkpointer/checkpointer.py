@@ -78,7 +78,7 @@ class Checkpointer:
         Versions and host, for people who compare checkpoints.
     unique
         Gives the part of a write's name that no other write has; of several ranks, the same on
-        all of them (see `training.ranks.RankAgreement.nonce`).
+        all of them (see `training.ranks.agreement.RankAgreement.nonce`).
     rank, world_size
         Of this process.
     gather_seconds

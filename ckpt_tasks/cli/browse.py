@@ -34,7 +34,7 @@ from ckpt_tasks.replay import Replay
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import Store, open_existing_store
 from ckpt_tasks.suggest import did_you_mean
-from ckpt_tasks.training.story import read_replays
+from ckpt_tasks.training.registration.story import read_replays
 
 __all__ = ["find_checkpoint", "find_run", "ls", "runs", "show"]
 

@@ -29,10 +29,10 @@ from ckpt_tasks.format.layout import encode_name
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.store.open import shown_place
 from ckpt_tasks.tasks.resolve import signature_of_entrypoint
-from ckpt_tasks.training.entrypoint import check_params
+from ckpt_tasks.training.entrypoints.entrypoint import check_params
 from ckpt_tasks.training.launch import launch
 from ckpt_tasks.training.spec import RankPlace, TrainOutcome, TrainSpec
-from ckpt_tasks.training.torchrun import (
+from ckpt_tasks.training.supervision.torchrun import (
     is_first_of_machine,
     started_by_torchrun,
     tell_torchrun,

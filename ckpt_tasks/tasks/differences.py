@@ -25,10 +25,10 @@ from ckpt_tasks.registry import (
 )
 from ckpt_tasks.registry.best import BEST, BestAlias
 from ckpt_tasks.store.base import Store
-from ckpt_tasks.training.backlog import Backlog, find_backlog
-from ckpt_tasks.training.promotions import find_lost
-from ckpt_tasks.training.publisher import resume_alias
-from ckpt_tasks.training.registry_ids import read_ids
+from ckpt_tasks.training.registration.backlog import Backlog, find_backlog
+from ckpt_tasks.training.registration.promotions import find_lost
+from ckpt_tasks.training.registration.publisher import resume_alias
+from ckpt_tasks.training.registration.registry_ids import read_ids
 
 __all__ = [
     "Difference",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ckpt_tasks.training.entrypoint import Hyperparameter
+from ckpt_tasks.training.entrypoints.entrypoint import Hyperparameter
 from ckpt_tasks.types import CHECKPOINT_ID
 
 __all__ = ["RESUME", "RESUME_HELP", "RESUME_PATTERN", "form_help", "given_parameters"]

@@ -12,7 +12,7 @@ from ckpt_tasks.format.records import CommitRecord, PromotionRecord, now
 from ckpt_tasks.registry import Registration, Registry, load_registry
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.tasks.registered import attach
-from ckpt_tasks.training.promotions import record_promotion
+from ckpt_tasks.training.registration.promotions import record_promotion
 
 __all__ = ["Promotion", "promote"]
 

@@ -41,8 +41,8 @@ from ckpt_tasks.tasks.differences import (
     wanted_status,
 )
 from ckpt_tasks.tasks.patience import Patience
-from ckpt_tasks.training.publisher import REFUSALS, Publisher, register_checkpoint
-from ckpt_tasks.training.registry_ids import choose_ids, read_ids
+from ckpt_tasks.training.registration.publisher import REFUSALS, Publisher, register_checkpoint
+from ckpt_tasks.training.registration.registry_ids import choose_ids, read_ids
 from ckpt_tasks.types import CheckpointId
 
 __all__ = ["ReconcileReport", "Reconciliation", "Tell", "reconcile", "reconcile_in_turn"]

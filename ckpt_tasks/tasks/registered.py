@@ -11,7 +11,7 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.registry import Registry, RunDescription, load_registry
 from ckpt_tasks.store import Store
-from ckpt_tasks.training.registry_ids import read_ids
+from ckpt_tasks.training.registration.registry_ids import read_ids
 
 __all__ = ["attach", "attached_registry"]
 

@@ -14,7 +14,7 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.replay import Replay
 from ckpt_tasks.sizes import readable_size
 from ckpt_tasks.store import open_store
-from ckpt_tasks.training.story import read_replays
+from ckpt_tasks.training.registration.story import read_replays
 from ckpt_tasks.types import CheckpointId, Number
 
 __all__ = ["Row", "RunReport", "checkpoint_row", "markdown_table", "report"]

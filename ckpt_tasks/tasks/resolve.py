@@ -10,8 +10,12 @@ from ckpt_tasks.config import CheckpointConfig
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store import open_store
-from ckpt_tasks.training.entrypoint import EntrypointSignature, check_params, read_signature
-from ckpt_tasks.training.source import interpreter_path
+from ckpt_tasks.training.entrypoints.entrypoint import (
+    EntrypointSignature,
+    check_params,
+    read_signature,
+)
+from ckpt_tasks.training.entrypoints.source import interpreter_path
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import CheckpointId
 

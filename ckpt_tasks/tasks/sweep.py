@@ -16,7 +16,7 @@ from ckpt_tasks.masking import mask_hyperparameters
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.suggest import did_you_mean
 from ckpt_tasks.tasks.report import Row, markdown_table
-from ckpt_tasks.training.entrypoint import EntrypointSignature, check_params
+from ckpt_tasks.training.entrypoints.entrypoint import EntrypointSignature, check_params
 
 __all__ = ["Ranking", "Trial", "combinations", "rank"]
 

@@ -319,4 +319,10 @@ class _LineReader:
 
 def _command(spec: TrainSpec, folder: AttemptFolder, liveness: int) -> list[str]:
     python = spec.python or sys.executable
-    return [python, "-m", "ckpt_tasks.training.supervisor", str(folder.path), str(liveness)]
+    return [
+        python,
+        "-m",
+        "ckpt_tasks.training.supervision.supervisor",
+        str(folder.path),
+        str(liveness),
+    ]

@@ -7,11 +7,11 @@ from typing import Any
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.training.counters import Counters
-from ckpt_tasks.training.loaders import LoaderState
+from ckpt_tasks.training.data.loaders import LoaderState
+from ckpt_tasks.training.data.tracked_loaders import TrackedLoaders
 from ckpt_tasks.training.reporter import Reporter
 from ckpt_tasks.training.rewind import Rewind
 from ckpt_tasks.training.saver import Saver
-from ckpt_tasks.training.tracked_loaders import TrackedLoaders
 
 __all__ = ["Loops"]
 

@@ -14,11 +14,11 @@ from ckpt_tasks.format.records import IndexRef, RunRecord
 from ckpt_tasks.recovery.recover import Recovered, Start, recover
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.training.attempt import AttemptRunner
-from ckpt_tasks.training.generation import connect_generation
-from ckpt_tasks.training.rank_messages import connect_ranks
-from ckpt_tasks.training.ranked_recovery import RankedRecovery
 from ckpt_tasks.training.ranked_saver import Ranks
-from ckpt_tasks.training.ranks import RankAgreement
+from ckpt_tasks.training.ranks.agreement import RankAgreement
+from ckpt_tasks.training.ranks.generation import connect_generation
+from ckpt_tasks.training.ranks.messages import connect_ranks
+from ckpt_tasks.training.ranks.recovery import RankedRecovery
 from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
 from ckpt_tasks.types import EXIT_DONE
 

@@ -12,10 +12,10 @@ from ckpt_tasks.errors import StoreError, TornStateError
 from ckpt_tasks.schedule.policy import Boundary
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.sharing import RankState, SharingPlanner
-from ckpt_tasks.training.agreed import AgreedPolicy, agreed_policy
 from ckpt_tasks.training.counters import Counters
-from ckpt_tasks.training.rank_letters import AgreedSave
-from ckpt_tasks.training.ranks import RankAgreement
+from ckpt_tasks.training.ranks.agreement import RankAgreement
+from ckpt_tasks.training.ranks.letters import AgreedSave
+from ckpt_tasks.training.ranks.policy import AgreedPolicy, agreed_policy
 from ckpt_tasks.training.saver import Saver
 from ckpt_tasks.types import CheckpointId, Position, SaveDecision
 

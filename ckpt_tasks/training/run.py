@@ -18,6 +18,7 @@ from ckpt_tasks.state.overlap import StepFence
 from ckpt_tasks.state.rng import capture_rng
 from ckpt_tasks.state.tracked import TrackedItems
 from ckpt_tasks.training.counters import Counters
+from ckpt_tasks.training.data.tracked_loaders import TrackedLoaders
 from ckpt_tasks.training.loops import Loops
 from ckpt_tasks.training.own import COUNTERS, OWN, RNG, STATE
 from ckpt_tasks.training.ranked_saver import RankedSaver, Ranks
@@ -25,7 +26,6 @@ from ckpt_tasks.training.reporter import Reporter
 from ckpt_tasks.training.restore import restored_values
 from ckpt_tasks.training.rewind import Rewind
 from ckpt_tasks.training.saver import Saver
-from ckpt_tasks.training.tracked_loaders import TrackedLoaders
 from ckpt_tasks.types import Position, Scalar
 
 __all__ = ["TrainingRun"]

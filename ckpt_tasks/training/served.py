@@ -24,14 +24,14 @@ from ckpt_tasks.format.safetensors import parse_header
 from ckpt_tasks.masking import MASK, is_secret_name
 from ckpt_tasks.state.modules import load_module
 from ckpt_tasks.state.tensors import tensor_from_buffer
-from ckpt_tasks.training.entrypoint import (
+from ckpt_tasks.training.entrypoints.entrypoint import (
     EntrypointSignature,
     Hyperparameter,
     check_params,
     load_entrypoint,
     parse_entrypoint,
 )
-from ckpt_tasks.training.signature import resolve_annotation
+from ckpt_tasks.training.entrypoints.signature import resolve_annotation
 from ckpt_tasks.types import Scalar
 
 __all__ = ["Builder", "Predictor", "ServedSpec", "load_builder", "load_served"]

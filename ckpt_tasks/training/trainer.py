@@ -27,7 +27,7 @@ import msgspec
 from ckpt_tasks.errors import CkptTasksError, ConfigError
 from ckpt_tasks.events import AttemptEnded, EventLog, EventSink
 from ckpt_tasks.masking import hidden_values, mask_values
-from ckpt_tasks.training.entrypoint import check_params, load_entrypoint, read_signature
+from ckpt_tasks.training.entrypoints.entrypoint import check_params, load_entrypoint, read_signature
 from ckpt_tasks.training.hyperparameters import all_hyperparameters
 from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
 

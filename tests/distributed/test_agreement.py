@@ -17,9 +17,9 @@ from support.worlds import run_world
 from ckpt_tasks.config import ScheduleConfig
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.schedule.policy import SaveContext
-from ckpt_tasks.training.agreed import AgreedPolicy, agreed_policy
-from ckpt_tasks.training.rank_messages import connect_ranks
-from ckpt_tasks.training.ranks import RankAgreement
+from ckpt_tasks.training.ranks.agreement import RankAgreement
+from ckpt_tasks.training.ranks.messages import connect_ranks
+from ckpt_tasks.training.ranks.policy import AgreedPolicy, agreed_policy
 from ckpt_tasks.types import Position, SaveDecision
 
 

@@ -34,10 +34,10 @@ from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.testing.wrappers import Operation
 from ckpt_tasks.training.load import load_uri
-from ckpt_tasks.training.rank_messages import connect_ranks
-from ckpt_tasks.training.ranked_recovery import RankedRecovery
 from ckpt_tasks.training.ranked_saver import Ranks
-from ckpt_tasks.training.ranks import RankAgreement
+from ckpt_tasks.training.ranks.agreement import RankAgreement
+from ckpt_tasks.training.ranks.messages import connect_ranks
+from ckpt_tasks.training.ranks.recovery import RankedRecovery
 from ckpt_tasks.training.saver import TrainingStopped
 from ckpt_tasks.types import CheckpointId
 

@@ -20,7 +20,7 @@ from ckpt_tasks.integrations.mlflow.description import checkpoint_description
 from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.tasks.narrate import narrate
 from ckpt_tasks.tasks.report import report
-from ckpt_tasks.training.story import tell_story
+from ckpt_tasks.training.registration.story import tell_story
 from ckpt_tasks.types import CheckpointId
 
 TITLE = "\x1b]0;owned\x07"

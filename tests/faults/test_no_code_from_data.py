@@ -35,11 +35,11 @@ from ckpt_tasks.format.records import PromotionRecord, RegistryRunIds, now
 from ckpt_tasks.replica import adopt, copy
 from ckpt_tasks.retention import collect, plan_run
 from ckpt_tasks.store.local import LocalStore
-from ckpt_tasks.training.backlog import find_backlog
-from ckpt_tasks.training.promotions import find_lost, record_promotion
-from ckpt_tasks.training.registry_ids import read_ids
+from ckpt_tasks.training.registration.backlog import find_backlog
+from ckpt_tasks.training.registration.promotions import find_lost, record_promotion
+from ckpt_tasks.training.registration.registry_ids import read_ids
+from ckpt_tasks.training.registration.tail import write_tail
 from ckpt_tasks.training.served import ServedSpec, load_served
-from ckpt_tasks.training.tail import write_tail
 from ckpt_tasks.types import CheckpointId, MetricRow
 
 PACKAGE = Path(ckpt_tasks.__file__).parent

@@ -58,7 +58,7 @@ from ckpt_tasks.recovery.recover import preview_recovery
 from ckpt_tasks.replica import copy
 from ckpt_tasks.retention import collect
 from ckpt_tasks.store.base import Store
-from ckpt_tasks.training.promotions import find_lost, record_promotion
+from ckpt_tasks.training.registration.promotions import find_lost, record_promotion
 from ckpt_tasks.types import CheckpointId
 
 LONGEST = 10.0

@@ -27,8 +27,8 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.registry import Registry, RunDescription
 from ckpt_tasks.retention import collect, expire
 from ckpt_tasks.store import Store
-from ckpt_tasks.training.publisher import Publisher
-from ckpt_tasks.training.registry_ids import read_ids
+from ckpt_tasks.training.registration.publisher import Publisher
+from ckpt_tasks.training.registration.registry_ids import read_ids
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_DONE
 

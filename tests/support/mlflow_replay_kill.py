@@ -24,7 +24,7 @@ from ckpt_tasks.events import Event, MetricsReplayed, discard_event
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.integrations.mlflow import MlflowRegistry
 from ckpt_tasks.registry import RunDescription, RunStatus
-from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.registration.publisher import Publisher
 from ckpt_tasks.training.spec import AttemptFolder
 
 _MOST = 200

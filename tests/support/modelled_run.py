@@ -32,7 +32,7 @@ from ckpt_tasks.recovery.recover import Recovered, recover
 from ckpt_tasks.registry import Registration, RunDescription
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.testing import Fault, FaultyStore, MemoryRegistry, RegistryMemory
-from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.registration.publisher import Publisher
 from ckpt_tasks.types import CheckpointId
 
 REGISTRY = RegistryConfig(tracking_uri="memory://", best="loss:min")

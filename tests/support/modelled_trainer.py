@@ -9,7 +9,7 @@ from support.run_model import Age
 
 from ckpt_tasks.checkpointer.checkpointer import Checkpointer
 from ckpt_tasks.testing import Fault, FaultyStore
-from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.registration.publisher import Publisher
 from ckpt_tasks.types import CheckpointId
 
 FOR_EVER = 10**9

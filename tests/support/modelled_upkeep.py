@@ -21,7 +21,7 @@ from ckpt_tasks.registry.base import Registry
 from ckpt_tasks.retention import CollectReport, collect, expire, expire_checkpoint, pin, unpin
 from ckpt_tasks.tasks import reconcile
 from ckpt_tasks.testing import FaultyStore, MemoryRegistry
-from ckpt_tasks.training.registry_ids import read_ids
+from ckpt_tasks.training.registration.registry_ids import read_ids
 
 CONFIG = CheckpointConfig(
     registry=REGISTRY,

@@ -25,8 +25,8 @@ from ckpt_tasks.retention import collect, expire
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.tasks.registered import attach
-from ckpt_tasks.training.publisher import resume_alias
-from ckpt_tasks.training.registry_ids import read_ids
+from ckpt_tasks.training.registration.publisher import resume_alias
+from ckpt_tasks.training.registration.registry_ids import read_ids
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import CheckpointId
 

@@ -53,7 +53,7 @@ def test_the_package_imports_nothing_heavy() -> None:
         "ckpt_tasks.schedule",
         "ckpt_tasks.store",
         "ckpt_tasks.tasks",
-        "ckpt_tasks.training.entrypoint",
+        "ckpt_tasks.training.entrypoints.entrypoint",
         "ckpt_tasks.training.launch",
     ],
 )

@@ -9,7 +9,7 @@ from airflow.sdk import DAG, Context
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.tasks.resolve import signature_of_entrypoint
-from ckpt_tasks.training.entrypoint import EntrypointSignature
+from ckpt_tasks.training.entrypoints.entrypoint import EntrypointSignature
 
 __all__ = ["code_folders", "dag_file", "signature_at_parse"]
 

@@ -17,7 +17,7 @@ from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.integrations.airflow.operators import TrainOperator
 
 if TYPE_CHECKING:
-    from ckpt_tasks.training.entrypoint import EntrypointSignature
+    from ckpt_tasks.training.entrypoints.entrypoint import EntrypointSignature
 
 __all__ = ["resumable_training_task"]
 

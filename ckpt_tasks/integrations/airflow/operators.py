@@ -35,7 +35,7 @@ from ckpt_tasks.integrations.airflow.params import (
 from ckpt_tasks.sizes import readable_size
 
 if TYPE_CHECKING:
-    from ckpt_tasks.training.entrypoint import EntrypointSignature
+    from ckpt_tasks.training.entrypoints.entrypoint import EntrypointSignature
     from ckpt_tasks.training.spec import TrainSpec
 
 __all__ = [

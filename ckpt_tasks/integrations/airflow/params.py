@@ -19,7 +19,7 @@ from ckpt_tasks.tasks.form import (
     form_help,
     given_parameters,
 )
-from ckpt_tasks.training.entrypoint import EntrypointSignature, Hyperparameter
+from ckpt_tasks.training.entrypoints.entrypoint import EntrypointSignature, Hyperparameter
 
 __all__ = ["check_conf", "form_params", "hyperparameters_of", "refuse_templates"]
 

@@ -37,7 +37,7 @@ from ckpt_tasks.integrations.prefect.tasks import (
 from ckpt_tasks.tasks import signature_of_entrypoint
 from ckpt_tasks.tasks.credentials import environment
 from ckpt_tasks.tasks.form import RESUME, given_parameters
-from ckpt_tasks.training.entrypoint import EntrypointSignature
+from ckpt_tasks.training.entrypoints.entrypoint import EntrypointSignature
 from ckpt_tasks.training.spec import TrainSpec
 
 __all__ = ["resumable_flow"]

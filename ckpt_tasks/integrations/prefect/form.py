@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.tasks.form import RESUME, RESUME_HELP, RESUME_PATTERN, form_help
-from ckpt_tasks.training.entrypoint import EntrypointSignature, Hyperparameter
+from ckpt_tasks.training.entrypoints.entrypoint import EntrypointSignature, Hyperparameter
 
 __all__ = ["flow_docstring", "flow_signature"]
 

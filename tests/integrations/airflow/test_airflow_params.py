@@ -17,7 +17,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.integrations.airflow import TrainOperator, resumable_dag
 from ckpt_tasks.integrations.airflow.params import form_params, hyperparameters_of
-from ckpt_tasks.training.entrypoint import check_params, read_signature
+from ckpt_tasks.training.entrypoints.entrypoint import check_params, read_signature
 
 TRAINING = '''
 from typing import Any, Literal, Optional, Union

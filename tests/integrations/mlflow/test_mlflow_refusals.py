@@ -20,7 +20,7 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.codec import encode
 from ckpt_tasks.integrations.mlflow import MlflowRegistry
 from ckpt_tasks.registry import RunDescription
-from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.registration.publisher import Publisher
 from ckpt_tasks.types import CheckpointId
 
 EXPERIMENT = "refusals"

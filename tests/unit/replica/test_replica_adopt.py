@@ -26,7 +26,7 @@ from ckpt_tasks.replica import adopt, copy
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.testing.memory_registry import MemoryRegistry, RegistryMemory
 from ckpt_tasks.testing.wrappers import CHANGES
-from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.registration.publisher import Publisher
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ from ckpt_tasks.testing import (
     RegistryMemory,
 )
 from ckpt_tasks.testing.memory_registry import MemoryRun
-from ckpt_tasks.training.publisher import Publisher
-from ckpt_tasks.training.tail import write_tail
+from ckpt_tasks.training.registration.publisher import Publisher
+from ckpt_tasks.training.registration.tail import write_tail
 from ckpt_tasks.types import CheckpointId, MetricRow
 
 

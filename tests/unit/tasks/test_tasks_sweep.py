@@ -12,7 +12,7 @@ from ckpt_tasks import tasks
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.store import open_store
-from ckpt_tasks.training.entrypoint import EntrypointSignature, read_signature
+from ckpt_tasks.training.entrypoints.entrypoint import EntrypointSignature, read_signature
 
 
 @pytest.fixture

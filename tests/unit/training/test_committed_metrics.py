@@ -16,9 +16,9 @@ from ckpt_tasks.fencing.attempts import read_attempts
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.registry.base import RunDescription, RunStatus
 from ckpt_tasks.testing import FakeClock, MemoryRegistry, RegistryMemory
-from ckpt_tasks.training.backlog import find_backlog
-from ckpt_tasks.training.publisher import Publisher
-from ckpt_tasks.training.tail import MAX_ROWS, read_tails, write_tail
+from ckpt_tasks.training.registration.backlog import find_backlog
+from ckpt_tasks.training.registration.publisher import Publisher
+from ckpt_tasks.training.registration.tail import MAX_ROWS, read_tails, write_tail
 from ckpt_tasks.types import MetricRow
 
 Row = tuple[str, float, int, int]

@@ -13,11 +13,15 @@ from support.launches import wait_until
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from ckpt_tasks.errors import ConfigError
-from ckpt_tasks.training.coordinator import Coordinator, Ended, Member
-from ckpt_tasks.training.generation import connect_generation
-from ckpt_tasks.training.rank_messages import connect_ranks
+from ckpt_tasks.training.ranks.generation import connect_generation
+from ckpt_tasks.training.ranks.messages import connect_ranks
 from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
-from ckpt_tasks.training.torchrun import tell_torchrun, torchrun_invocation, torchrun_place
+from ckpt_tasks.training.supervision.coordinator import Coordinator, Ended, Member
+from ckpt_tasks.training.supervision.torchrun import (
+    tell_torchrun,
+    torchrun_invocation,
+    torchrun_place,
+)
 from ckpt_tasks.types import EXIT_FAILED
 
 KILLED = Ended(-9)

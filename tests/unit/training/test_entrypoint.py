@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ckpt_tasks.errors import ConfigError
-from ckpt_tasks.training.entrypoint import (
+from ckpt_tasks.training.entrypoints.entrypoint import (
     check_params,
     load_entrypoint,
     parse_entrypoint,

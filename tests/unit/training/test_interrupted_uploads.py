@@ -9,7 +9,7 @@ from ckpt_tasks.errors import StoreError
 from ckpt_tasks.events import Event, Warned
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store.local import LocalStore
-from ckpt_tasks.training.interrupted import abort_interrupted
+from ckpt_tasks.training.registration.interrupted import abort_interrupted
 
 LAYOUT = RunLayout("toy")
 

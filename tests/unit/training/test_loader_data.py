@@ -15,8 +15,8 @@ from ckpt_tasks import TrainingRun
 from ckpt_tasks.config import CheckpointConfig, ScheduleConfig, StoreConfig
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.training.attempt import AttemptRunner
-from ckpt_tasks.training.loader_data import describe_data
-from ckpt_tasks.training.loaders import ReplayedLoader
+from ckpt_tasks.training.data.loader_data import describe_data
+from ckpt_tasks.training.data.loaders import ReplayedLoader
 from ckpt_tasks.training.spec import TrainSpec
 
 SAMPLES, BATCH, EPOCHS = 24, 4, 2

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ckpt_tasks.errors import StoreError
-from ckpt_tasks.training.rank_letters import AgreedSave
-from ckpt_tasks.training.rank_messages import connect_ranks
-from ckpt_tasks.training.ranks import RankAgreement
+from ckpt_tasks.training.ranks.agreement import RankAgreement
+from ckpt_tasks.training.ranks.letters import AgreedSave
+from ckpt_tasks.training.ranks.messages import connect_ranks
 from ckpt_tasks.types import SaveDecision
 
 STOP = SaveDecision("signal", "asked to stop")

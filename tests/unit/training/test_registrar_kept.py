@@ -12,9 +12,9 @@ from support.toy_runs import toy_spec
 
 from ckpt_tasks.config import CheckpointConfig, RegistryConfig
 from ckpt_tasks.testing import FakeClock
-from ckpt_tasks.training.child import Child
 from ckpt_tasks.training.spec import AttemptFolder
-from ckpt_tasks.training.supervisor import RegistrarKeeper
+from ckpt_tasks.training.supervision.child import Child
+from ckpt_tasks.training.supervision.supervisor import RegistrarKeeper
 
 
 class FakeRegistrar:

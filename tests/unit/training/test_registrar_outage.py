@@ -36,10 +36,10 @@ from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.store import Store
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.testing.wrappers import Operation
-from ckpt_tasks.training import registrar
-from ckpt_tasks.training.registrar import Registrar
+from ckpt_tasks.training.registration import registrar
+from ckpt_tasks.training.registration.registrar import Registrar
+from ckpt_tasks.training.registration.tail import read_tails
 from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome
-from ckpt_tasks.training.tail import read_tails
 from ckpt_tasks.types import EXIT_DONE, MetricRow, Position
 
 

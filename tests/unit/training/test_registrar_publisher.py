@@ -15,7 +15,7 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.records import CommitRecord
 from ckpt_tasks.registry.base import Registration, Registry, RunDescription
 from ckpt_tasks.testing import FakeClock, MemoryRegistry, RegistryMemory
-from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.registration.publisher import Publisher
 from ckpt_tasks.types import CheckpointId, MetricRow, Number
 
 

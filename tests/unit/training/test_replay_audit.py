@@ -18,8 +18,8 @@ from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.registry.base import Registry, RunDescription
 from ckpt_tasks.replay import MAX_KEYS, Divergence, Replay, is_identical
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
-from ckpt_tasks.training.audit import FirstValues, ReplayAudit
-from ckpt_tasks.training.metric_queue import MetricQueue
+from ckpt_tasks.training.registration.audit import FirstValues, ReplayAudit
+from ckpt_tasks.training.registration.metric_queue import MetricQueue
 from ckpt_tasks.types import MetricRow, finite_or_text
 
 KEYS = ("loss", "val/acc")

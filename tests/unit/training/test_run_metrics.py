@@ -18,7 +18,7 @@ from ckpt_tasks.registry import RunDescription
 from ckpt_tasks.store import open_store
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
 from ckpt_tasks.training.attempt import AttemptRunner
-from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.registration.publisher import Publisher
 from ckpt_tasks.training.spec import TrainSpec
 
 URL = "memory://run-metrics"

@@ -16,8 +16,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ckpt_tasks import ResumableDistributedSampler
 from ckpt_tasks.errors import StateError
-from ckpt_tasks.training.loader_kinds import loader_state
-from ckpt_tasks.training.loaders import LoaderState
+from ckpt_tasks.training.data.loader_kinds import loader_state
+from ckpt_tasks.training.data.loaders import LoaderState
 
 KINDS = {"plain": DataLoader, "stateful": StatefulDataLoader}
 

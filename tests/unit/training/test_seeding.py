@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ckpt_tasks.training.seeding import SeededDataset
+from ckpt_tasks.training.data.seeding import SeededDataset
 
 SAMPLES = 12
 

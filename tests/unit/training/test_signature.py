@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from ckpt_tasks.training.docstrings import describe_parameters, summary_of
-from ckpt_tasks.training.signature import resolve_annotation, signature_of
+from ckpt_tasks.training.entrypoints.docstrings import describe_parameters, summary_of
+from ckpt_tasks.training.entrypoints.signature import resolve_annotation, signature_of
 
 
 @pytest.mark.parametrize(

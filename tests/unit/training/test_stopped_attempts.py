@@ -23,7 +23,7 @@ from ckpt_tasks.testing import (
 )
 from ckpt_tasks.testing.registry_wrappers import REGISTRY_CHANGES
 from ckpt_tasks.testing.wrappers import CHANGES
-from ckpt_tasks.training.publisher import Publisher
+from ckpt_tasks.training.registration.publisher import Publisher
 
 Act = Callable[[RetainedRun, RegistryMemory, FaultInjector], None]
 

@@ -14,8 +14,8 @@ from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.records import AttemptClaim, Heartbeat, now
 from ckpt_tasks.registry.base import RunDescription
 from ckpt_tasks.testing import MemoryRegistry, RegistryMemory
-from ckpt_tasks.training.publisher import Publisher
-from ckpt_tasks.training.story import read_replays, tell_replays, tell_story
+from ckpt_tasks.training.registration.publisher import Publisher
+from ckpt_tasks.training.registration.story import read_replays, tell_replays, tell_story
 
 HEAD = [
     "| attempt | began | started from | checkpoints | why | ended |",

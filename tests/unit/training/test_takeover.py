@@ -12,7 +12,7 @@ from ckpt_tasks.config import CheckpointConfig, StoreConfig
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.store.open import open_store
 from ckpt_tasks.training.spec import TrainSpec
-from ckpt_tasks.training.takeover import is_overtaken
+from ckpt_tasks.training.supervision.takeover import is_overtaken
 
 
 def _spec(url: str) -> TrainSpec:

@@ -39,12 +39,12 @@ from ckpt_tasks.registry.base import (
 from ckpt_tasks.registry.best import BEST, BestAlias
 from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
-from ckpt_tasks.training.backlog import find_backlog
-from ckpt_tasks.training.metric_queue import BATCH_ROWS, MetricQueue
-from ckpt_tasks.training.promotions import LostPromotions
-from ckpt_tasks.training.registry_ids import choose_ids
-from ckpt_tasks.training.story import read_replays, tell_replays, tell_story
-from ckpt_tasks.training.tail import first_values, read_tails, write_tail
+from ckpt_tasks.training.registration.backlog import find_backlog
+from ckpt_tasks.training.registration.metric_queue import BATCH_ROWS, MetricQueue
+from ckpt_tasks.training.registration.promotions import LostPromotions
+from ckpt_tasks.training.registration.registry_ids import choose_ids
+from ckpt_tasks.training.registration.story import read_replays, tell_replays, tell_story
+from ckpt_tasks.training.registration.tail import first_values, read_tails, write_tail
 from ckpt_tasks.types import CheckpointId, MetricRow, Number
 
 __all__ = ["REFUSALS", "Publisher", "register_checkpoint", "resume_alias"]

@@ -1,9 +1,9 @@
 """The supervisor: starts the trainer and the registrar, and outlives both.
 
-``python -m ckpt_tasks.training.supervisor FOLDER LIVENESS_FD``. It lives in a session of its
-own, so that what ends the launcher does not end it, and it ends the trainer when the launcher
-is gone. It imports neither torch nor a registry. SIGTERM has the trainer save and stop, SIGQUIT
-ends it at once.
+``python -m ckpt_tasks.training.supervision.supervisor FOLDER LIVENESS_FD``. It lives in a session
+of its own, so that what ends the launcher does not end it, and it ends the trainer when the
+launcher is gone. It imports neither torch nor a registry. SIGTERM has the trainer save and stop,
+SIGQUIT ends it at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from ckpt_tasks.events import (
     Progress,
     Warned,
 )
-from ckpt_tasks.training.child import HURRY_SECONDS, Child
 from ckpt_tasks.training.failure import death_failure, signal_name
 from ckpt_tasks.training.spec import (
     CATCH_UP,
@@ -41,8 +40,9 @@ from ckpt_tasks.training.spec import (
     TrainOutcome,
     TrainSpec,
 )
-from ckpt_tasks.training.takeover import is_overtaken
-from ckpt_tasks.training.trainers import Trainers, start_trainers
+from ckpt_tasks.training.supervision.child import HURRY_SECONDS, Child
+from ckpt_tasks.training.supervision.takeover import is_overtaken
+from ckpt_tasks.training.supervision.trainers import Trainers, start_trainers
 from ckpt_tasks.types import EXIT_FAILED, EXIT_STALE, EXIT_STOPPED, Position
 
 __all__ = ["main"]
@@ -102,7 +102,9 @@ class Supervisor:
         """Only beside rank 0: it is one for each attempt."""
         if not self._spec.leads:
             return None, None
-        registrar = Child("ckpt_tasks.training.registrar", self._folder, output, name="registrar")
+        registrar = Child(
+            "ckpt_tasks.training.registration.registrar", self._folder, output, name="registrar"
+        )
         return registrar, RegistrarKeeper(registrar, self._spec, self._tell)
 
     def _tell_threads(self) -> None:

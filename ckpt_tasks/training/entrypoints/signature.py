@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal, Union
 
-from ckpt_tasks.training.docstrings import describe_parameters, summary_of
+from ckpt_tasks.training.entrypoints.docstrings import describe_parameters, summary_of
 
 __all__ = [
     "EntrypointSignature",

@@ -25,7 +25,7 @@ from ckpt_tasks.format.records import RegistryRunIds
 from ckpt_tasks.registry import Registry, RunDescription, load_registry
 from ckpt_tasks.retention import collect, expire
 from ckpt_tasks.store.base import Store
-from ckpt_tasks.training.registry_ids import read_ids
+from ckpt_tasks.training.registration.registry_ids import read_ids
 
 __all__ = ["Retainer"]
 

@@ -15,7 +15,7 @@ from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, RunRecord
 from ckpt_tasks.store.base import Store
-from ckpt_tasks.training.tail import last_values, read_tails
+from ckpt_tasks.training.registration.tail import last_values, read_tails
 from ckpt_tasks.types import CheckpointId, MetricRow
 
 __all__ = ["Backlog", "find_backlog"]

@@ -1,8 +1,8 @@
 """The registrar: heartbeat, metrics and registration, in a process beside the trainer.
 
-``python -m ckpt_tasks.training.registrar FOLDER LIVENESS_FD``. It follows the trainer's events,
-so a trainer that is killed costs it nothing: what was reported is still published. The registry
-is imported here and nowhere else.
+``python -m ckpt_tasks.training.registration.registrar FOLDER LIVENESS_FD``. It follows the
+trainer's events, so a trainer that is killed costs it nothing: what was reported is still
+published. The registry is imported here and nowhere else.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from ckpt_tasks.registry import RunDescription, RunStatus, load_registry
 from ckpt_tasks.replay import Replay
 from ckpt_tasks.store.base import Store
 from ckpt_tasks.store.open import open_store
-from ckpt_tasks.training.interrupted import abort_interrupted
-from ckpt_tasks.training.publisher import Publisher
-from ckpt_tasks.training.retainer import Retainer
+from ckpt_tasks.training.registration.interrupted import abort_interrupted
+from ckpt_tasks.training.registration.publisher import Publisher
+from ckpt_tasks.training.registration.retainer import Retainer
 from ckpt_tasks.training.spec import CATCH_UP, NOT_REGISTERED, AttemptFolder
 from ckpt_tasks.types import EXIT_DONE, EXIT_STOPPED, Position, Scalar
 

@@ -19,7 +19,7 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import CommitRecord, ResumedRecord
 from ckpt_tasks.recovery.recover import Recovered
 from ckpt_tasks.store.base import Store
-from ckpt_tasks.training.ranks import RankAgreement
+from ckpt_tasks.training.ranks.agreement import RankAgreement
 
 __all__ = ["RankedRecovery"]
 

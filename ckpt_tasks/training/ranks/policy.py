@@ -10,8 +10,8 @@ import msgspec
 
 from ckpt_tasks.config import ScheduleConfig
 from ckpt_tasks.schedule.policy import SaveContext, SaveDecisionPolicy, policy_from_config
-from ckpt_tasks.training.rank_letters import AgreedSave
-from ckpt_tasks.training.ranks import RankAgreement
+from ckpt_tasks.training.ranks.agreement import RankAgreement
+from ckpt_tasks.training.ranks.letters import AgreedSave
 from ckpt_tasks.types import SaveDecision
 
 __all__ = ["AgreedPolicy", "agreed_policy"]

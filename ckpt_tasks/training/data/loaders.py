@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from ckpt_tasks.errors import StateError
-from ckpt_tasks.training.loader_data import check_same_data, describe_data
-from ckpt_tasks.training.seeding import SeededDataset
+from ckpt_tasks.training.data.loader_data import check_same_data, describe_data
+from ckpt_tasks.training.data.seeding import SeededDataset
 
 __all__ = [
     "LoaderState",

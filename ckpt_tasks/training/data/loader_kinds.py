@@ -18,14 +18,14 @@ from torch.utils.data.sampler import (
 
 from ckpt_tasks.errors import StateError
 from ckpt_tasks.state.capture import is_stateful
-from ckpt_tasks.training.loaders import (
+from ckpt_tasks.training.data.loaders import (
     LoaderState,
     ReplayedLoader,
     StatefulLoader,
     seeded_dataset,
 )
-from ckpt_tasks.training.resumable import ResumableLoader
-from ckpt_tasks.training.samplers import ResumableDistributedSampler
+from ckpt_tasks.training.data.resumable import ResumableLoader
+from ckpt_tasks.training.data.samplers import ResumableDistributedSampler
 
 __all__ = ["loader_state"]
 

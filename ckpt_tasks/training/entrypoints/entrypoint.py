@@ -24,7 +24,7 @@ import msgspec
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.masking import MASK, is_secret_name
 from ckpt_tasks.suggest import did_you_mean
-from ckpt_tasks.training.signature import (
+from ckpt_tasks.training.entrypoints.signature import (
     EntrypointSignature,
     FunctionNode,
     Hyperparameter,
@@ -32,7 +32,7 @@ from ckpt_tasks.training.signature import (
     signature_of,
     toplevel_names,
 )
-from ckpt_tasks.training.source import Source, find_spec, read_source
+from ckpt_tasks.training.entrypoints.source import Source, find_spec, read_source
 
 __all__ = [
     "Entrypoint",

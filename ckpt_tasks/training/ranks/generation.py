@@ -1,8 +1,8 @@
 """How the trainers of one start of torchrun's workers find one another.
 
 Through torchrun's store they find where rank 0 is, and their supervisors join its supervisor there
-(see `training.coordinator`). What that store holds may be of an earlier start, whose supervisor is
-gone, or accepts nobody any more: then they look again.
+(see `training.supervision.coordinator`). What that store holds may be of an earlier start, whose
+supervisor is gone, or accepts nobody any more: then they look again.
 
 All else goes through a store that rank 0 serves for this start alone, the messages of the user's
 process groups too. torchrun's is kept over restarts (torch 2.13), and a rank that comes to
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ckpt_tasks.errors import StoreError
-from ckpt_tasks.training.rank_messages import connect_ranks, store_errors
+from ckpt_tasks.training.ranks.messages import connect_ranks, store_errors
 from ckpt_tasks.training.spec import AttemptFolder, Leader, RankPlace
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from ckpt_tasks.events import EventSink, Warned
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.registry.base import Registry
 from ckpt_tasks.replay import Replay
-from ckpt_tasks.training.audit import FirstValues, ReplayAudit
+from ckpt_tasks.training.registration.audit import FirstValues, ReplayAudit
 from ckpt_tasks.types import MetricRow
 
 __all__ = ["BATCH_ROWS", "MetricQueue"]

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO
 
-from ckpt_tasks.training.child import Child
-from ckpt_tasks.training.coordinator import Coordinator, Ended, Member
 from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
+from ckpt_tasks.training.supervision.child import Child
+from ckpt_tasks.training.supervision.coordinator import Coordinator, Ended, Member
 from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 
 __all__ = ["FollowingTrainer", "LeadingTrainer", "Trainers", "start_trainers"]

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ckpt_tasks.errors import StoreError
-from ckpt_tasks.training.rank_letters import (
+from ckpt_tasks.training.ranks.letters import (
     AgreedSave,
     Answer,
     Closed,
@@ -43,7 +43,7 @@ from ckpt_tasks.training.rank_letters import (
     Request,
     Verdict,
 )
-from ckpt_tasks.training.rank_messages import RankMessages
+from ckpt_tasks.training.ranks.messages import RankMessages
 from ckpt_tasks.types import SaveDecision
 
 if TYPE_CHECKING:

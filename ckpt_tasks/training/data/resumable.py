@@ -12,13 +12,13 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from ckpt_tasks.errors import StateError
-from ckpt_tasks.training.loaders import (
+from ckpt_tasks.training.data.loaders import (
     LoaderState,
     generator_states,
     seeded_dataset,
     set_generators,
 )
-from ckpt_tasks.training.samplers import ResumableDistributedSampler
+from ckpt_tasks.training.data.samplers import ResumableDistributedSampler
 
 __all__ = ["ResumableLoader"]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ckpt_tasks.errors import StateError
-from ckpt_tasks.training.loader_kinds import loader_state
-from ckpt_tasks.training.loaders import LoaderState
+from ckpt_tasks.training.data.loader_kinds import loader_state
+from ckpt_tasks.training.data.loaders import LoaderState
 
 __all__ = ["TrackedLoaders"]
 

@@ -1,0 +1,1 @@
+"""A user's training function: found, its parameters read, its source kept."""

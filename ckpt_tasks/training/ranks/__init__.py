@@ -1,0 +1,1 @@
+"""What several ranks agree on: when to save, what they start from, and how they end."""

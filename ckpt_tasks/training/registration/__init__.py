@@ -1,0 +1,1 @@
+"""The registrar's process: tells the registry of checkpoints and metrics, and retains."""

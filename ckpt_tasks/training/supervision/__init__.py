@@ -1,0 +1,1 @@
+"""The supervisor of an attempt: starts its processes, and says how they ended."""
