@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from support import toy_ranks
 from support.arenas import no_arena_left
 from support.launches import Launch, is_running, launched, wait_gone, wait_until, writer_of
 from support.run_checks import check_run, leftovers
+from support.toy_ranks import SAMPLES
 from support.toy_runs import toy_spec
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
@@ -199,22 +202,25 @@ def test_one_rank_is_asked_to_stop(
     assert digest.read_text("ascii") == undisturbed["ddp"]
 
 
-def test_another_number_of_ranks_goes_on(tmp_path: Path, digest: Path) -> None:
-    """Two, then one, then three; each sample of an epoch is drawn in it by one of them."""
+def test_another_number_of_ranks_goes_on(
+    tmp_path: Path, digest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two, one, three, and two again; each sample of an epoch is drawn in it by one of them."""
+    monkeypatch.setenv("TOY_DRAWN", str(tmp_path / "drawn"))
     spec = _spec(tmp_path / "store")
-    with launched(spec) as attempt:
-        attempt.wait_for(CheckpointCommitted)
-        attempt.request_stop()
-        assert attempt.outcome().code == EXIT_STOPPED
     alone = msgspec.structs.replace(spec, nproc=1, entrypoint="support.toy_ranks:alone")
-    with launched(alone) as attempt:
-        attempt.wait_for(CheckpointCommitted)
-        attempt.request_stop()
-        assert attempt.outcome().code == EXIT_STOPPED
-    outcome = launch(msgspec.structs.replace(spec, nproc=3))
+    for other in (spec, alone, msgspec.structs.replace(spec, nproc=3)):
+        with launched(other) as attempt:
+            attempt.wait_for(CheckpointCommitted)
+            attempt.request_stop()
+            assert attempt.outcome().code == EXIT_STOPPED
+    outcome = launch(spec)
     assert outcome.code == EXIT_DONE, outcome
     worlds = [c.record.world_size for c in _view(spec).checkpoints[::-1] if c.record is not None]
-    assert sorted(set(worlds), key=worlds.index) == [2, 1, 3]
+    assert [world for world, _ in itertools.groupby(worlds)] == [2, 1, 3, 2]
+    drawn = Counter((tmp_path / "drawn").read_text("ascii").splitlines())
+    assert drawn.keys() == {f"{epoch} {n}" for epoch in range(2) for n in range(SAMPLES)}
+    assert drawn.total() - len(drawn) <= 4, "more were drawn twice than ranks need to be even"
 
 
 def test_a_complete_run_stays_complete(tmp_path: Path, digest: Path) -> None:

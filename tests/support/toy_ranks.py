@@ -8,6 +8,8 @@ TOY_KILL
     File with a step in it: rank 1 kills itself when it has done that step, once.
 TOY_DIGEST
     File that receives, of rank 0, the digest of the final model and optimizer, whole.
+TOY_DRAWN
+    File to which every rank appends "epoch sample" for what it draws.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ SAMPLES, FEATURES, BATCH = 48, 6, 2
 def _data() -> TensorDataset:
     generator = torch.Generator().manual_seed(7)
     inputs = torch.randn(SAMPLES, FEATURES, generator=generator)
-    return TensorDataset(inputs, inputs.sum(dim=1, keepdim=True).sin())
+    return TensorDataset(inputs, inputs.sum(dim=1, keepdim=True).sin(), torch.arange(SAMPLES))
 
 
 def ddp(run: TrainingRun, epochs: int = 2) -> None:
@@ -73,8 +75,9 @@ def _train(run: TrainingRun, epochs: int, wrap: Any, **tracked: _Kept) -> None:
     data = _data()
     loader = DataLoader(data, BATCH, sampler=ResumableDistributedSampler(data, seed=1))
     run.track(model=model, optimizer=optimizer, loader=loader, **tracked)
-    for _epoch in run.epochs(epochs):
-        for inputs, targets in run.steps(loader):
+    for epoch in run.epochs(epochs):
+        for inputs, targets, samples in run.steps(loader):
+            _note_drawn(epoch, samples)
             loss = nn.functional.mse_loss(model(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
@@ -95,6 +98,13 @@ def _train(run: TrainingRun, epochs: int, wrap: Any, **tracked: _Kept) -> None:
         _write_digest(*(_Made(state) for state in states))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _note_drawn(epoch: int, samples: torch.Tensor) -> None:
+    path = os.environ.get("TOY_DRAWN")
+    if path:
+        with open(path, "a", encoding="ascii") as file:
+            file.write("".join(f"{epoch} {sample}\n" for sample in samples.tolist()))
 
 
 def _perhaps_die(step: int) -> None:
