@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import msgspec
 
@@ -11,6 +12,8 @@ from ckpt_tasks.format.codec import decode
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import MAX_COMMIT_BYTES, AttemptClaim, CommitRecord, ResumedRecord
 from ckpt_tasks.store.base import Store
+
+R = TypeVar("R", AttemptClaim, ResumedRecord)
 
 __all__ = ["MAX_RECORD_BYTES", "AttemptView", "list_attempts", "next_attempt", "read_attempts"]
 
@@ -75,19 +78,25 @@ def _view(store: Store, layout: RunLayout, number: int, *, has_resumed: bool) ->
     claim: AttemptClaim | None = None
     resumed: ResumedRecord | None = None
     damage: list[str] = []
-    path = layout.attempt(number)
     try:
-        claim = decode(store.read(path, limit=MAX_RECORD_BYTES), AttemptClaim, path=path)
+        claim = _read(store, layout.attempt(number), AttemptClaim, number)
     except CorruptCheckpointError as error:
         damage.append(str(error))
     if has_resumed:
-        path = layout.resumed(number)
         try:
-            resumed = decode(store.read(path, limit=MAX_RECORD_BYTES), ResumedRecord, path=path)
+            resumed = _read(store, layout.resumed(number), ResumedRecord, number)
         except CorruptCheckpointError as error:
             damage.append(str(error))
             resumed = _resumed_from_commits(store, layout, number)
     return AttemptView(number=number, claim=claim, resumed=resumed, damage=tuple(damage))
+
+
+def _read(store: Store, path: str, kind: type[R], number: int) -> R:
+    """An attempt's record; of another attempt it would lead lineages round in circles."""
+    record = decode(store.read(path, limit=MAX_RECORD_BYTES), kind, path=path)
+    if record.attempt != number:
+        raise CorruptCheckpointError(f"{path} is of attempt {record.attempt}, not {number}")
+    return record
 
 
 def _resumed_from_commits(store: Store, layout: RunLayout, number: int) -> ResumedRecord | None:
@@ -100,6 +109,8 @@ def _resumed_from_commits(store: Store, layout: RunLayout, number: int) -> Resum
             commit = decode(data, CommitRecord, path=info.path)
         except CorruptCheckpointError:
             continue  # Another commit of the same attempt says the same.
+        if commit.checkpoint != checkpoint:
+            continue
         return ResumedRecord(
             attempt=number,
             checkpoint=commit.lineage[0].resumed_from,

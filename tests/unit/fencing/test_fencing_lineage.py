@@ -11,7 +11,13 @@ from support.made_runs import HookedStore, MadeRun
 from ckpt_tasks.checkpointer.catalog import list_checkpoints
 from ckpt_tasks.fencing.attempts import read_attempts
 from ckpt_tasks.fencing.lineage import Lineage, extend_lineage, trace_lineage
-from ckpt_tasks.format.records import LINEAGE_ENTRIES, LineageEntry
+from ckpt_tasks.format.codec import decode, encode
+from ckpt_tasks.format.records import (
+    LINEAGE_ENTRIES,
+    AttemptClaim,
+    LineageEntry,
+    ResumedRecord,
+)
 from ckpt_tasks.types import CheckpointId
 
 
@@ -187,3 +193,36 @@ def test_many_attempts_are_read_at_once() -> None:
     views = read_attempts(HookedStore(run.store, wait_for_another), run.layout)
     assert [view.number for view in views] == list(range(1, 9))
     assert all(view.claim is not None for view in views)
+
+
+@pytest.mark.parametrize("commit", ["own", "of another attempt"])
+def test_a_record_of_another_attempt_leads_nowhere(run: MadeRun, commit: str) -> None:
+    """Put under this one's name, it would lead round in a circle; with a commit that is put under
+    this one's name as well, nothing tells what the attempt started from.
+    """
+    first = run.begin()
+    one = first.save(10)
+    second = run.begin()
+    two = second.save(20)
+    path, commit_path = run.layout.resumed(2), run.layout.commit(two)
+    circle = [LineageEntry(attempt=5, resumed_from=str(two))]
+    resumed = decode(run.store.read(path), ResumedRecord, path=path)
+    forged = msgspec.structs.replace(resumed, attempt=5, checkpoint=str(two), lineage=circle)
+    run.store.put(path, encode(forged))
+    if commit != "own":
+        record = run.record(two)
+        forgery = msgspec.structs.replace(record, id="step-00000020-a5-s1", lineage=circle)
+        run.store.put(commit_path, encode(forgery))
+    (_, view) = read_attempts(run.store, run.layout)
+    assert view.damage == (f"{path} is of attempt 5, not 2",)
+    assert valid(run) == ([two, one] if commit == "own" else [one])
+
+
+def test_a_claim_of_another_attempt_is_damage(run: MadeRun) -> None:
+    """Who executes the attempt is not known then."""
+    run.begin()
+    path = run.layout.attempt(1)
+    claim = decode(run.store.read(path), AttemptClaim, path=path)
+    run.store.put(path, encode(msgspec.structs.replace(claim, attempt=2)))
+    (view,) = read_attempts(run.store, run.layout)
+    assert (view.claim, view.damage) == (None, (f"{path} is of attempt 2, not 1",))
