@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import random
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -45,9 +46,11 @@ from ckpt_tasks.format.blocks import Part
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.layout import RunLayout, check_relative, decode_name, encode_name
 from ckpt_tasks.format.records import (
+    LineageEntry,
     PromotionRecord,
     Record,
     RegistryRunIds,
+    ResumedRecord,
     RowBlocks,
     TailRecord,
 )
@@ -258,6 +261,7 @@ class Fuzzer:
             "name": self.name,
             "store": self.store,
             "listing": self.listing,
+            "attempts": self.attempts,
             "ranks": self.ranks,
         }
 
@@ -368,6 +372,27 @@ class Fuzzer:
             self._stored.restore()
         return True
 
+    def attempts(self, draw: random.Random) -> bool:
+        """Attempts are said to have started from one another, each under some number."""
+        run = self._stored.run
+        claim = run.store.read(run.layout.attempt(1))
+        try:
+            for number in range(2, 2 + draw.randrange(1, 5)):
+                lineage = _lineage(draw)
+                resumed = ResumedRecord(
+                    attempt=lineage[0].attempt,
+                    checkpoint=lineage[0].resumed_from,
+                    lineage=lineage,
+                    why="fuzz",
+                    resumed_at="2026-01-01T00:00:00.000Z",
+                )
+                run.store.put(run.layout.attempt(number), claim)
+                run.store.put(run.layout.resumed(number), codec.encode(resumed))
+            self._stored.read_all()
+        finally:
+            self._stored.restore()
+        return True
+
     def ranks(self, draw: random.Random) -> bool:
         """An index of a checkpoint of two ranks is another."""
         run = self._ranks.run
@@ -389,6 +414,17 @@ class Fuzzer:
         return True
 
 
+def _lineage(draw: random.Random) -> list[LineageEntry]:
+    """One that is valid by itself."""
+    chain = sorted(draw.sample(range(1, 8), draw.randrange(1, 5)), reverse=True)
+    starts = [CheckpointId(4 * n, n, draw.randrange(1, 3)) for n in chain[1:]]
+    last = CheckpointId(4, chain[-1] - 1, 1) if draw.randrange(2) and chain[-1] > 1 else None
+    return [
+        LineageEntry(attempt=number, resumed_from=str(start) if start else None)
+        for number, start in zip(chain, [*starts, last], strict=True)
+    ]
+
+
 WEIGHTS = {
     "record": 12,
     "header": 6,
@@ -397,6 +433,7 @@ WEIGHTS = {
     "name": 4,
     "store": 2,
     "ranks": 2,
+    "attempts": 1,
     "listing": 1,  # each takes a hundred times as long
 }
 
@@ -406,11 +443,16 @@ def one(fuzzer: Fuzzer, seed: int, number: int) -> tuple[str, bool, float]:
     draw = random.Random(f"{seed}/{number}")  # noqa: S311 - no secret
     name = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     start = time.process_time()
-    refused = fuzzer.targets[name](draw)
-    seconds = time.process_time() - start
-    if seconds > LONGEST:
-        raise ReaderError(f"{name} took {seconds:.1f} s")
-    return name, refused, seconds
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    try:
+        refused = fuzzer.targets[name](draw)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return name, refused, time.process_time() - start
+
+
+def _too_long(*_: object) -> None:
+    raise ReaderError(f"took more than {LONGEST:g} s of the processor")
 
 
 def main() -> int:
@@ -424,6 +466,7 @@ def main() -> int:
     limit = asked.memory * 1024 * 1024
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     tempfile.tempdir = tempfile.mkdtemp()
+    signal.signal(signal.SIGPROF, _too_long)
     fuzzer = Fuzzer()
     tried: Counter[str] = Counter()
     refused = crashes = 0
