@@ -46,6 +46,6 @@ def test_nothing_is_lost_on_an_object_store(
     sample: Sample, moto_server: S3Server, s3_credentials: dict[str, str]
 ) -> None:
     """The same where the store is S3."""
-    cases = sample("save", every=150, server=moto_server)
+    cases = sample("save", every=200, server=moto_server)
     assert [case for case in cases if case.outcome in LOSSES] == []
-    assert len(cases) == 2
+    assert len(cases) >= 2
