@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import _async_process_executor as executor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save
 
+from ckpt_tasks.bench.dcp_failures import plain_failures
 from ckpt_tasks.bench.peers import DCP_PROCESS, state_dicts
 from ckpt_tasks.bench.places import Place
 from ckpt_tasks.bench.processes import cpu_seconds
@@ -54,30 +54,34 @@ class DcpThread(AsyncSave):
 
     def stop(self) -> None:
         """Waits for what is under way."""
-        if self._future is not None:
-            with contextlib.suppress(NotMeasuredError):  # told already
-                self._result(_END_SECONDS)
-        self._place.remove(_NAME)
+        try:
+            if self._future is not None:
+                with contextlib.suppress(NotMeasuredError):  # told already
+                    self._result(_END_SECONDS)
+        finally:
+            self._place.remove(_NAME)
 
     def _begin(self, state: dict[str, Any]) -> None:
         try:
-            response: Any = async_save(
-                state,
-                storage_writer=self._place.dcp_writer(_NAME),
-                async_checkpointer_type=self._kind,
-                no_dist=self._kind is AsyncCheckpointerType.THREAD,
-            )
-        except (Exception, CheckpointException) as error:
+            with plain_failures():
+                response: Any = async_save(
+                    state,
+                    storage_writer=self._place.dcp_writer(_NAME),
+                    async_checkpointer_type=self._kind,
+                    no_dist=self._kind is AsyncCheckpointerType.THREAD,
+                )
+        except Exception as error:
             raise NotMeasuredError(_words(error)) from error
         self._future = getattr(response, "upload_completion", response)
 
     def _result(self, timeout: float) -> None:
         assert self._future is not None
         try:
-            self._future.result(timeout)
+            with plain_failures():
+                self._future.result(timeout)
         except FutureTimeoutError:
             raise NotMeasuredError(f"no answer in {timeout:.0f} s") from None
-        except (Exception, CheckpointException) as error:
+        except Exception as error:
             raise NotMeasuredError(_words(error)) from error
 
 
@@ -122,10 +126,12 @@ class DcpProcess(DcpThread):
         for child in self._children():
             child.kill()
             child.join()
-        super().stop()
-        executor._CHECKPOINT_PROCESS = None  # else the dead one would be asked by the next save
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        try:
+            super().stop()
+        finally:
+            executor._CHECKPOINT_PROCESS = None  # else the dead one would be asked by the next save
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
     def _start(self, log: Path, limit: float) -> None:
         """A first save, of next to nothing: it starts the process."""

@@ -95,17 +95,21 @@ def _dcp(place: Place, items: Mapping[str, Any]) -> _Pair | str:
     try:
         from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
         from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+        from ckpt_tasks.bench.dcp_failures import plain_failures
     except ImportError as error:  # a torch that is built without it
         return f"DCP: {error}"
 
     name = "peer.dcp"
 
     def save(number: int) -> None:
-        dcp_save(state_dicts(items), storage_writer=place.dcp_writer(name), no_dist=True)
+        with plain_failures():
+            dcp_save(state_dicts(items), storage_writer=place.dcp_writer(name), no_dist=True)
 
     def load(number: int) -> object:
         state = state_dicts(items)
-        dcp_load(state, storage_reader=place.dcp_reader(name), no_dist=True)
+        with plain_failures():
+            dcp_load(state, storage_reader=place.dcp_reader(name), no_dist=True)
         return state
 
     return _pair(place, "DCP", "DCP", save, load, name)

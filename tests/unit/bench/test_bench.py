@@ -16,7 +16,9 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
+from support.launches import wait_until
 from support.shell import COMMAND, ckpt_tasks
+from torch.distributed.checkpoint import FileSystemWriter
 
 from ckpt_tasks.bench.advice import interval
 from ckpt_tasks.bench.asynchronous import alternate_async
@@ -27,7 +29,7 @@ from ckpt_tasks.bench.places import LocalPlace
 from ckpt_tasks.bench.report import BenchReport, figures_of
 from ckpt_tasks.bench.run import run_bench
 from ckpt_tasks.bench.states import STATES, make_state
-from ckpt_tasks.bench.training import Training
+from ckpt_tasks.bench.training import NotMeasuredError, Training
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError
 
@@ -219,6 +221,31 @@ def test_one_that_hangs_is_left_out(tmp_path: Path) -> None:
     assert list(rounds.saves) == [thread.name]
     assert rounds.missing == [f"{process.name}: not durable after 2 s"]
     assert not child.is_alive()
+
+
+@pytest.mark.parametrize(("raised", "told"), [(KeyboardInterrupt, "Ctrl-C"), (OSError, "no room")])
+def test_what_dcp_wraps_is_raised_as_it_is(
+    raised: type[BaseException], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the midst of its save is no save that failed, after which others are measured."""
+
+    def prepare(*_: object) -> None:
+        raise raised(told)
+
+    monkeypatch.setattr(FileSystemWriter, "prepare_local_plan", prepare)
+    place, items = LocalPlace(tmp_path), make_state("1MB")
+    saves, _, _ = peers(place, items)
+    with pytest.raises(raised, match=told):
+        saves[-1].run(1)
+    thread = DcpThread(place, items)
+    thread.begin(1)
+    wait_until(thread._future.done, "the save has failed")  # type: ignore[union-attr]
+    with pytest.raises((KeyboardInterrupt, NotMeasuredError), match=told) as told_of:
+        thread.is_done()
+    assert isinstance(told_of.value, KeyboardInterrupt) == (raised is KeyboardInterrupt)
+    with contextlib.suppress(KeyboardInterrupt):
+        thread.stop()
+    assert not (tmp_path / "peer-async.dcp").exists()
 
 
 def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
