@@ -80,9 +80,14 @@ def trained_steps(spec: TrainSpec) -> list[int]:
 def _trained_steps(store: Store, layout: RunLayout) -> list[int]:
     attempts = read_attempts(store, layout)
     valid = trace_lineage(attempts).valid(list_checkpoints(store, layout))[::-1]
-    steps = []
+    steps: list[int] = []
+    before = None
     for checkpoint in valid:
         record = read_commit(store, layout, checkpoint)
+        if record.position == before:
+            # Its writer died right behind the commit: the save was repeated, with these rows.
+            continue
+        before = record.position
         index = read_index(store, layout, record.indexes[0])
         steps += [step for key, _, step, _ in index.metrics if key == "loss"]
     return steps
