@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,12 @@ class _FewServers(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return _ONE_AIRFLOW if nodeid.startswith(_ONE_AIRFLOW) else super()._split_scope(nodeid)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ctrl-C reaches what tests start, also where pytest itself was started behind a ``&``."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FewServers | None:
