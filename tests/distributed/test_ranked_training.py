@@ -15,6 +15,8 @@ import torch
 from support.made_runs import HookedStore, claim_request
 from support.sharded_runs import LAYOUT, full_states, made, same
 from support.worlds import run_world
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 from ckpt_tasks import ResumableDistributedSampler, TrainingRun
@@ -368,8 +370,7 @@ def made_wide(kind: str, world_size: int) -> dict[str, Any]:
     torch.manual_seed(7)
     module: Any = torch.nn.Sequential(torch.nn.Linear(6, 900), torch.nn.Linear(900, 900))
     if kind == "fsdp":
-        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world_size,))
-        torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=init_device_mesh("cpu", (world_size,)))
     else:
         module = torch.nn.parallel.DistributedDataParallel(module)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.01, fused=kind != "fsdp")

@@ -21,6 +21,8 @@ from support.sharded_runs import (
     train,
 )
 from support.worlds import run_world
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from ckpt_tasks.checkpointer.files import list_files
 from ckpt_tasks.checkpointer.reader import read_commit
@@ -142,8 +144,8 @@ def made_large(kind: str, world_size: int, *, beside: bool) -> dict[str, Any]:
     torch.manual_seed(7)
     module: Any = torch.nn.Linear(1024, 6 * 1024)
     if kind == "fsdp":
-        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world_size,))
-        torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+        mesh = init_device_mesh("cpu", (world_size,))
+        fully_shard(module, mesh=mesh)
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
     return {"model": module, "optimizer": optimizer, **({"ema": {}} if beside else {})}
 
