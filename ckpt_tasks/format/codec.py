@@ -21,8 +21,10 @@ from ckpt_tasks.format.records import (
     MAX_HEADER_BYTES,
     MAX_INDEX_BYTES,
     CommitRecord,
+    CompletedRecord,
     Index,
     LineageEntry,
+    PromotionRecord,
     Record,
     ResumedRecord,
 )
@@ -141,6 +143,9 @@ def _validate(record: Record) -> None:
         _validate_lineage(record.lineage, record.attempt)
         if record.lineage[0].resumed_from != record.checkpoint:
             raise ValueError(f"lineage does not start from {record.checkpoint}")
+    elif isinstance(record, (CompletedRecord, PromotionRecord)):
+        if record.checkpoint is not None:
+            CheckpointId.parse(record.checkpoint)
     elif isinstance(record, Index):
         _validate_index(record)
 
@@ -164,7 +169,9 @@ def _validate_lineage(lineage: list[LineageEntry], attempt: int) -> None:
     if not lineage or lineage[0].attempt != attempt:
         raise ValueError(f"lineage does not start at attempt {attempt}")
     for entry, earlier in itertools.zip_longest(lineage, lineage[1:]):
-        start = CheckpointId.parse(entry.resumed_from).attempt if entry.resumed_from else 0
+        start = 0
+        if entry.resumed_from is not None:
+            start = CheckpointId.parse(entry.resumed_from).attempt
         if start >= entry.attempt or (earlier is not None and start != earlier.attempt):
             raise ValueError(f"lineage breaks behind attempt {entry.attempt}")
 

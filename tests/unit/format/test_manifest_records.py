@@ -276,6 +276,7 @@ def test_wrong_format_number_is_damage(version: object) -> None:
         ({"lineage": []}, "lineage"),
         ({"lineage": [{"attempt": 1, "resumed_from": None}]}, "lineage"),
         ({"lineage": [{"attempt": 2, "resumed_from": "x"}]}, "not a checkpoint id"),
+        ({"lineage": [{"attempt": 2, "resumed_from": ""}]}, "not a checkpoint id"),
         ({"size": -1}, "size"),
         ({"size": 2**63}, "size"),
         ({"trigger": "whim"}, "trigger"),
@@ -286,6 +287,14 @@ def test_impossible_commit_is_damage(change: dict[str, Any], says: str) -> None:
     """A commit record that contradicts itself is refused, saying in what."""
     with pytest.raises(CorruptCheckpointError, match=says):
         decode(sealed({**as_json(COMMIT), **change}), CommitRecord, path="x")
+
+
+def test_completed_with_what_is_no_checkpoint_is_damage() -> None:
+    """Copies and listings look for it by its attempt and sequence."""
+    (completed,) = [record for record in RECORDS if isinstance(record, CompletedRecord)]
+    fields = {**msgspec.to_builtins(completed), "checkpoint": "step-00000/../004-a1-s1"}
+    with pytest.raises(CorruptCheckpointError, match="not a checkpoint id"):
+        decode(sealed({"format": 1, **fields}), CompletedRecord, path="x")
 
 
 @pytest.mark.parametrize(
