@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.commands import Call, Stored
 from support.made_runs import MadeRun
 from support.shell import Answer
 
 from ckpt_tasks.cli import main
 from ckpt_tasks.store import open_store
-
-Call = Callable[..., Answer]
 
 
 @pytest.fixture
@@ -38,16 +35,6 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 def store_path(tmp_path: Path) -> str:
     """Where the store lies."""
     return str(tmp_path / "store")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """Ids of the checkpoints of the run ``digits cnn``, and the run."""
-
-    run: MadeRun
-    first: str
-    zombie: str
-    newest: str
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Call, Stored
+from support.commands import Call, Stored
 
 from ckpt_tasks.types import EXIT_DONE, EXIT_FAILED, EXIT_NOT_FOUND, EXIT_USAGE
 
