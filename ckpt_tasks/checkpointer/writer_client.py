@@ -27,6 +27,9 @@ from ckpt_tasks.format.records import CommitRecord
 __all__ = ["ProcessDrain"]
 
 _PAGE = 4096
+_DEATH_SECONDS = 5.0
+"""A writer that stands in the kernel, before a file system that does not answer, dies when that
+does. It will not come back to its code, so what it was given may be used again meanwhile."""
 
 
 class ProcessDrain(Drain):
@@ -143,5 +146,6 @@ class ProcessDrain(Drain):
     def _forget(self) -> None:
         self.close()
         if self._process is not None:
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_DEATH_SECONDS)
             self._process = None

@@ -170,14 +170,16 @@ class Supervisor:
     def _wait_for_writer(self, trainers: Trainers, keeper: RegistrarKeeper | None) -> None:
         """Until the save that was handed over is written, so that a retry finds it.
 
-        Whoever asked for a stop waits no longer than the grace: the writer then goes on alone.
+        Whoever asked for a stop waits no longer than the grace, and nobody longer than a save may
+        take: the writer then goes on alone.
         """
         has_time = self._has_time()
+        give_up_at = time.monotonic() + self._spec.config.attempt.max_unprotected
         told = False
         while self._folder.has_live_writer():
             if self._at_once.is_set():
                 self._folder.end_writers()
-            if not has_time():
+            if not has_time() or time.monotonic() > give_up_at:
                 return
             if not told and trainers.others_are_over:
                 told = True
