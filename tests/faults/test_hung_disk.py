@@ -29,7 +29,9 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSpec:
         pytest.skip("only root mounts file systems")
     monkeypatch.setenv("TOY_STEP_SECONDS", "0.05")
     spec = toy_spec(tmp_path / "store", entrypoint=f"{TOY}:train", params={"epochs": 10_000})
-    attempt = msgspec.structs.replace(spec.config.attempt, max_unprotected=UNPROTECTED)
+    attempt = msgspec.structs.replace(
+        spec.config.attempt, max_unprotected=UNPROTECTED, grace=1.0, drain=1.0
+    )
     config = msgspec.structs.replace(
         spec.config, schedule=ScheduleConfig(every_steps=5), attempt=attempt
     )
@@ -37,13 +39,14 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSpec:
 
 
 def test_a_disk_that_hangs_ends_the_attempt_and_costs_no_checkpoint(spec: TrainSpec) -> None:
-    """The writer cannot even be killed there. The attempt fails all the same, while the disk still
-    hangs, so that the orchestrator hears of it; once it answers, a retry goes on from the newest.
+    """Writer and registrar cannot even be killed there. The attempt fails all the same, while the
+    disk still hangs, so that the orchestrator hears of it; once it answers, a retry goes on from
+    the newest checkpoint.
     """
     with launched(spec) as attempt:
         attempt.wait_for(CheckpointCommitted)
         writer = writer_of(attempt.trainer)
-        with hung_disk(Path(spec.config.store.url) / spec.run / "data") as disk:
+        with hung_disk(Path(spec.config.store.url)) as disk:
             wait_until(lambda: bool(disk.waiting), "a writer that waits for the disk")
             outcome = attempt.outcome()
             assert writer.status() == psutil.STATUS_DISK_SLEEP

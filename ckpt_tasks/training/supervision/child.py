@@ -21,6 +21,7 @@ HURRY_SECONDS = 5.0
 """What a child may take, when somebody does not want to wait."""
 
 _POLL_SECONDS = 0.05
+_DEATH_SECONDS = 5.0
 
 
 class Child:
@@ -53,6 +54,7 @@ class Child:
         self._arguments = arguments
         self._environment = {**os.environ, **(environment or {})}
         self._liveness: int | None = None
+        self._undead = False
         self._start()
 
     def _start(self) -> None:
@@ -75,14 +77,25 @@ class Child:
         with contextlib.suppress(OSError):  # a full disk must not end a training
             self._folder.write_process(self._name, this_process(self.process.pid))
 
+    @property
+    def returncode(self) -> int | None:
+        """Negative for a signal; ``None`` while it runs.
+
+        One that was killed while it stands in the kernel, before a file system that does not
+        answer, has ended, too: it dies when that does, and comes back to no code of its own.
+        """
+        returned = self.process.poll()
+        return -signal.SIGKILL if returned is None and self._undead else returned
+
     def has_failed(self) -> bool:
         """It has ended, and not because its work was done."""
-        return self.process.poll() not in (None, 0)
+        return self.returncode not in (None, 0)
 
     def restart(self) -> None:
         """Raises ``OSError`` where the system cannot start one now."""
         self.let_go()
         self._start()
+        self._undead = False
 
     def let_go(self) -> None:
         """Close the liveness pipe: the child learns that nothing more will come."""
@@ -94,7 +107,7 @@ class Child:
         """Wait for the child, for `within` seconds at most, and a few once there is a `hurry`."""
         started = time.monotonic()
         hurried: float | None = None
-        while self.process.poll() is None:
+        while self.returncode is None:
             now = time.monotonic()
             if hurry.is_set() and hurried is None:
                 hurried = now
@@ -106,4 +119,8 @@ class Child:
         """End the whole group at once."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.returncode is None:
+            try:
+                self.process.wait(_DEATH_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._undead = True

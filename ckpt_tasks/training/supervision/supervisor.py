@@ -123,11 +123,11 @@ class Supervisor:
         """Bound what the registrar may still take, and tell if it has not done all."""
         config = self._spec.config
         registrar.end(within=config.attempt.drain, hurry=self._at_once)
-        if registrar.process.returncode != 0 and config.registry.tracking_uri is not None:
+        if registrar.returncode != 0 and config.registry.tracking_uri is not None:
             limit = min(config.attempt.drain, HURRY_SECONDS if self._at_once.is_set() else inf)
             late = f"the registry has not taken all of it within {limit:g} s"
-            died = f"the registrar ended with {registrar.process.returncode}"
-            why = late if registrar.process.returncode == -signal.SIGKILL else died
+            died = f"the registrar ended with {registrar.returncode}"
+            why = late if registrar.returncode == -signal.SIGKILL else died
             self._tell(f"{NOT_REGISTERED}: {why}. {CATCH_UP}")
 
     def _tell(self, message: str) -> None:

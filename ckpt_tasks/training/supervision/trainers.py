@@ -58,11 +58,11 @@ class Trainers:
     @property
     def are_running(self) -> bool:
         """Whether any of them is."""
-        return any(child.process.poll() is None for child in self._children.values())
+        return any(child.returncode is None for child in self._children.values())
 
     def _ends(self) -> list[tuple[int | None, int]]:
         """How each has ended, if it has, and its rank."""
-        return [(child.process.poll(), rank) for rank, child in self._children.items()]
+        return [(child.returncode, rank) for rank, child in self._children.items()]
 
     def _first_failed(self) -> int | None:
         """Of several that are seen to have failed at once, one that was killed: the others' errors
@@ -82,7 +82,8 @@ class Trainers:
         return self._returncode(self.decisive)
 
     def _returncode(self, rank: int) -> int:
-        returned: int = self._children[rank].process.returncode
+        returned = self._children[rank].returncode
+        assert returned is not None
         return returned
 
     @property
@@ -97,7 +98,7 @@ class Trainers:
     @property
     def ended_by_signal(self) -> bool:
         """Whether all of them ended by SIGTERM, to which they did not listen yet."""
-        returned = [child.process.returncode for child in self._children.values()]
+        returned = [child.returncode for child in self._children.values()]
         return all(code == -signal.SIGTERM for code in returned)
 
     @property
@@ -109,7 +110,7 @@ class Trainers:
     def terminate(self) -> None:
         """Have each save and stop."""
         for child in self._children.values():
-            if child.process.poll() is None:
+            if child.returncode is None:
                 child.process.terminate()
 
     def kill(self) -> None:
@@ -192,7 +193,7 @@ class FollowingTrainer(Trainers):
     def look(self) -> None:
         self._member.look()
         super().look()
-        returned = self._children[self._rank].process.poll()
+        returned = self._children[self._rank].returncode
         if returned is not None and self._member.has_joined and not self._told:
             self._told = True
             self._member.tell_ended(Ended(returned, self._said(self._rank)))
