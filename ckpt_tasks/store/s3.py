@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import s3fs
+from aiobotocore.session import AioSession
 from botocore.exceptions import (
     CredentialRetrievalError,
     NoCredentialsError,
@@ -21,7 +22,7 @@ from ckpt_tasks.errors import CkptTasksError, ConfigError, StoreError
 from ckpt_tasks.masking import mask_url
 from ckpt_tasks.store.base import UploadInfo
 from ckpt_tasks.store.object import ObjectStore
-from ckpt_tasks.store.s3_client import TIMEOUTS, S3Client, delays, is_transient
+from ckpt_tasks.store.s3_client import TIMEOUTS, S3Client, delays, is_transient, share_loader
 from ckpt_tasks.store.s3_download import download, download_range
 from ckpt_tasks.store.s3_upload import OldUpload, abort_upload, old_uploads, upload
 
@@ -33,7 +34,19 @@ _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrie
 class _RetryingFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
     """Retries each request a few times, with delays that no random generator makes."""
 
+    session: Any
     retries = 1  # s3fs's own
+
+    async def set_session(self, refresh: bool = False, kwargs: dict[str, Any] | None = None) -> Any:
+        if self.session is None:
+            session = AioSession(**self.kwargs)
+            share_loader(session)
+            self.session = session
+        return await super().set_session(refresh, kwargs or {})
+
+    # s3fs's own are bound to its own `set_session`.
+    _connect = set_session
+    connect = sync_wrapper(set_session)
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         for delay in delays():

@@ -11,6 +11,7 @@ from there too, and has a switch that turns every retry of the process off.
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 import time
@@ -23,13 +24,23 @@ from botocore import UNSIGNED
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.handlers import add_expect_header
+from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 from s3fs.errors import translate_boto_error
 from urllib3.exceptions import HTTPError
 
 from ckpt_tasks.store.object import http_status
 
-__all__ = ["CONNECTIONS", "TIMEOUTS", "S3Client", "delays", "error_code", "is_transient", "retry"]
+__all__ = [
+    "CONNECTIONS",
+    "TIMEOUTS",
+    "S3Client",
+    "delays",
+    "error_code",
+    "is_transient",
+    "retry",
+    "share_loader",
+]
 
 CONNECTIONS = 16
 """Requests of one `S3Client` under way at once."""
@@ -76,6 +87,19 @@ def error_code(error: BaseException | None) -> str:
             return str(response.get("Error", {}).get("Code", ""))
         error = error.__cause__
     return ""
+
+
+def share_loader(session: botocore.session.Session) -> None:
+    """Have a session know what S3's requests look like as soon as any in this process does, which
+    takes a tenth of a second to read.
+    """
+    path = session.get_config_variable("data_path")
+    session.register_component("data_loader", _loader(path))
+
+
+@functools.cache
+def _loader(data_path: str | None) -> Loader:
+    return create_loader(data_path)
 
 
 def retry(act: Callable[[], T]) -> T:
@@ -143,8 +167,7 @@ class S3Client:
     def _connect(self) -> Any:
         self._fs.connect()
         session = botocore.session.Session(**self._fs.kwargs)
-        # It has read what S3's requests look like already, which takes a tenth of a second.
-        session.register_component("data_loader", self._fs.session.get_component("data_loader"))
+        share_loader(session)
         settings = dict(
             self._fs.config_kwargs,
             max_pool_connections=CONNECTIONS,

@@ -7,6 +7,7 @@ dies where it was told to.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -258,9 +259,22 @@ def _import_for(request: Request) -> None:
 
     config = request.spec.config
     if config.store.url.startswith("s3:"):
-        import ckpt_tasks.store.s3
+        _learn_s3()
     if request.registers and config.registry.kind == "mlflow":
         import ckpt_tasks.integrations.mlflow  # noqa: F401
+
+
+@functools.cache
+def _learn_s3() -> None:
+    """What its requests look like takes longer to read than an attempt to send them."""
+    import botocore.session
+
+    import ckpt_tasks.store.s3  # noqa: F401 - once, instead of in every child
+    from ckpt_tasks.store.s3_client import share_loader
+
+    session = botocore.session.Session()
+    share_loader(session)
+    session.create_client("s3", region_name="us-east-1")
 
 
 def _reap(folder: str, pid: int, lock: threading.Lock) -> None:
