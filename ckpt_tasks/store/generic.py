@@ -18,10 +18,11 @@ from ckpt_tasks.errors import (
 from ckpt_tasks.format.layout import check_relative
 from ckpt_tasks.masking import mask_text
 from ckpt_tasks.store.base import ObjectInfo, Store
+from ckpt_tasks.store.filesystem import BoundedFileSystem
 
 __all__ = ["FsspecStore", "modified_time"]
 
-_PIECE_BYTES = 16 * 1024 * 1024
+_LIST_BYTES = 16 * 1024 * 1024  # names in a large store; half a MiB are a thousand objects
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _MODIFIED = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 
@@ -45,25 +46,28 @@ class FsspecStore(Store):
     supports_conditional_create = False
 
     def __init__(self, filesystem: Any, root: str, url: str) -> None:
-        self._fs = filesystem
+        self._files = self._bounded(filesystem)
         self._root = root.rstrip("/")
         self.url = url.rstrip("/")
 
     def read(self, path: str, *, limit: int | None = None) -> bytes:
         full = self._full(path)
         with self._errors("read", path):
-            if limit is not None and (size := self._file_size(full)) > limit:
+            size = self._file_size(full)
+            if limit is not None and size > limit:
                 raise CorruptCheckpointError(
                     f"{self._shown(path)} has {size} bytes, more than the {limit} it may have"
                 )
-            return bytes(self._fs.cat_file(full))
+            return bytes(self._files.call("cat_file", full, size=size))
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         full = self._full(path)
         with self._errors("read", path):
             size = self._file_size(full)
+            data = b""
             # Some file systems answer a range of no bytes with the whole object, or an error.
-            data = self._fs.cat_file(full, start=start, end=stop) if start < stop <= size else b""
+            if start < stop <= size:
+                data = self._files.call("cat_file", full, start=start, end=stop, size=stop - start)
         if len(data) != stop - start or stop > size:
             raise CorruptCheckpointError(
                 f"{self._shown(path)} ends after {size} bytes; bytes {start} to {stop} were asked "
@@ -76,11 +80,15 @@ class FsspecStore(Store):
         with self._errors("create", path):
             if self._stands(full):
                 raise FileExistsError(full)
-            self._pipe(full, data)
+            self._make_parent(full)
+            # Not tried again: who must know whose object stands asks `create_once`, which does so.
+            self._files.call_once("pipe_file", full, data, size=len(data))
 
     def put(self, path: str, data: bytes) -> None:
         with self._errors("write", path):
-            self._pipe(self._full(path), data)
+            full = self._full(path)
+            self._make_parent(full)
+            self._files.call("pipe_file", full, data, size=len(data))
 
     def write(self, path: str, parts: Iterable[Any], size: int) -> None:
         full = self._full(path)
@@ -97,13 +105,13 @@ class FsspecStore(Store):
         with self._errors("write", path):
             self._make_parent(full)
             try:
-                with self._fs.open(full, "wb") as file:
+                with self._files.open_to_write(full) as file:
                     for part in parts:
-                        _write_in_pieces(file, part)
+                        file.write(part)
                 self._confirm_size(path, size)
             except BaseException:
                 with contextlib.suppress(Exception):  # the error under way says more
-                    self._fs.rm_file(full)
+                    self._files.call("rm_file", full)
                 raise
 
     def exists(self, path: str) -> bool:
@@ -129,7 +137,7 @@ class FsspecStore(Store):
     def delete(self, path: str) -> None:
         full = self._full(path)
         with self._errors("delete", path), contextlib.suppress(*_NO_OBJECT):
-            self._fs.rm_file(full)
+            self._files.call("rm_file", full)
 
     def _full(self, path: str) -> str:
         try:
@@ -143,12 +151,11 @@ class FsspecStore(Store):
     def _shown(self, path: str) -> str:
         return f"{self.url}/{path}" if path else self.url
 
-    def _pipe(self, full: str, data: bytes) -> None:
-        self._make_parent(full)
-        self._fs.pipe_file(full, data)
+    def _bounded(self, filesystem: Any) -> BoundedFileSystem:
+        return BoundedFileSystem(filesystem)
 
     def _make_parent(self, full: str) -> None:
-        self._fs.makedirs(full.rpartition("/")[0], exist_ok=True)
+        self._files.call("makedirs", full.rpartition("/")[0], exist_ok=True)
 
     def _stands(self, full: str) -> bool:
         # Not `exists`, which calls an error an absence in most file systems.
@@ -159,7 +166,7 @@ class FsspecStore(Store):
         return True
 
     def _file_size(self, full: str) -> int:
-        info = self._fs.info(full)
+        info = self._files.call("info", full)
         if info["type"] != "file":
             raise FileNotFoundError(full)
         return int(info["size"])
@@ -169,10 +176,13 @@ class FsspecStore(Store):
         if stored != size:
             raise StoreError(f"{self._shown(path)} has {stored} bytes after writing {size}")
 
+    def _list(self, method: str, folder: str) -> Any:
+        return self._files.call(method, folder, detail=True, size=_LIST_BYTES)
+
     def _children(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Name and details of each entry of a folder, without hidden ones."""
         try:
-            entries = self._fs.ls(folder := self._folder(prefix), detail=True)
+            entries = self._list("ls", folder := self._folder(prefix))
         except _NO_OBJECT:
             return
         for info in entries:
@@ -226,10 +236,3 @@ def modified_time(info: dict[str, Any]) -> float | None:
             with contextlib.suppress(ValueError):
                 return datetime.fromisoformat(value).timestamp()
     return None
-
-
-def _write_in_pieces(file: Any, part: Any) -> None:
-    """A buffered file takes a copy of all that it is given at once."""
-    view = memoryview(part).cast("B")
-    for start in range(0, view.nbytes, _PIECE_BYTES):
-        file.write(view[start : start + _PIECE_BYTES])

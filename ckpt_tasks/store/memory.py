@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from fsspec.implementations.memory import MemoryFileSystem
 
+from ckpt_tasks.store.filesystem import BoundedFileSystem
 from ckpt_tasks.store.generic import FsspecStore
 
 __all__ = ["MemoryStore"]
 
 _lock = threading.Lock()  # fsspec's memory file system is one per process, and so is this
+
+
+class _Memory(BoundedFileSystem):
+    """It never waits, and a thread for an operation takes longer than the operation."""
+
+    def within(self, seconds: float, act: Callable[[], Any]) -> Any:
+        return act()
 
 
 class MemoryStore(FsspecStore):
@@ -34,6 +44,9 @@ class MemoryStore(FsspecStore):
     def create(self, path: str, data: bytes) -> None:
         with _lock:
             super().create(path, data)
+
+    def _bounded(self, filesystem: Any) -> BoundedFileSystem:
+        return _Memory(filesystem)
 
     def _make_parent(self, full: str) -> None:
         """Folders need not be made here, and those made would stay after their objects."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from ckpt_tasks.errors import ConfigError
 from ckpt_tasks.store.base import ObjectInfo
 from ckpt_tasks.store.generic import FsspecStore, modified_time
+from ckpt_tasks.store.retry import http_status
 
-__all__ = ["CONDITIONAL_PROTOCOLS", "MAX_CREATE_BYTES", "ObjectStore", "http_status"]
+__all__ = ["CONDITIONAL_PROTOCOLS", "MAX_CREATE_BYTES", "ObjectStore"]
 
 CONDITIONAL_PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 
@@ -54,7 +54,8 @@ class ObjectStore(FsspecStore):
     def _pipe_exclusively(self, full: str, data: bytes) -> None:
         """One conditional request; raises ``FileExistsError`` where the object stands."""
         try:
-            self._fs.pipe_file(full, data, mode="create")
+            # Not tried again, as in `FsspecStore.create`.
+            self._files.call_once("pipe_file", full, data, mode="create", size=len(data))
         except Exception as error:
             status = http_status(error)
             # 409: a write to the same name is under way, and may yet fail.
@@ -68,7 +69,7 @@ class ObjectStore(FsspecStore):
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
         """One flat listing instead of one per folder."""
         folder = self._folder(prefix)
-        for name, info in self._fs.find(folder, detail=True).items():
+        for name, info in self._list("find", folder).items():
             path = prefix + name.removeprefix(folder).lstrip("/")
             hidden = any(part.startswith(".") for part in path.split("/"))
             # Consoles mark folders by empty objects whose names end with a slash.
@@ -82,17 +83,3 @@ class ObjectStore(FsspecStore):
             with ThreadPoolExecutor(_REQUESTS) as pool:
                 held = pool.map(lambda name: self._holds_object(f"{prefix}{name}/"), names)
                 return sorted(name for name, holds in zip(names, held, strict=True) if holds)
-
-
-def http_status(error: BaseException | None) -> int | None:
-    """The status of the HTTP response behind an error or one of its causes, if there was one."""
-    while error is not None:
-        response: Any = getattr(error, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:
-            status = getattr(error, "status", None) or getattr(error, "code", None)
-        if isinstance(status, int):
-            return status
-        error = error.__cause__
-    return None

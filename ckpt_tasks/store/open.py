@@ -11,6 +11,7 @@ from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import CkptTasksError, ConfigError, StoreError
 from ckpt_tasks.masking import is_secret_name, mask_text, mask_url
 from ckpt_tasks.store.base import Store
+from ckpt_tasks.store.deadline import seconds_for, within
 from ckpt_tasks.store.generic import FsspecStore
 from ckpt_tasks.store.local import LocalStore
 from ckpt_tasks.store.object import CONDITIONAL_PROTOCOLS, ObjectStore
@@ -161,8 +162,12 @@ def _open_remote(config: StoreConfig, protocol: str, rest: str) -> Store:
     try:
         if protocol in _S3:
             return _open_s3(rest, config.options)
-        filesystem, root = fsspec.url_to_fs(
-            config.url, use_listings_cache=False, skip_instance_cache=True, **config.options
+        # Some connect here, or look for credentials in a network.
+        filesystem, root = within(
+            seconds_for(0, connections=1),
+            lambda: fsspec.url_to_fs(
+                config.url, use_listings_cache=False, skip_instance_cache=True, **config.options
+            ),
         )
     except ImportError as error:
         package = _PACKAGES.get(protocol)

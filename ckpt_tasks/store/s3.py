@@ -21,8 +21,11 @@ from fsspec.asyn import sync_wrapper
 from ckpt_tasks.errors import CkptTasksError, ConfigError, StoreError
 from ckpt_tasks.masking import mask_url
 from ckpt_tasks.store.base import UploadInfo
+from ckpt_tasks.store.deadline import NoAnswerError, seconds_for
+from ckpt_tasks.store.filesystem import BoundedFileSystem
 from ckpt_tasks.store.object import ObjectStore
-from ckpt_tasks.store.s3_client import TIMEOUTS, S3Client, delays, is_transient, share_loader
+from ckpt_tasks.store.retry import delays
+from ckpt_tasks.store.s3_client import TIMEOUTS, S3Client, is_transient, share_loader
 from ckpt_tasks.store.s3_download import download, download_range
 from ckpt_tasks.store.s3_upload import OldUpload, abort_upload, old_uploads, upload
 
@@ -32,7 +35,7 @@ _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrie
 
 
 class _RetryingFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
-    """Retries each request a few times, with delays that no random generator makes."""
+    """Gives each request a deadline, and a few further tries with delays of our own."""
 
     session: Any
     retries = 1  # s3fs's own
@@ -51,12 +54,20 @@ class _RetryingFileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         for delay in delays():
             try:
-                return await super()._call_s3(method, *akwarglist, **kwargs)
+                return await self._call_once(method, *akwarglist, **kwargs)
             except Exception as error:
                 if not is_transient(error):
                     raise
             await asyncio.sleep(delay)
-        return await super()._call_s3(method, *akwarglist, **kwargs)
+        return await self._call_once(method, *akwarglist, **kwargs)
+
+    async def _call_once(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+        seconds = seconds_for(len(kwargs.get("Body", b"")), connections=1)
+        try:
+            call = super()._call_s3(method, *akwarglist, **kwargs)
+            return await asyncio.wait_for(call, seconds)
+        except TimeoutError as error:
+            raise NoAnswerError(seconds) from error
 
     call_s3 = sync_wrapper(_call_s3)  # s3fs's own is bound to its own `_call_s3`
 
@@ -88,6 +99,7 @@ class S3Store(ObjectStore):
         )
         root = f"{bucket}/{prefix}".rstrip("/")
         super().__init__(filesystem, root, mask_url(f"s3://{root}"))
+        self._fs = filesystem
         self._bucket = bucket
         self._client = S3Client(filesystem)
 
@@ -172,6 +184,9 @@ class S3Store(ObjectStore):
         self._client.close()
         if self._fs._s3 is not None:
             self._fs.close_session(self._fs.loop, self._fs._s3)
+
+    def _bounded(self, filesystem: Any) -> BoundedFileSystem:
+        return BoundedFileSystem(filesystem, retries=False)
 
     def _target(self, full: str) -> dict[str, Any]:
         bucket, key, _ = self._fs.split_path(full)

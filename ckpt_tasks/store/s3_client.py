@@ -4,19 +4,15 @@ s3fs sends all its requests from one thread, which hashes and copies each body o
 thread is what bounds a transfer of many parts: botocore's client of the same requests, called
 from threads, hashes and sends outside the interpreter's lock (``tests/benchmarks/s3_speed.py``).
 
-Requests are retried here and not by botocore, which draws the delays between its retries from
-`random`'s global generator, and so would change the training that saves. stamina draws its jitter
-from there too, and has a switch that turns every retry of the process off.
+Requests are retried by `ckpt_tasks.store.retry`, and not by botocore.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import random
 import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import botocore.config
 import botocore.session
@@ -29,18 +25,11 @@ from botocore.parsers import ResponseParserError
 from s3fs.errors import translate_boto_error
 from urllib3.exceptions import HTTPError
 
-from ckpt_tasks.store.object import http_status
+from ckpt_tasks.store.deadline import seconds_for, within
+from ckpt_tasks.store.retry import is_transient as may_pass
+from ckpt_tasks.store.retry import retry
 
-__all__ = [
-    "CONNECTIONS",
-    "TIMEOUTS",
-    "S3Client",
-    "delays",
-    "error_code",
-    "is_transient",
-    "retry",
-    "share_loader",
-]
+__all__ = ["CONNECTIONS", "TIMEOUTS", "S3Client", "error_code", "is_transient", "share_loader"]
 
 CONNECTIONS = 16
 """Requests of one `S3Client` under way at once."""
@@ -48,35 +37,21 @@ CONNECTIONS = 16
 TIMEOUTS = {"connect_timeout": 10.0, "read_timeout": 30.0}
 """In seconds; of one wait for the other side, not of a whole transfer."""
 
-_DELAYS = (0.2, 0.8, 2.4, 5.0)  # seconds before each further try
-_spread = random.Random()  # noqa: S311 - of its own, so that the training's is left alone
+_COMPLETION = "complete_multipart_upload"
+_COMPLETION_SECONDS = 600.0  # S3 sends white space while it is at it, which can take minutes
+
 _CUT_OFF = (
     *(BotoConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError),
-    *(HTTPError, ConnectionError, TimeoutError),
+    HTTPError,
 )
 # What answers of 400 say of a request that is right, and of one that was changed on its way.
 _PASSING_CODES = {"RequestTimeout", "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch"}
-_NOT_IMPLEMENTED = 501
-
-T = TypeVar("T")
-
-
-def delays() -> Iterator[float]:
-    """Seconds to wait before each further try of a request.
-
-    Spread out, so that threads and ranks that were refused at once do not come again at once.
-    """
-    for delay in _DELAYS:
-        yield delay * _spread.uniform(0.5, 1.5)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed if it is sent again."""
-    if isinstance(error, _CUT_OFF):
-        return True
-    status = http_status(error)
-    busy = status is not None and (status == 429 or 500 <= status != _NOT_IMPLEMENTED)
-    return busy or error_code(error) in _PASSING_CODES
+    known = isinstance(error, _CUT_OFF) or error_code(error) in _PASSING_CODES
+    return known or may_pass(error)
 
 
 def error_code(error: BaseException | None) -> str:
@@ -102,18 +77,6 @@ def _loader(data_path: str | None) -> Loader:
     return create_loader(data_path)
 
 
-def retry(act: Callable[[], T]) -> T:
-    """Call `act` until it succeeds or fails for good; raises its last error."""
-    for delay in delays():
-        try:
-            return act()
-        except Exception as error:
-            if not is_transient(error):
-                raise
-        time.sleep(delay)
-    return act()
-
-
 class S3Client:
     """Thread-safe; connects when it is first used.
 
@@ -136,10 +99,23 @@ class S3Client:
         OSError
             As s3fs does: `FileNotFoundError` and `PermissionError` are told apart.
         """
-        return retry(lambda: self.call_once(method, **arguments))
+        return retry(lambda: self.call_once(method, **arguments), is_transient)
 
     def call_once(self, method: str, **arguments: Any) -> Any:
-        """As `call`, without further tries."""
+        """As `call`, without further tries.
+
+        A `Body` is closed, so that no request that was given up reads on in its memory.
+        """
+        body = arguments.get("Body")
+        with contextlib.nullcontext() if body is None else contextlib.closing(body):
+            seconds = _COMPLETION_SECONDS if method == _COMPLETION else seconds_for(0, CONNECTIONS)
+            return within(
+                seconds,
+                lambda: self._send(method, arguments),
+                progressed=None if body is None else body.progressed,
+            )
+
+    def _send(self, method: str, arguments: dict[str, Any]) -> Any:
         try:
             return getattr(self._connected(), method)(**arguments, **self._fs.req_kw)
         except ClientError as error:

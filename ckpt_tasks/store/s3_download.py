@@ -1,17 +1,24 @@
-"""Reading objects of S3, whole or in ranges; what is cut off goes on where it was cut."""
+"""Reading objects of S3, whole or in ranges; what is cut off goes on where it was cut.
+
+So does an answer that comes too slowly. `StreamingBody.read` and `readinto` wait for all the bytes
+they are asked for, and time-outs of the connection hold for each wait of its socket: a byte every
+few seconds would keep them for ever. `urllib3.HTTPResponse.read1` returns after one such wait.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from ckpt_tasks.errors import CorruptCheckpointError, StoreError
-from ckpt_tasks.store.object import http_status
-from ckpt_tasks.store.s3_client import S3Client, retry
+from ckpt_tasks.store.deadline import LeastRate
+from ckpt_tasks.store.retry import http_status, retry
+from ckpt_tasks.store.s3_client import CONNECTIONS, S3Client, is_transient
 
 __all__ = ["download", "download_range"]
 
-_PIECE_BYTES = 1024 * 1024  # what botocore copies once more fits a processor's cache
+_PIECE_BYTES = 1024 * 1024  # at most; more than a socket has at once
 
 
 def download(client: S3Client, target: dict[str, Any], shown: str, limit: int | None) -> bytes:
@@ -35,9 +42,9 @@ def download(client: S3Client, target: dict[str, Any], shown: str, limit: int | 
                 raise CorruptCheckpointError(
                     f"{shown} has {size} bytes, more than the {limit} it may have"
                 )
-            return bytes(body.read())
+            return b"".join(_pieces(body, size))
 
-    return retry(read)
+    return retry(read, is_transient)
 
 
 def download_range(
@@ -68,20 +75,39 @@ def download_range(
         with contextlib.closing(answer["Body"]) as body:
             _check_end(shown, start, stop, _whole_size(answer, shown, start + done))
             buffer = memoryview(bytearray(stop - start)) if buffer is None else buffer
-            while done < stop - start:
-                taken = body.readinto(buffer[done : min(done + _PIECE_BYTES, stop - start)])
-                if not taken:
-                    raise ConnectionError(f"the answer ended {stop - start - done} bytes early")
-                done += taken
+            for piece in _pieces(body, stop - start - done):
+                buffer[done : done + len(piece)] = piece
+                done += len(piece)
         return buffer
 
     try:
-        return retry(go_on)
+        return retry(go_on, is_transient)
     except OSError as error:
         if http_status(error) != 416:  # the range begins behind the object's end
             raise
         _check_end(shown, start, stop, _size(client, target))
         raise
+
+
+def _pieces(body: Any, size: int) -> Iterator[bytes]:
+    """The `size` bytes of an answer, as they come.
+
+    Raises
+    ------
+    ConnectionError
+        It ended early.
+    TimeoutError
+        They come at less than the least rate.
+    """
+    rate, done = LeastRate(CONNECTIONS), 0
+    with body as raw:
+        while done < size:
+            rate.check(done)
+            piece = raw.read1(min(_PIECE_BYTES, size - done))
+            if not piece:
+                raise ConnectionError(f"the answer ended {size - done} bytes early")
+            yield piece
+            done += len(piece)
 
 
 def _check_end(shown: str, start: int, stop: int, size: int) -> None:

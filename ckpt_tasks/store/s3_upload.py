@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import re
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -21,8 +22,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from ckpt_tasks.errors import StoreError
-from ckpt_tasks.store.object import http_status
-from ckpt_tasks.store.s3_client import CONNECTIONS, S3Client, retry
+from ckpt_tasks.store.deadline import LeastRate
+from ckpt_tasks.store.retry import http_status, retry
+from ckpt_tasks.store.s3_client import CONNECTIONS, S3Client, is_transient
+from ckpt_tasks.store.s3_download import download
 
 __all__ = ["OldUpload", "abort_upload", "old_uploads", "upload"]
 
@@ -109,13 +112,13 @@ def _upload_whole(
             raise
 
     try:
-        retry(send)
+        retry(send, is_transient)
     except Exception as error:
         if http_status(error) not in (409, 412):
             raise
         # Nothing stood there a moment ago, and the name holds a write-id: a retry has found
         # what its first try, whose answer was lost, had written.
-        if retry(lambda: client.call_once("get_object", **target)["Body"].read()) != block:
+        if download(client, target, target["Key"], limit=None) != block:
             raise FileExistsError(target["Key"]) from error
 
 
@@ -135,7 +138,7 @@ def _upload_parts(
         return client.call_once("create_multipart_upload", **target, **kind)
 
     try:
-        this = {**target, "UploadId": retry(begin)["UploadId"]}
+        this = {**target, "UploadId": retry(begin, is_transient)["UploadId"]}
         try:
             sent = _send_parts(client, this, blocks)
             _complete(client, this, sent, size, condition)
@@ -180,7 +183,7 @@ def _send_part(client: S3Client, this: _Target, number: int, block: memoryview) 
         told = {name: answer[name] for name in ("ETag", *checksum) if name in answer}
         return {"PartNumber": number, **told}
 
-    return retry(send)
+    return retry(send, is_transient)
 
 
 def _checksum(client: S3Client, block: memoryview) -> dict[str, str]:
@@ -274,11 +277,19 @@ def _server_time(answer: Any) -> datetime:
 
 
 class _Body(io.RawIOBase):
-    """Memory as a file, without a copy of it."""
+    """Memory as a file, without a copy of it but for its end.
+
+    Reading it fails where a connection takes it too slowly, and after it was closed: then whoever
+    still sends it has been given up, and the memory may be in use for something else. Nobody can
+    take back the piece that is being sent, which is why the last one is a copy: without it, the
+    server has no whole body, and drops what it got.
+    """
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self._position = 0
+        self._progressed = time.monotonic()
+        self._rate = LeastRate(CONNECTIONS)
 
     def readable(self) -> bool:
         return True
@@ -294,11 +305,21 @@ class _Body(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def read(self, size: int | None = -1) -> memoryview:
+    def read(self, size: int | None = -1) -> Any:
+        if self.closed:
+            raise ValueError("the request was given up")
+        if self._position == 0:
+            self._rate = LeastRate(CONNECTIONS)
+        self._rate.check(self._position)
+        self._progressed = time.monotonic()
         wanted = self._memory.nbytes if size is None or size < 0 else size
         piece = self._memory[self._position : self._position + wanted]
         self._position += piece.nbytes
-        return piece
+        return piece if self._position < self._memory.nbytes else bytes(piece)
+
+    def progressed(self) -> float:
+        """When it was last read, by `time.monotonic`."""
+        return self._progressed
 
 
 def _blocks(parts: Iterable[Any], size: int, block_size: int) -> Iterator[memoryview]:

@@ -14,7 +14,7 @@ from support.s3_servers import S3Server, free_port
 
 from ckpt_tasks.config import StoreConfig
 from ckpt_tasks.errors import ConfigError, ObjectExistsError, StoreError
-from ckpt_tasks.store import Store, create_once, open_store, s3_client
+from ckpt_tasks.store import Store, create_once, open_store, retry, s3_client
 
 pytestmark = pytest.mark.usefixtures("s3_credentials")
 
@@ -24,7 +24,7 @@ LARGE = bytes(range(256)) * (20 * 4096)  # 20 MiB: three parts
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same number of tries as always, without the waits between them."""
-    monkeypatch.setattr(s3_client, "_DELAYS", (0.0,) * len(s3_client._DELAYS))
+    monkeypatch.setattr(retry, "_DELAYS", (0.0,) * len(retry._DELAYS))
 
 
 def config_of(server: S3Server, **options: object) -> StoreConfig:
@@ -169,7 +169,7 @@ class TestLostAnswers:
                 store.write("run/data/w/x", [LARGE], len(LARGE))
         else:
             store.write("run/data/w/x", [LARGE], len(LARGE))
-        assert faults.drop_answers == max(lost - len(s3_client._DELAYS) - 1, 0)
+        assert faults.drop_answers == max(lost - len(retry._DELAYS) - 1, 0)
         assert uploads_left(store) == []
 
 

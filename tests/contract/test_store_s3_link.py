@@ -18,7 +18,8 @@ from support.s3_link import FATES, Link, RunningLink, s3_link
 from support.s3_servers import S3Server
 
 from ckpt_tasks.config import StoreConfig
-from ckpt_tasks.store import Store, create_once, open_store, s3_client, s3_upload
+from ckpt_tasks.errors import StoreError
+from ckpt_tasks.store import Store, create_once, deadline, open_store, retry, s3_upload
 
 pytestmark = pytest.mark.usefixtures("s3_credentials")
 
@@ -32,6 +33,11 @@ RANGE_BYTES = 5_000_000
 def config_of(server: S3Server, endpoint: str) -> StoreConfig:
     bucket, place = server.new_place()
     return StoreConfig(url=f"s3://{bucket}/{place}", options={"endpoint_url": endpoint})
+
+
+def through(store: Store, link: RunningLink) -> StoreConfig:
+    """The same place at the other end of a link."""
+    return StoreConfig(url=store.url, options={"endpoint_url": link.endpoint})
 
 
 def uploads_left(server: S3Server, store: Store) -> list[str]:
@@ -55,7 +61,7 @@ class TestFlakyLink:
     @pytest.fixture
     def link(self, seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningLink]:
         """More and quicker tries than usual, so that chance does not end a test."""
-        monkeypatch.setattr(s3_client, "_DELAYS", (0.01,) * 10)
+        monkeypatch.setattr(retry, "_DELAYS", (0.01,) * 10)
         with s3_link(seaweedfs.endpoint, FLAKY) as link:
             yield link
 
@@ -75,7 +81,7 @@ class TestFlakyLink:
             path = f"run/data/w{number}/x"
             store.write(path, [memoryview(content)[:4096], memoryview(content)[4096:]], BYTES)
             written[path] = hashlib.sha256(content).digest()
-            if number >= 3 and link.fates().keys() >= set(FATES):
+            if number >= 3 and link.fates().keys() >= {*FATES} - {"trickle"}:
                 break
         behind = open_store(
             StoreConfig(url=store.url, options={"endpoint_url": seaweedfs.endpoint})
@@ -111,6 +117,60 @@ class TestFlakyLink:
             assert [name for name, ours in zip(names, won, strict=True) if ours] == [
                 store.read(path)
             ]
+
+
+class TestTrickle:
+    """Answers that come a byte at a time, so that no wait for the next one is ever long."""
+
+    CONTENT = random.Random(1).randbytes(3_000_000)  # noqa: S311
+
+    @pytest.fixture(autouse=True)
+    def impatience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(retry, "_DELAYS", (0.01,) * 4)
+        monkeypatch.setattr(deadline, "GRACE_SECONDS", 1.0)
+        monkeypatch.setattr(deadline, "BASE_SECONDS", 3.0)
+
+    @pytest.fixture
+    def behind(self, seaweedfs: S3Server) -> Iterator[Store]:
+        """The same place without the link."""
+        with open_store(config_of(seaweedfs, seaweedfs.endpoint)) as store:
+            store.write("run/data/w/x", [self.CONTENT], len(self.CONTENT))
+            yield store
+
+    def test_some(self, seaweedfs: S3Server, behind: Store) -> None:
+        """Where half of all answers trickle, what was cut off goes on, and bytes are right."""
+        with s3_link(seaweedfs.endpoint, Link(trickle=0.5, seed=3)) as link:
+            with open_store(through(behind, link)) as store:
+                assert store.read_range("run/data/w/x", 5, 2_000_005) == self.CONTENT[5:2_000_005]
+                store.write("run/data/w/y", [self.CONTENT], len(self.CONTENT))
+            assert link.fates()["trickle"] > 0
+        assert behind.read("run/data/w/y") == self.CONTENT
+
+    def test_all(self, seaweedfs: S3Server, behind: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where all do, each operation ends, and says of what, how slow, and what to look at."""
+        with s3_link(seaweedfs.endpoint, Link()) as link:
+            store = open_store(through(behind, link))
+            monkeypatch.setattr(retry, "_DELAYS", (0.01,))
+            monkeypatch.setattr(deadline, "BASE_SECONDS", 1.0)
+            link.become(Link(trickle=1.0))
+            for act, path, says in (
+                (lambda: store.read("run/data/w/x"), "run/data/w/x", "see why the network"),
+                (
+                    lambda: store.read_range("run/data/w/x", 0, 9_000),
+                    "w/x",
+                    "came through in",
+                ),
+                (lambda: store.size("run/data/w/x"), "run/data/w/x", "within 1 seconds"),
+                (lambda: store.list_objects(""), store.url, "see whether the network"),
+                (lambda: store.put("run/z", b"z"), "run/z", "within 1 seconds"),
+                (lambda: store.replace("run/y", [b"y"], 1), "run/y", "within 1 seconds"),
+            ):
+                with pytest.raises(StoreError, match=says) as caught:
+                    act()
+                assert path in str(caught.value)
+                assert type(caught.value) is StoreError
+            store.close()
+        assert behind.read("run/y") == b"y"
 
 
 class TestKilledWriter:

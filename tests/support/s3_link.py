@@ -27,7 +27,8 @@ _SLOW_DOWN = (
 )
 _SLOW_DOWN_BODY = b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.</Message></Error>"
 _MUTED = {b"expect", b"connection"}
-FATES = ("busy", "cut", "drop_answer", "corrupt")
+_TRICKLE_SECONDS = 0.1  # between two bytes
+FATES = ("busy", "cut", "drop_answer", "corrupt", "trickle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class Link:
     """Share that the server acts upon, and whose connection is cut instead of the answer."""
     corrupt: float = 0.0
     """Share of requests with a body of which one bit is flipped on the way."""
+    trickle: float = 0.0
+    """Share whose answer comes a byte at a time: its body, or all of it where that is empty."""
     seed: int = 0
 
 
@@ -61,7 +64,14 @@ class RunningLink:
 
     def fates(self) -> Counter[str]:
         """Requests so far, by what became of them."""
-        self._stdin.write(b"\n")
+        return self._ask(b"\n")
+
+    def become(self, link: Link) -> None:
+        """What the link is like from now on, also for connections that are open."""
+        self._ask(json.dumps(asdict(link)).encode() + b"\n")
+
+    def _ask(self, line: bytes) -> Counter[str]:
+        self._stdin.write(line)
         self._stdin.flush()
         return Counter(json.loads(self._stdout.readline()))
 
@@ -158,6 +168,18 @@ class Stream:
         return bool(self._read)
 
 
+class _Trickle(Stream):
+    """Where bytes go one at a time."""
+
+    def __init__(self, to: Stream) -> None:
+        super().__init__(to.sock)
+
+    async def send(self, data: Any) -> None:
+        for byte in bytes(data):
+            await super().send(bytes([byte]))
+            await asyncio.sleep(_TRICKLE_SECONDS)
+
+
 class Head:
     """The first lines of a request or an answer."""
 
@@ -205,8 +227,11 @@ class _Proxy:
         await listen(self._serve)
 
     def _tell(self) -> None:
-        if not sys.stdin.readline():
+        line = sys.stdin.readline()
+        if not line:
             raise SystemExit
+        if line.strip():
+            self._link = Link(**json.loads(line))
         print(json.dumps(self.fates), flush=True)
 
     async def _serve(self, sock: socket.socket) -> None:
@@ -247,11 +272,15 @@ class _Proxy:
         if fate == "drop_answer":
             await self._pass_body(server, None, answer)
             raise CutError
-        await client.send(answer.text())
+        to = _Trickle(client) if fate == "trickle" else client
+        if answer.size or answer.chunked:
+            await client.send(answer.text())
+        else:
+            await to.send(answer.text())
         if fate == "cut":
             await server.pass_on(answer.size // 2, client)
             raise CutError
-        await self._pass_body(server, client, answer)
+        await self._pass_body(server, to, answer)
 
     async def _pass_body(
         self, source: Stream, to: Stream | None, head: Head, flip: int = -1
