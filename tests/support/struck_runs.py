@@ -83,6 +83,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         The process of the writer is struck, and not the trainer.
     registry
         ``file``, or ``mlflow`` on a database of its own.
+    steps
+        Of the whole training.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     retention: RetentionConfig = RetentionConfig()
     writer: bool = False
     registry: str = "file"
+    steps: int = STEPS
 
 
 _LATEST = RetentionConfig(latest=1)
@@ -218,7 +221,9 @@ class ToyTrial:
     def contents(self) -> Contents:
         """What is left of the run once all that nobody refers to has been collected."""
         digest = self._digest.read()
-        return contents_of(self._spec, digest=digest, steps=STEPS, stalled=self._stalled)
+        return contents_of(
+            self._spec, digest=digest, steps=self._scenario.steps, stalled=self._stalled
+        )
 
     def _make_spec(self) -> TrainSpec:
         store, scenario = self._place.new_store(), self._scenario
