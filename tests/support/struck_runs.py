@@ -181,9 +181,13 @@ class ToyTrial:
         problems = []
         if not self._saves_failed:
             problems.append(f"{path} could not be written, and nobody was told")
-        if leftovers(self._spec):
-            problems.append(f"of the failed save there is left {sorted(leftovers(self._spec))}")
+        left = self._left_of_save()
+        if left:
+            problems.append(f"of the failed save there is left {sorted(left)}")
         return problems
+
+    def _left_of_save(self) -> set[str]:
+        return leftovers(self._spec)
 
     def recover(self) -> str | None:
         return self._retry()
