@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # Imported once, for all children: what ranks would import in their midst.
 import torch._dynamo
 import torch.distributed.checkpoint.default_planner
 import torch.distributed.fsdp  # noqa: F401
-from support import toy_ranks  # noqa: F401
+from support import toy_ranks
 
 from ckpt_tasks.events import EventSink
 from ckpt_tasks.training import ranked_attempt
@@ -17,6 +17,7 @@ from ckpt_tasks.training.ranks.agreement import RankAgreement
 from ckpt_tasks.training.ranks.letters import Proposal, Verdict
 from ckpt_tasks.training.ranks.messages import RankMessages
 from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainSpec
+from ckpt_tasks.types import SaveDecision
 
 
 def make_runner(
@@ -25,9 +26,10 @@ def make_runner(
     """As a trainer makes it."""
     every = spec.config.schedule.every_steps
     assert every is not None
+    steps = spec.params["epochs"] * toy_ranks.SAMPLES // (toy_ranks.BATCH * place.ranks)
 
     def make_agreement(*args: Any, **options: Any) -> RankAgreement:
-        return _PacedAgreement(every, *args, **options)
+        return _PacedAgreement(range(0, steps + 1, every), *args, **options)
 
     ranked_attempt.RankAgreement = make_agreement  # type: ignore[misc, assignment]
     return ranked_attempt.RankedAttempt(spec, on_event, folder, place)
@@ -38,20 +40,31 @@ class _PacedAgreement(RankAgreement):
 
     So saves lie at the same steps always, and have the same numbers, as operations have, however
     long a message takes.
+
+    Parameters
+    ----------
+    saved_steps
+        None is asked for beyond: whether the last save knows that it is dropped would be luck.
     """
 
-    def __init__(self, every_steps: int, *args: Any, **options: Any) -> None:
-        self._every_steps = every_steps
+    def __init__(self, saved_steps: Sequence[int], *args: Any, **options: Any) -> None:
+        self._saved_steps = saved_steps
         self._known: set[int] = set()
         self._is_deaf = False
         super().__init__(*args, **options)
 
     def at_step(self, step: int) -> Any:
         save = super().at_step(step)
-        following = (step // self._every_steps + 1) * self._every_steps
+        following = next((other for other in self._saved_steps if other > step), None)
         with self._changed:
-            self._changed.wait_for(lambda: self._is_deaf or following in self._known)
+            self._changed.wait_for(
+                lambda: following is None or self._is_deaf or following in self._known
+            )
         return save
+
+    def ask(self, decision: SaveDecision, *, step: int | None = None) -> None:
+        if step is None or step in self._saved_steps:
+            super().ask(decision, step=step)
 
     def _take(self, proposal: Proposal, verdict: Verdict) -> None:
         super()._take(proposal, verdict)

@@ -21,10 +21,12 @@ from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store import open_store
 from ckpt_tasks.testing import Fault
 from ckpt_tasks.testing.sweep import Struck
+from ckpt_tasks.testing.wrappers import OPERATIONS
 from ckpt_tasks.training.spec import TrainSpec
 from ckpt_tasks.types import EXIT_DONE
 
 RANKS, STEPS, EVERY = 2, 12, 5
+_INLINE, _BESIDE = SaveConfig(asynchronous=False), SaveConfig()
 
 
 class RankedScenario(Scenario, frozen=True, kw_only=True):
@@ -50,6 +52,12 @@ RANKED_SCENARIOS: dict[str, RankedScenario] = {
         RankedScenario(name="rank1", rank=1, sharding="fsdp"),
         RankedScenario(name="rank0-resume", rank=0, sharding="ddp", killed_at=7),
         RankedScenario(name="rank1-resume", rank=1, sharding="ddp", killed_at=7),
+        RankedScenario(
+            name="rank0-writer", rank=0, sharding="fsdp", writer=True, operations=OPERATIONS
+        ),
+        RankedScenario(
+            name="rank1-writer", rank=1, sharding="fsdp", writer=True, operations=OPERATIONS
+        ),
     )
 }
 
@@ -114,7 +122,7 @@ class RankedTrial(ToyTrial):
         config = msgspec.structs.replace(
             spec.config,
             schedule=ScheduleConfig(every_steps=EVERY),
-            save=SaveConfig(asynchronous=self._scenario.writer),
+            save=_INLINE,
         )
         return toy_spec(
             spec.config.store.url,
@@ -140,20 +148,23 @@ class RankedTrial(ToyTrial):
     ) -> RankedFork:
         faults = [] if fault is None else [StoreFault(at=fault.at, when=fault.when, how=fault.how)]
         is_counted = counted or fault is not None
+        has_writer = self._scenario.writer and is_counted
+        config = msgspec.structs.replace(self._spec.config, save=_BESIDE if has_writer else _INLINE)
         return start_ranks(
             self._forks,
-            self._spec,
+            msgspec.structs.replace(self._spec, config=config),
             environment=self._environment(),
             struck=self._scenario.rank,
             faults=faults,
             counted=sorted(self._scenario.operations) if is_counted else [],
             ages=ages,
-            has_writer=self._scenario.writer and is_counted,
+            has_writer=has_writer,
         )
 
     def _environment(self) -> dict[str, str]:
         server = self._place.server
-        return {**self._digest.environment, **(server.environment if server is not None else {})}
+        of_store = server.environment if server is not None else {}
+        return {**self._digest.environment, "TOY_SETTLE": "1", **of_store}
 
 
 def sweeps_of(
