@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import psutil
 from support.attempt_forks import SHOW_STACKS, AttemptForks, Fork
+from support.faulty_attempt import STRUCK
 
 from ckpt_tasks.checkpointer.failures import tell_failure
 from ckpt_tasks.events import Event
@@ -27,17 +29,26 @@ _POLL_SECONDS = 0.01
 
 
 class RankedFork:
-    """The ranks of one attempt; a `Fork` to whoever looks at it as rank 0's.
+    """The ranks of one attempt, to be used as a `Fork`.
 
     Parameters
     ----------
     children
         By rank.
+    struck
+        The rank whose operations are counted and struck.
+
+    Attributes
+    ----------
+    pid
+        Rank 0's, which claims.
     """
 
-    def __init__(self, folder: Path, children: Sequence[Fork]) -> None:
+    def __init__(self, folder: Path, children: Sequence[Fork], struck: int) -> None:
         self._folder = AttemptFolder(folder)
         self._children = children
+        self._struck = children[struck]
+        self.pid = children[0].pid
         self._processes = {rank: _Child(fork) for rank, fork in enumerate(children)}
         self.hung = ""
         """Where each rank stood, if they have not ended in time."""
@@ -94,8 +105,24 @@ class RankedFork:
         """Rank 0's."""
         return self._children[0].events_of(kind)
 
-    def __getitem__(self, rank: int) -> Fork:
-        return self._children[rank]
+    @property
+    def operations(self) -> list[tuple[str, str]]:
+        return self._struck.operations
+
+    @property
+    def met(self) -> tuple[str, str] | None:
+        """The operation that a fault has struck, if it has."""
+        told = self._struck.folder / STRUCK
+        return (
+            msgspec.json.decode(told.read_bytes(), type=tuple[str, str]) if told.exists() else None
+        )
+
+    @property
+    def held(self) -> bool:
+        return self._struck.held
+
+    def let_go(self) -> None:
+        self._struck.let_go()
 
 
 class _Child:
@@ -122,7 +149,7 @@ def start_ranks(
     spec: TrainSpec,
     *,
     environment: Mapping[str, str],
-    struck: int | None = None,
+    struck: int = 0,
     **options: Any,
 ) -> RankedFork:
     """Fork a child for each rank of an attempt; returns while they run.
@@ -152,4 +179,4 @@ def start_ranks(
                 **(options if rank == struck else {}),
             )
         )
-    return RankedFork(folder, children)
+    return RankedFork(folder, children, struck)

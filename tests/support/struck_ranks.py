@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from support.attempt_forks import AttemptForks
-from support.faulty_attempt import STRUCK, StoreFault
+from support.faulty_attempt import StoreFault
 from support.ranked_forks import RankedFork, start_ranks
 from support.struck_runs import Place, Scenario, Sweeps, ToyTrial
 from support.toy_runs import toy_spec
@@ -77,26 +77,20 @@ class RankedTrial(ToyTrial):
 
     _scenario: RankedScenario
 
-    def count(self) -> list[tuple[str, str]]:
-        self._begin()
-        ranks = self._start(counted=True).wait()
-        assert ranks.outcome.code == EXIT_DONE, ranks.output
-        return ranks[self._scenario.rank].operations
-
     def strike(self, fault: Fault) -> Struck:
         self._begin()
-        ranks = self._start(fault).wait()
-        told = ranks[self._scenario.rank].folder / STRUCK
-        if not told.exists():
+        ranks = self._start(fault)
+        if fault.how == "stall":
+            struck = self._replace(ranks, fault)  # type: ignore[arg-type]
+            return msgspec.structs.replace(struck, problems=_hangs(ranks))
+        met = ranks.wait().met
+        if met is None:
             return Struck(reached=False, failed=False)
         self._saves_failed = bool(ranks.events_of(SaveFailed))
-        problems = [f"the struck attempt hung: {ranks.hung}"] if ranks.hung else []
         ended = ranks.outcome.code == EXIT_DONE
-        if ended:
-            problems += self._problems_of_write(
-                *msgspec.json.decode(told.read_bytes(), type=tuple[str, str])
-            )
-        return Struck(reached=True, failed=not ended, problems=problems)
+        can_tell = ended and fault.how != "kill"  # a writer that was killed clears nothing away
+        of_write = self._problems_of_write(*met) if can_tell else []
+        return Struck(reached=True, failed=not ended, problems=[*_hangs(ranks), *of_write])
 
     def _left_of_save(self) -> set[str]:
         """By the rank that failed: others' parts may be whole by then, and are collected."""
@@ -143,7 +137,7 @@ class RankedTrial(ToyTrial):
         assert ranks.wait().outcome.code != EXIT_DONE
         assert not order.exists()
 
-    def _start(  # type: ignore[override]
+    def _start(  # type: ignore[override] # it is used as a `Fork` is
         self, fault: Fault | None = None, *, counted: bool = False, ages: bool = True, **_: Any
     ) -> RankedFork:
         faults = [] if fault is None else [StoreFault(at=fault.at, when=fault.when, how=fault.how)]
@@ -165,6 +159,10 @@ class RankedTrial(ToyTrial):
         server = self._place.server
         of_store = server.environment if server is not None else {}
         return {**self._digest.environment, "TOY_SETTLE": "1", **of_store}
+
+
+def _hangs(ranks: RankedFork) -> list[str]:
+    return [f"the struck attempt hung: {ranks.hung}"] if ranks.hung else []
 
 
 def sweeps_of(
