@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -12,7 +13,6 @@ from ckpt_tasks.errors import StoreError, TornStateError
 from ckpt_tasks.schedule.policy import Boundary
 from ckpt_tasks.state.capture import CapturedState
 from ckpt_tasks.state.sharing import RankState, SharingPlanner
-from ckpt_tasks.training.counters import Counters
 from ckpt_tasks.training.ranks.agreement import RankAgreement
 from ckpt_tasks.training.ranks.letters import AgreedSave
 from ckpt_tasks.training.ranks.policy import AgreedPolicy, agreed_policy
@@ -21,8 +21,13 @@ from ckpt_tasks.types import CheckpointId, Position, SaveDecision
 
 __all__ = ["RankedSaver", "Ranks"]
 
+T = TypeVar("T")
+
 _PLAN_SECONDS = 20.0
 """Ranks come to an agreed step within so many seconds; whoever waits longer plans alone."""
+
+_END_SECONDS = 7 * 24 * 3600.0
+"""Rank 0 may have things to do behind its loops. Should it die, the supervisor ends all."""
 
 
 class Ranks:
@@ -67,8 +72,8 @@ class RankedSaver(Saver):
     """A `Saver` of one rank: what it begins, all ranks begin.
 
     A signal that reaches one rank ends training on all, at the step that is agreed. A save that
-    fails is tried again where all agree to it. Saves that must succeed are repeated by all until
-    rank 0 has committed one.
+    fails is tried again where all agree to it. Saves that must succeed, and the last one if it has
+    failed, are repeated by all until rank 0 has committed one.
     """
 
     def __init__(self, *args: Any, ranks: Ranks, **kwargs: Any) -> None:
@@ -76,7 +81,7 @@ class RankedSaver(Saver):
         self._ranks = ranks
         self._agreement = ranks.agreement
         self._tells_commits = ranks.agreement.rank == 0
-        self._repeats = 0
+        self._repeats = self._ends = 0
 
     def _decide(
         self, boundary: Boundary, position: Position, *, signalled: bool
@@ -109,18 +114,28 @@ class RankedSaver(Saver):
     def _waits_for_flight(self, decision: SaveDecision) -> bool:
         return True  # all ranks save here, or none does
 
-    def _is_settled(self, position: Position) -> bool:
-        """Rank 0 knows whether the commit stands; if not, all save once more."""
-        settled = super()._is_settled(position)
-        self._repeats += 1
-        decision = self._ranks.save.decision if self._ranks.save is not None else None
-        self._ranks.save = self._agreement.meet(
-            f"repetition {self._repeats}", None if settled else decision
-        )
-        return self._ranks.save is None
+    def agreed(self, has_saved: bool) -> bool:
+        """Rank 0's word: this one has its part, and does not know whether that was committed."""
+        self._ends += 1
+        topic, word = f"end/{self._ends}", b"saved" if has_saved else b""
 
-    def _make_up(self, counters: Counters) -> None:
-        """All ranks would have to agree to it; `ScheduleConfig.final` does that."""
+        def ask() -> bool:
+            return bool(self._agreement.from_rank_0(topic, word, seconds=_END_SECONDS))
+
+        return _last_word(ask, otherwise=True)
+
+    def _still_wanted(self, decision: SaveDecision, position: Position) -> SaveDecision | None:
+        return self._repetition(super()._still_wanted(decision, position))
+
+    def _still_failing(self) -> SaveDecision | None:
+        wanted = super()._still_failing()
+        return _last_word(lambda: self._repetition(wanted), otherwise=None)
+
+    def _repetition(self, wanted: SaveDecision | None) -> SaveDecision | None:
+        """Rank 0 knows whether the commit stands; if not, all save once more."""
+        self._repeats += 1
+        self._ranks.save = self._agreement.meet(f"repetition {self._repeats}", wanted)
+        return None if self._ranks.save is None else self._ranks.save.decision
 
     def _failed(self, checkpoint: str, error: StoreError) -> None:
         if self._agreement.rank == 0:
@@ -139,3 +154,13 @@ class RankedSaver(Saver):
     def _tell_failure(self, checkpoint: str, error: Exception) -> None:
         """Of the save that failed, which may have begun many steps before the one now due."""
         self._agreement.tell_failure(CheckpointId.parse(checkpoint).sequence, str(error))
+
+
+def _last_word(ask: Callable[[], T], *, otherwise: T) -> T:
+    """What rank 0 says at the end. Who serves the ranks' store ends with it: where nobody answers
+    any more, it has wanted nothing more, or has died, of which the supervisor takes care.
+    """
+    try:
+        return ask()
+    except StoreError:
+        return otherwise

@@ -403,7 +403,9 @@ class TrainingRun:
                 "complete; if that is not meant: is there data, are there epochs, and do loops "
                 "kept whole call run.step_done()?"
             )
-        saved = counters.finished or (self._loops.epochs_ended and self.checkpoint is not None)
+        saved = self._saver.agreed(
+            counters.finished or (self._loops.epochs_ended and self.checkpoint is not None)
+        )
         if self._tracked and not saved:
             # The loops were left by `break`, or kept by hand: a resume must not train further.
             counters.finished = True

@@ -191,7 +191,6 @@ class Saver:
             self.at_boundary("end", counters, moved=True)
         else:
             self._reporter.close_step(counters.step)
-        self.settle()
         self._make_up(counters)
         self._reporter.flush(counters.position)
 
@@ -216,6 +215,10 @@ class Saver:
     def _stop_reason(self, signal: str | None, decision: SaveDecision | None) -> str | None:
         """Why training ends at this boundary, the state being saved."""
         return signal
+
+    def agreed(self, has_saved: bool) -> bool:
+        """Whether the end is saved already: what all ranks go by, where there are several."""
+        return has_saved
 
     def _number(self) -> int | None:
         """Of the save that is due, where it is not the next one."""
@@ -265,30 +268,29 @@ class Saver:
             self._tell_haste()
         self._begin(decision, counters)
         if must_succeed:
-            self._repeat_until(lambda: self._is_settled(counters.position), decision, counters)
+            self._repeat(lambda: self._still_wanted(decision, counters.position), counters)
 
     def _make_up(self, counters: Counters) -> None:
         """What was due and has failed is saved now: no boundary comes any more."""
-        if self._failing is not None:
-            self._repeat_until(self._is_made_up, self._failing.decision, counters)
+        self._repeat(self._still_failing, counters)
 
-    def _is_made_up(self) -> bool:
-        self.settle()
-        return self._failing is None
-
-    def _repeat_until(
-        self, is_done: Callable[[], bool], decision: SaveDecision, counters: Counters
-    ) -> None:
+    def _repeat(self, wanted: Callable[[], SaveDecision | None], counters: Counters) -> None:
+        """Save again and again, after growing pauses, until nothing is `wanted`."""
         pause = _FIRST_PAUSE
-        while not is_done():
+        while (decision := wanted()) is not None:
             self._sleep(min(pause, max(0.0, self._give_up_at() - self._clock())))
             pause = min(2 * pause, _LONGEST_PAUSE)
             self._begin(decision, counters)
 
-    def _is_settled(self, position: Position) -> bool:
-        """Whether the save in flight, once it has ended, has saved `position`."""
+    def _still_wanted(self, decision: SaveDecision, position: Position) -> SaveDecision | None:
+        """Whether the save in flight, once it has ended, has not saved `position`."""
         self.settle()
-        return self.saved == position and self._failing is None
+        return None if self.saved == position and self._failing is None else decision
+
+    def _still_failing(self) -> SaveDecision | None:
+        """What was due, if the latest save, once it has ended, has failed."""
+        self.settle()
+        return None if self._failing is None else self._failing.decision
 
     def _begin(self, decision: SaveDecision, counters: Counters) -> None:
         """Capture and hand over; an inline save has ended with it."""

@@ -44,6 +44,7 @@ from ckpt_tasks.training.saver import TrainingStopped
 from ckpt_tasks.types import CheckpointId
 
 SAMPLES, BATCH, EPOCHS = 40, 2, 2
+SCHEDULE = ScheduleConfig(every_steps=3, every_epochs=1)
 DATA = TensorDataset(torch.arange(SAMPLES), torch.randn(SAMPLES, 6))
 
 
@@ -66,6 +67,7 @@ class Attempt:
         *,
         in_process: bool,
         overlap: bool = False,
+        schedule: ScheduleConfig = SCHEDULE,
     ) -> None:
         self.events: list[Event] = []
         self.store: Store = open_store(str(root), for_writing=True)
@@ -81,7 +83,7 @@ class Attempt:
         identity = open_run(self.store, LAYOUT, created_by="a test")
         self.recovered = self._recovered(identity)
         number = self.recovered.resumed.attempt
-        ranks = Ranks(self.agreement, ScheduleConfig(every_steps=3, every_epochs=1))
+        ranks = Ranks(self.agreement, schedule)
         nonce = self.agreement.nonce()
         drain: Drain = InlineDrain(
             JobRunner(
@@ -161,6 +163,8 @@ def training(
     dies_at: int | None,
     how: str = "",
     failing: tuple[str, ...] = (),
+    fails_on: int = 1,
+    schedule: ScheduleConfig = SCHEDULE,
 ) -> dict[str, Any]:
     """What one rank saw and held, until the training ended, died or was stopped.
 
@@ -168,11 +172,17 @@ def training(
     ----------
     dies_at, how
         The step in which all ranks die, or one gets a signal. "writer": by processes of their own.
-    failing
-        Writes that fail on rank 1.
+    failing, fails_on
+        Writes that fail, and the rank.
     """
     attempt = Attempt(
-        rank, world_size, root, port, list(failing) if rank == 1 else [], in_process=how == "writer"
+        rank,
+        world_size,
+        root,
+        port,
+        list(failing) if rank == fails_on else [],
+        in_process=how == "writer",
+        schedule=schedule,
     )
     run = attempt.run
     signal.signal(signal.SIGTERM, lambda number, frame: run.request_stop("SIGTERM"))
@@ -300,6 +310,28 @@ def test_a_save_that_fails_on_one_rank(tmp_path: Path) -> None:
     assert all(checkpoint.startswith("step-00000020") for checkpoint in last)
     assert all("rank 1: disk full" in event.why for event in results[0]["failed"])
     assert [result["checkpoint"] for result in results] == ["step-00000020-a1-s10"] * 2
+
+
+@pytest.mark.parametrize(
+    ("every", "fails_on", "fails", "committed"),
+    [(1, 1, "a0001-s0002", [(10, 1), (20, 3)]), (2, 0, "a0001-s0001", [(20, 2)])],
+)
+def test_a_last_save_that_fails_is_made_up_for(
+    tmp_path: Path, every: int, fails_on: int, fails: str, committed: list[tuple[int, int]]
+) -> None:
+    """By all ranks, though no save of the end is asked for, and one has its part already."""
+    root = tmp_path / "store"
+    schedule = ScheduleConfig(every_epochs=every, final=False)
+    results = run_world(
+        2,
+        *(training, tmp_path, root, free_port(), "fsdp", None, "", (fails,), fails_on, schedule),
+        seconds=60,
+    )
+    with open_store(str(root)) as store:
+        paths = [info.path for info in store.list_objects(LAYOUT.commits)]
+    found = [LAYOUT.checkpoint_id(path) for path in paths]
+    assert [(c.step, c.sequence) for c in found if c] == committed
+    assert [len(result["failed"]) for result in results] == [1, int(fails_on == 1)]
 
 
 def test_writers_of_their_own_processes(tmp_path: Path) -> None:

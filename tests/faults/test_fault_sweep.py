@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.attempt_forks import AttemptForks
 from support.s3_servers import S3Server
-from support.struck_runs import SCENARIOS, Place, Sweeps
+from support.struck_ranks import RANKED_SCENARIOS, sweeps_of
+from support.struck_runs import SCENARIOS, Place
 
 from ckpt_tasks.testing.sweep import FATES, LOSSES, Case, sweep
 
@@ -21,7 +22,8 @@ def sample(forks: AttemptForks, root: Path) -> Sample:
     root.mkdir()
 
     def run(scenario: str, *, every: int, server: S3Server | None = None) -> list[Case]:
-        sweeps = Sweeps(forks, Place("a test", root, server), SCENARIOS[scenario])
+        found = (SCENARIOS | RANKED_SCENARIOS)[scenario]
+        sweeps = sweeps_of(forks, Place("a test", root, server), found)
         return list(
             sweep(sweeps.trial, FATES.values(), chosen=lambda number: number % every == every // 2)
         )
@@ -36,6 +38,28 @@ def sample(forks: AttemptForks, root: Path) -> Sample:
 def test_nothing_is_lost_whatever_fails(scenario: str, every: int, sample: Sample) -> None:
     """Whichever operation of store, registry or files fails, or the process dies or stalls at: the
     run ends bit-identical, is registered, and leaves nothing that nobody refers to.
+    """
+    cases = sample(scenario, every=every)
+    assert [case for case in cases if case.outcome in LOSSES] == []
+    assert {case.outcome for case in cases} >= {"ridden out", "recovered"}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "every"),
+    [
+        ("rank1", 25),
+        pytest.param("rank0", 59, marks=pytest.mark.exhaustive),
+        pytest.param("rank0-resume", 59, marks=pytest.mark.exhaustive),
+        pytest.param("rank1-resume", 19, marks=pytest.mark.exhaustive),
+        pytest.param("rank0-writer", 29, marks=pytest.mark.exhaustive),
+        pytest.param("rank1-writer", 19, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_nothing_is_lost_whatever_fails_on_one_rank(
+    scenario: str, every: int, sample: Sample
+) -> None:
+    """The same where one rank of two is struck, or its writer: the other one waits for nobody who
+    will not come, and every checkpoint has the parts of both.
     """
     cases = sample(scenario, every=every)
     assert [case for case in cases if case.outcome in LOSSES] == []

@@ -7,7 +7,9 @@ dies where it was told to.
 
 from __future__ import annotations
 
+import faulthandler
 import functools
+import importlib
 import os
 import signal
 import subprocess
@@ -30,7 +32,10 @@ from support.faulty_attempt import (
 )
 
 from ckpt_tasks.events import Event, EventLog, EventReader
-from ckpt_tasks.training.spec import AttemptFolder, TrainOutcome, TrainSpec
+from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
+
+SHOW_STACKS = signal.SIGUSR1
+"""Has a child print where each of its threads stands."""
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,8 +61,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         The child does a registrar's work, too, in the trainer's thread.
     ages
         What a registrar's work finds has been there for longer than any grace.
-    writer
+    has_writer
         Saves are written by a process beside the child, and the faults are that one's.
+    place
+        The child is one rank of several, whose attempt's folder is the parent of `folder`.
     """
 
     folder: str
@@ -70,6 +77,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     registers: bool = False
     ages: bool = True
     has_writer: bool = False
+    place: RankPlace | None = None
+
+    @property
+    def attempt_folder(self) -> AttemptFolder:
+        return _attempt_folder(Path(self.folder), self.place)
+
+
+def _attempt_folder(folder: Path, place: RankPlace | None) -> AttemptFolder:
+    return AttemptFolder(folder) if place is None else AttemptFolder(folder.parent, place.rank)
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,9 +99,11 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class Fork:
     """One child, as its test sees it."""
 
-    def __init__(self, server: AttemptForks, folder: Path, pid: int) -> None:
+    def __init__(
+        self, server: AttemptForks, folder: Path, pid: int, place: RankPlace | None = None
+    ) -> None:
         self._server = server
-        self._folder = AttemptFolder(folder)
+        self._folder = _attempt_folder(folder, place)
         self.folder = folder
         self.pid = pid
 
@@ -104,6 +122,11 @@ class Fork:
         outcome = self._folder.read_outcome(self._folder.trainer_outcome)
         assert outcome is not None, self.output
         return outcome
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether it lived to leave one."""
+        return self._folder.trainer_outcome.exists()
 
     @property
     def events(self) -> list[Event]:
@@ -182,13 +205,14 @@ class AttemptForks:
         registers: bool = False,
         ages: bool = True,
         has_writer: bool = False,
+        folder: Path | None = None,
+        place: RankPlace | None = None,
     ) -> Fork:
         """Fork a child that executes one attempt; returns while it runs.
 
         Its saves are written by itself, or by a writer, a process of its own that outlives it.
         """
-        folder = self._folder / f"attempt-{next(self._numbers):04d}"
-        folder.mkdir()
+        folder = folder or self.new_folder()
         request = Request(
             folder=str(folder),
             spec=spec,
@@ -200,12 +224,19 @@ class AttemptForks:
             registers=registers,
             ages=ages,
             has_writer=has_writer,
+            place=place,
         )
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(request) + b"\n")
         self._process.stdin.flush()
-        return Fork(self, folder, self._read(lambda r: r.folder == str(folder)).pid)
+        return Fork(self, folder, self._read(lambda r: r.folder == str(folder)).pid, place)
+
+    def new_folder(self) -> Path:
+        """For one attempt."""
+        folder = self._folder / f"attempt-{next(self._numbers):04d}"
+        folder.mkdir()
+        return folder
 
     def run(self, spec: TrainSpec, **options: object) -> Fork:
         """`start`, and wait for its end."""
@@ -257,6 +288,8 @@ def _import_for(request: Request) -> None:
     """Once, instead of in every child."""
     import ckpt_tasks.training.attempt
 
+    if request.place is not None:
+        import support.rank_child  # noqa: F401
     config = request.spec.config
     if config.store.url.startswith("s3:"):
         _learn_s3()
@@ -303,10 +336,11 @@ def _attempt(request: Request) -> int:
 
     from ckpt_tasks.training import attempt
 
-    folder = AttemptFolder(request.folder)
+    folder = request.attempt_folder
     output = os.open(folder.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.register(SHOW_STACKS, file=2)
     os.environ.update(request.environment)
     log = EventLog(folder.trainer_events)
     strike = _striker(request.kill)
@@ -326,9 +360,16 @@ def _attempt(request: Request) -> int:
         if registrar is not None:
             registrar(event)
 
-    runner = attempt.AttemptRunner(request.spec, on_event, folder if request.has_writer else None)
+    if request.place is not None:
+        from support.rank_child import make_runner
+
+        runner = make_runner(request.spec, on_event, folder, request.place)
+    else:
+        beside = folder if request.has_writer else None
+        runner = attempt.AttemptRunner(request.spec, on_event, beside)
     signal.signal(signal.SIGTERM, lambda *_: runner.request_stop("received SIGTERM"))
-    function = getattr(toy_training, request.spec.entrypoint.rpartition(":")[2])
+    module, _, name = request.spec.entrypoint.rpartition(":")
+    function = getattr(importlib.import_module(module), name)
     try:
         outcome = runner.execute(function)
     except Exception as error:
@@ -345,9 +386,22 @@ def _attempt(request: Request) -> int:
 def _faulty(request: Request) -> FaultyAttempt:
     """What the child opens, or, without faults, only counts."""
     path, registers, ages = Path(request.folder), request.registers, request.ages
+    failures = None if request.place is None else request.attempt_folder.failures
     if not request.has_writer:
-        return FaultyAttempt(path, request.faults, request.counted, registers=registers, ages=ages)
-    told = WriterFaults(folder=request.folder, faults=request.faults, counted=request.counted or [])
+        return FaultyAttempt(
+            path,
+            request.faults,
+            request.counted,
+            registers=registers,
+            ages=ages,
+            failures=failures,
+        )
+    told = WriterFaults(
+        folder=request.folder,
+        faults=request.faults,
+        counted=request.counted or [],
+        failures=None if failures is None else str(failures),
+    )
     os.environ[WRITER_FAULTS] = msgspec.json.encode(told).decode()
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [

@@ -7,10 +7,11 @@ import os
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import msgspec
 from support.aged_store import AgedStore
+from support.gathering_store import GatheringStore
 from support.inline_registrar import InlineRegistrar
 
 from ckpt_tasks.config import RegistryConfig
@@ -26,11 +27,14 @@ from ckpt_tasks.testing import (
     FileRegistry,
     faulty_files,
 )
+from ckpt_tasks.testing.faults import MakeError
 from ckpt_tasks.testing.files import FILE_OPERATIONS
 from ckpt_tasks.testing.wrappers import CHANGES
 from ckpt_tasks.training.spec import TrainSpec
 
 WRITER_FAULTS = "FAULTY_WRITER"
+STRUCK = "struck.json"
+"""File of a child's folder with the operation that a fault has struck."""
 
 
 class StoreFault(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +58,8 @@ class FaultyAttempt:
         names operations of a file system, those of a local store do.
     registers, ages
         Whether the child does a registrar's work, too, and what it finds is old.
+    failures
+        Where ranks tell one another of saves that fail, if the child is one of several.
     """
 
     def __init__(
@@ -64,13 +70,16 @@ class FaultyAttempt:
         *,
         registers: bool = False,
         ages: bool = True,
+        failures: Path | None = None,
     ) -> None:
         self._folder = folder
+        self._failures = failures
         self._registers = registers
         self._ages = ages
         self._counted = CHANGES if counted is None else frozenset(counted)
         self._patches = contextlib.ExitStack()
-        self.injector = FaultInjector(
+        self.injector = _TellingInjector(
+            folder,
             [Fault(**msgspec.structs.asdict(fault)) for fault in faults],
             counted=self._counted,
             sleep=self._wait,
@@ -78,7 +87,8 @@ class FaultyAttempt:
 
     def open_store(self, *args: object, **kwargs: object) -> Store:
         """As `ckpt_tasks.store.open_store`."""
-        return FaultyStore(self._opened(*args, **kwargs), self.injector)
+        store = FaultyStore(self._opened(*args, **kwargs), self.injector)
+        return store if self._failures is None else GatheringStore(store, self._failures)
 
     def registrar(self, spec: TrainSpec, log: EventSink) -> InlineRegistrar | None:
         """What publishes and retains, where that is asked for."""
@@ -113,6 +123,18 @@ class FaultyAttempt:
             hold(self._folder)
 
 
+class _TellingInjector(FaultInjector):
+    """Tells of a strike in a file, as who was struck may not live to tell what it has done."""
+
+    def __init__(self, folder: Path, faults: Sequence[Fault], **options: Any) -> None:
+        super().__init__(faults, **options)
+        self._folder = folder
+
+    def _strike(self, fault: Fault, operation: str, subject: str, error: MakeError) -> NoReturn:
+        (self._folder / STRUCK).write_bytes(msgspec.json.encode((operation, subject)))
+        super()._strike(fault, operation, subject, error)
+
+
 def open_registry(config: RegistryConfig) -> Registry:
     """The registry that a configuration names; of the kind ``file``, one that is a file."""
     if config.kind == "file":
@@ -134,6 +156,7 @@ class WriterFaults(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     faults: list[StoreFault]
     counted: list[str]
+    failures: str | None = None
 
 
 def break_writer() -> None:
@@ -146,7 +169,8 @@ def break_writer() -> None:
         return
     from ckpt_tasks.store import open as opening
 
-    faulty = FaultyAttempt(folder, told.faults, told.counted)
+    failures = None if told.failures is None else Path(told.failures)
+    faulty = FaultyAttempt(folder, told.faults, told.counted, failures=failures)
     opening.open_store = faulty.open_store  # type: ignore[assignment]
     import atexit
 

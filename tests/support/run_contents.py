@@ -61,7 +61,14 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
         """From the run that nothing ever happened to; saves may be missing, but not the last."""
         fewer = {*self.kept} <= {*expected.kept} and self.kept[-1:] == expected.kept[-1:]
         if may_miss_saves and fewer:
-            expected = msgspec.structs.replace(expected, kept=self.kept, registered=self.kept)
+            losses = dict(expected.losses)
+            best = min(self.kept, key=lambda step: losses[step])
+            expected = msgspec.structs.replace(
+                expected,
+                kept=self.kept,
+                registered=self.kept,
+                aliases={**expected.aliases, BEST: best},
+            )
         return [
             f"{name} is {getattr(self, name)!r}, and not {getattr(expected, name)!r}"
             for name in self.__struct_fields__
@@ -152,8 +159,8 @@ def _status(store: Store, layout: RunLayout, registry: Registry) -> str | None:
 def _state_of(store: Store, layout: RunLayout, checkpoint: CheckpointId) -> str:
     """Of every tensor and every value, wherever they lie."""
     record = read_commit(store, layout, checkpoint)
-    index = read_index(store, layout, record.indexes[0])
-    return hashlib.sha256(b"".join(_parts(index))).hexdigest()
+    indexes = [read_index(store, layout, ref) for ref in record.indexes]
+    return hashlib.sha256(b"".join(part for i in indexes for part in _parts(i))).hexdigest()
 
 
 def _parts(index: Index) -> Iterable[bytes]:

@@ -83,6 +83,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         The process of the writer is struck, and not the trainer.
     registry
         ``file``, or ``mlflow`` on a database of its own.
+    steps
+        Of the whole training.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     retention: RetentionConfig = RetentionConfig()
     writer: bool = False
     registry: str = "file"
+    steps: int = STEPS
 
 
 _LATEST = RetentionConfig(latest=1)
@@ -178,9 +181,13 @@ class ToyTrial:
         problems = []
         if not self._saves_failed:
             problems.append(f"{path} could not be written, and nobody was told")
-        if leftovers(self._spec):
-            problems.append(f"of the failed save there is left {sorted(leftovers(self._spec))}")
+        left = self._left_of_save()
+        if left:
+            problems.append(f"of the failed save there is left {sorted(left)}")
         return problems
+
+    def _left_of_save(self) -> set[str]:
+        return leftovers(self._spec)
 
     def recover(self) -> str | None:
         return self._retry()
@@ -218,7 +225,9 @@ class ToyTrial:
     def contents(self) -> Contents:
         """What is left of the run once all that nobody refers to has been collected."""
         digest = self._digest.read()
-        return contents_of(self._spec, digest=digest, steps=STEPS, stalled=self._stalled)
+        return contents_of(
+            self._spec, digest=digest, steps=self._scenario.steps, stalled=self._stalled
+        )
 
     def _make_spec(self) -> TrainSpec:
         store, scenario = self._place.new_store(), self._scenario
@@ -344,7 +353,8 @@ def _is_harmless(operation: str, subject: str, before: list[tuple[str, str]], at
     if operation == "create":
         # The ids of the registry's run stand there already. A checkpoint of a stale attempt, that
         # had just asked the fence, is none of the lineage: nobody starts from it or registers it.
-        return subject.endswith(("/memory.json", "/mlflow.json")) or (
+        # So is the index of one of several ranks, by which rank 0 finds its data.
+        return subject.endswith(("/memory.json", "/mlflow.json", ".index.json")) or (
             "/commits/" in subject and f"-a{attempt}-" in subject
         )
     return operation == "discard_run" or (operation == "write" and "/data/" in subject)

@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 from support import ceph_server, s3_servers
 from support.attempt_forks import AttemptForks
 from support.s3_servers import S3Server
-from support.struck_runs import SCENARIOS, Place, Sweeps
+from support.struck_ranks import RANKED_SCENARIOS, sweeps_of
+from support.struck_runs import SCENARIOS, Place
 
 from ckpt_tasks.testing.sweep import FATES, LOSSES, Case, summary, sweep
 
@@ -31,7 +32,8 @@ _SERVERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[S3Server]
     "ceph": ceph_server.ceph_server,
     "moto": s3_servers.moto_server,
 }
-_LOCAL_ONLY = {"files", "mlflow"}
+_SCENARIOS = SCENARIOS | RANKED_SCENARIOS
+_LOCAL_ONLY = {"files", "mlflow", *RANKED_SCENARIOS}
 
 
 def main() -> int:
@@ -58,7 +60,7 @@ def _at(place: Place, forks: AttemptForks, options: argparse.Namespace) -> Itera
         if name in _LOCAL_ONLY and place.server is not None:
             continue
         database = _database(place.folder) if name == "mlflow" else None
-        sweeps = Sweeps(forks, place, SCENARIOS[name], database)
+        sweeps = sweeps_of(forks, place, _SCENARIOS[name], database)
         began = time.monotonic()
         cases = sweep(
             sweeps.trial,
@@ -118,7 +120,7 @@ def _options() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="make test-faults")
     parser.add_argument("--places", type=names, default=["local", "seaweedfs", "ceph"])
-    parser.add_argument("--scenarios", type=names, default=list(SCENARIOS))
+    parser.add_argument("--scenarios", type=names, default=list(_SCENARIOS))
     parser.add_argument("--fates", type=names, default=list(FATES))
     parser.add_argument("--every", type=int, default=1, help="try every N-th case only")
     parser.add_argument("--offset", type=int, default=0, help="of those, begin with this one")

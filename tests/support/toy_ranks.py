@@ -8,6 +8,8 @@ TOY_KILL
     File with a step in it: rank 1 kills itself when it has done that step, once.
 TOY_DIGEST
     File that receives, of rank 0, the digest of the final model and optimizer, whole.
+TOY_SETTLE
+    If set, every step waits for the save in flight.
 TOY_DRAWN
     File to which every rank appends "epoch sample" for what it draws.
 """
@@ -83,6 +85,8 @@ def _train(run: TrainingRun, epochs: int, wrap: Any, **tracked: _Kept) -> None:
             loss.backward()
             optimizer.step()
             run.log(loss=loss.item())
+            if "TOY_SETTLE" in os.environ:
+                run.report()
             if wrap is not None and dist.get_rank() == 1:
                 _perhaps_die(run.step + 1)
             for kept in tracked.values():
