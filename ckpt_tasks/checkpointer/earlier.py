@@ -8,18 +8,17 @@ never changes would keep a whole checkpoint's bytes for ever.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from ckpt_tasks.checkpointer.image import FileImage, Image
-from ckpt_tasks.format.digest import digest
 from ckpt_tasks.format.records import FileEntry, Index, TensorEntry
 from ckpt_tasks.format.safetensors import TensorSpec
 
 __all__ = ["Earlier", "Held", "probe_all"]
 
-_PROBE_BYTES = 4096
+_PROBE_BYTES = 1024
 _LEAST_SHARE = 0.5  # of a file's bytes, for a reference into it
 
 
@@ -38,27 +37,20 @@ class Earlier:
     index
         Its index; ``None`` where there is none, or where nothing is to be referred to.
     probes
-        Digest of the first bytes of each tensor as this process has written it, by file and name:
+        What `probe_all` gave of each tensor as this process has written it, by file and name:
         what has changed, as most tensors of a training do, is known without digesting all of it.
     """
 
     def __init__(
-        self, index: Index | None = None, probes: Mapping[tuple[str, str], str] | None = None
+        self, index: Index | None = None, probes: Mapping[tuple[str, str], int] | None = None
     ) -> None:
         self._probes = probes
-        self._held: dict[object, Held] = {}
-        if index is not None:
-            self._held = {
-                _content(index.files[tensor.file].path, tensor.key, tensor.chunks): Held(
-                    index.files[tensor.file], tensor
-                )
-                for tensor in index.tensors
-                if tensor.chunks
-            }
+        self._files = index.files if index is not None else []
+        self._tensors = index.tensors if index is not None else []
 
-    def candidates(self, image: Image, probes: Mapping[int, str]) -> list[int]:
+    def candidates(self, image: Image, probes: Mapping[int, int]) -> list[int]:
         """Positions of the tensors that are worth digesting to find out if they are held."""
-        if not self._held:
+        if not self._tensors:
             return []
         return [
             position
@@ -77,32 +69,39 @@ class Earlier:
             Of a file of the image. A tensor is held under its own name only, by which other ranks
             may know it too.
         """
-        found = {}
-        files = {file_name(file): file for file in image.files}
-        names = {position: name for name, file in files.items() for position in file.positions}
-        for position, digests in chunks.items():
-            spec = image.specs[position]
-            held = self._held.get(_content(names[position], spec.key, digests))
-            if held is not None and _is_like(held.tensor, spec):
-                found[position] = held
-        return _worthwhile(found)
+        found: dict[int, Held] = {}
+        by_name = self._by_name() if chunks else {}
+        for file in image.files:
+            name = file_name(file)
+            for position in file.positions:
+                spec = image.specs[position]
+                held = by_name.get((name, spec.key)) if chunks.get(position) else None
+                if held is not None and _is_like(held.tensor, spec, chunks[position]):
+                    found[position] = held
+        return _worthwhile({position: found[position] for position in sorted(found)})
+
+    def _by_name(self) -> dict[tuple[str, str], Held]:
+        """What is held, by the name of its file without the folder, and its own in there."""
+        names = [file.path.rpartition("/")[2] for file in self._files]
+        return {
+            (names[tensor.file], tensor.key): Held(self._files[tensor.file], tensor)
+            for tensor in self._tensors
+        }
 
 
-def probe_all(image: Image, memory: memoryview) -> dict[int, str]:
-    """Digest of the first bytes of each tensor that has any, by position."""
+def probe_all(image: Image, memory: memoryview) -> dict[int, int]:
+    """A hash of the first bytes of each tensor that has any, by position. It is another one in
+    another process.
+    """
     return {
-        position: digest(memory[start : start + min(spec.size, _PROBE_BYTES)])
+        position: hash(bytes(memory[start : start + min(spec.size, _PROBE_BYTES)]))
         for position, (spec, start) in enumerate(zip(image.specs, image.offsets, strict=True))
         if spec.size
     }
 
 
-def _content(path: str, key: str, chunks: Iterable[str]) -> object:
-    return path.rpartition("/")[2], key, tuple(chunks)
-
-
-def _is_like(tensor: TensorEntry, spec: TensorSpec) -> bool:
-    return (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape)
+def _is_like(tensor: TensorEntry, spec: TensorSpec, chunks: Sequence[str]) -> bool:
+    return (tensor.chunks, tensor.dtype, tuple(tensor.shape)) == (chunks, spec.dtype, spec.shape)
 
 
 def _worthwhile(found: dict[int, Held]) -> dict[int, Held]:

@@ -7,9 +7,9 @@ bytes that nobody refers to.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -18,7 +18,7 @@ from ckpt_tasks.checkpointer.earlier import Earlier, Held, probe_all
 from ckpt_tasks.checkpointer.image import FileImage, Image, file_header
 from ckpt_tasks.errors import ConfigError, StoreError
 from ckpt_tasks.format.codec import encode, index_digest
-from ckpt_tasks.format.digest import chunk_spans, digest
+from ckpt_tasks.format.digest import CHUNK_BYTES, chunk_spans, digest
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.format.records import (
     MAX_INDEX_BYTES,
@@ -105,8 +105,8 @@ def write_rank(
         may find this rank's part whole.
     """
     writing = _Writing(store, layout, image, memory, f"{layout.write_folder_in_run(write_id)}/")
-    try:
-        files, tensors = writing.write_files(rank, earlier)
+
+    def describe(files: list[FileEntry], tensors: list[TensorEntry]) -> _Described:
         index = Index(
             rank=rank,
             world_size=world_size,
@@ -118,7 +118,10 @@ def write_rank(
             nonfinite=(list(nonfinite) or UNSET) if world_size > 1 else UNSET,
             row_blocks=list(row_blocks) or UNSET,
         )
-        data = _encoded(index)
+        return index, _encoded(index)
+
+    try:
+        index, data = writing.write_files(rank, earlier, describe)
         path = writing.write_index(data, rank, world_size)
     except BaseException:
         writing.remove()
@@ -127,7 +130,7 @@ def write_rank(
     return WrittenRank(
         ref,
         index,
-        len(data) + sum(file.size for file in files),
+        len(data) + sum(file.size for file in index.files),
         writing.size,
         Earlier(index, writing.probes) if earlier is not None else Earlier(),
     )
@@ -163,6 +166,19 @@ def _remove(store: Store, paths: Iterable[str]) -> None:
             store.delete(path)
 
 
+_Described = tuple[Index, bytes]
+"""An index, and as it is stored."""
+
+
+class _NewFile(NamedTuple):
+    """A file to be written: bytes-like parts, and which tensors they hold, in this order."""
+
+    name: str
+    entry: FileEntry
+    parts: list[memoryview | bytes]
+    positions: list[int]
+
+
 class _Writing:
     """One write under way.
 
@@ -184,24 +200,39 @@ class _Writing:
         self._folder = folder
         self._begun: list[str] = []
         self.size = 0
-        self.probes: dict[tuple[str, str], str] = {}
+        self.probes: dict[tuple[str, str], int] = {}
 
     def write_files(
-        self, rank: int, earlier: Earlier | None
-    ) -> tuple[list[FileEntry], list[TensorEntry]]:
-        """Write the files; returns those that hold the tensors, and the tensors by position."""
+        self,
+        rank: int,
+        earlier: Earlier | None,
+        describe: Callable[[list[FileEntry], list[TensorEntry]], _Described],
+    ) -> _Described:
+        """Write the files.
+
+        Parameters
+        ----------
+        describe
+            Called meanwhile with the files that hold the tensors, new ones first, and the tensors
+            by position; what it gives is returned.
+        """
         with ThreadPoolExecutor(_DIGESTING, thread_name_prefix="digest") as pool:
             chunks: dict[int, list[str]] = {}
             held = self._find_held(earlier, chunks, pool, rank) if earlier is not None else {}
-            entries = _Entries(self._image, chunks)
-            for file in self._image.files:
-                positions = [p for p in file.positions if p not in held]
-                if positions:
-                    name = self._name_of(file, rank)
-                    self._write_file(name, file, positions, entries, chunks, pool)
-            for position, earlier_one in held.items():
-                entries.refer(position, earlier_one)
-        return entries.files, entries.in_order()
+            files = list(self._new_files(held, rank))
+
+            def description() -> _Described:
+                missing = [p for file in files for p in file.positions if p not in chunks]
+                chunks.update(self._digests(missing))
+                return describe(*_entries(self._image, chunks, files, held))
+
+            if sum(file.entry.size for file in files) < _ALONE_BYTES:
+                self._write_all(files)
+                return description()
+            # Digests need the processor while the writing waits for the device.
+            described = pool.submit(description)
+            self._write_all(files)
+            return described.result()
 
     def write_object(self, name: str, parts: Iterable[Any], size: int) -> str:
         """Write a new object; returns its path in the run's folder."""
@@ -238,37 +269,38 @@ class _Writing:
         """Tensors that need not be written; digests that this takes are kept in `chunks`."""
         probes = probe_all(self._image, self._memory)
         self.probes = {self._image.name_of(p): probe for p, probe in probes.items()}
-        candidates = earlier.candidates(self._image, probes)
-        chunks.update(zip(candidates, pool.map(self._digests, candidates), strict=True))
+        sizes = {p: self._image.specs[p].size for p in earlier.candidates(self._image, probes)}
+        if sum(sizes.values()) < _ALONE_BYTES:
+            chunks.update(self._digests(sizes))
+        else:
+            # Dealt out in the order of their sizes, so that every thread gets as much.
+            ordered = sorted(sizes, key=lambda position: sizes[position])
+            shares = [ordered[first::_DIGESTING] for first in range(_DIGESTING)]
+            for digests in pool.map(self._digests, shares):
+                chunks.update(digests)
         return earlier.find(self._image, chunks, lambda file: self._name_of(file, rank))
 
     def _name_of(self, file: FileImage, rank: int) -> str:
         return self._layout.tensors_name(file.item, rank, rows=file.rows)
 
-    def _write_file(
-        self,
-        name: str,
-        file: FileImage,
-        positions: list[int],
-        entries: _Entries,
-        chunks: dict[int, list[str]],
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        """Write the file, or one of those of its tensors that are at `positions`."""
-        header, parts, size = self._content(file, positions)
-        missing = [p for p in positions if p not in chunks]
-        if size < _ALONE_BYTES:
-            chunks.update((p, self._digests(p)) for p in missing)
-            path = self.write_object(name, parts, size)
-        else:
-            # Digests need the processor while the writing waits for the device.
-            digests = pool.submit(lambda: [self._digests(p) for p in missing])
-            path = self.write_object(name, parts, size)
-            chunks.update(zip(missing, digests.result(), strict=True))
-        entry = FileEntry(
-            path=path, size=size, header_size=len(header), header_digest=digest(header)
-        )
-        entries.add(entry, positions)
+    def _new_files(self, held: Collection[int], rank: int) -> Iterator[_NewFile]:
+        """Those of the image's files that have tensors which are not held, with these alone."""
+        for file in self._image.files:
+            positions = [p for p in file.positions if p not in held]
+            if positions:
+                name = self._name_of(file, rank)
+                header, parts, size = self._content(file, positions)
+                entry = FileEntry(
+                    path=self._folder + name,
+                    size=size,
+                    header_size=len(header),
+                    header_digest=digest(header),
+                )
+                yield _NewFile(name, entry, parts, positions)
+
+    def _write_all(self, files: Iterable[_NewFile]) -> None:
+        for file in files:
+            self.write_object(file.name, file.parts, file.entry.size)
 
     def _content(
         self, file: FileImage, positions: list[int]
@@ -285,48 +317,50 @@ class _Writing:
         start = self._image.offsets[position]
         return self._memory[start : start + self._image.specs[position].size]
 
-    def _digests(self, position: int) -> list[str]:
-        """Of each chunk of a tensor."""
-        content = self._bytes_of(position)
-        return [digest(content[start:stop]) for start, stop in chunk_spans(content.nbytes)]
+    def _digests(self, positions: Iterable[int]) -> dict[int, list[str]]:
+        """Of each chunk of some tensors."""
+        return {position: _chunk_digests(self._bytes_of(position)) for position in positions}
 
 
-class _Entries:
-    """The index's files, and its tensors by position, as they become known."""
+def _chunk_digests(content: memoryview) -> list[str]:
+    if 0 < content.nbytes <= CHUNK_BYTES:
+        return [digest(content)]
+    return [digest(content[start:stop]) for start, stop in chunk_spans(content.nbytes)]
 
-    def __init__(self, image: Image, chunks: Mapping[int, list[str]]) -> None:
-        self._image = image
-        self._chunks = chunks
-        self._tensors: dict[int, TensorEntry] = {}
-        self._number_of: dict[str, int] = {}
-        self.files: list[FileEntry] = []
 
-    def add(self, file: FileEntry, positions: Iterable[int]) -> None:
-        """Tensors that were written to a new file, in this order."""
-        number, offset = self._number(file), file.header_size
-        for position in positions:
-            spec = self._image.specs[position]
-            self._tensors[position] = TensorEntry(
+def _entries(
+    image: Image,
+    chunks: Mapping[int, list[str]],
+    new: Iterable[_NewFile],
+    held: Mapping[int, Held],
+) -> tuple[list[FileEntry], list[TensorEntry]]:
+    """The index's files, new ones first, and its tensors by position."""
+    files: dict[str, FileEntry] = {}
+    numbers: dict[str, int] = {}
+    tensors: dict[int, TensorEntry] = {}
+
+    def number_of(file: FileEntry) -> int:
+        files.setdefault(file.path, file)
+        return numbers.setdefault(file.path, len(numbers))
+
+    for file in new:
+        number, offset = number_of(file.entry), file.entry.header_size
+        for position in file.positions:
+            spec = image.specs[position]
+            size = spec.size
+            tensors[position] = TensorEntry(
                 file=number,
                 key=spec.key,
                 dtype=spec.dtype,
                 shape=list(spec.shape),
                 offset=offset,
-                size=spec.size,
-                chunks=self._chunks[position],
+                size=size,
+                chunks=chunks[position],
             )
-            offset += spec.size
-
-    def refer(self, position: int, held: Held) -> None:
-        """A tensor that lies in a file of an earlier write."""
-        number = self._number(held.file)
-        self._tensors[position] = msgspec.structs.replace(held.tensor, file=number)
-
-    def in_order(self) -> list[TensorEntry]:
-        return [self._tensors[position] for position in range(len(self._tensors))]
-
-    def _number(self, file: FileEntry) -> int:
-        if file.path not in self._number_of:
-            self._number_of[file.path] = len(self.files)
-            self.files.append(file)
-        return self._number_of[file.path]
+            offset += size
+    for position, earlier in held.items():
+        number, tensor = number_of(earlier.file), earlier.tensor
+        if tensor.file != number:
+            tensor = msgspec.structs.replace(tensor, file=number)
+        tensors[position] = tensor
+    return list(files.values()), [tensors[position] for position in range(len(tensors))]

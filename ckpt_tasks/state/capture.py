@@ -24,11 +24,12 @@ from ckpt_tasks.state.restored import ReadImages, RestoredValues
 from ckpt_tasks.state.row_blocks import RowSplitter, split_rows
 from ckpt_tasks.state.staging import copy_images
 from ckpt_tasks.state.tensors import (
+    Memory,
     TensorImage,
     check_supported,
     image_of,
     named_device,
-    plain_dtype,
+    plain_memory,
     reference_details,
     row_major_strides,
     values_from_image,
@@ -201,9 +202,9 @@ class _Collector:
         return arrays.encode(value)
 
     def _tensor(self, tensor: torch.Tensor, path: Path) -> tuple[str, object]:
-        dtype = plain_dtype(tensor)
-        if dtype is not None:
-            return "tensor", self._index(tensor, path, dtype)
+        plain = plain_memory(tensor)
+        if plain is not None:
+            return "tensor", self._index(tensor, path, plain)
         if sharding.is_dtensor(tensor):
             return self._sharded(tensor, path)
         check_supported(tensor, path)
@@ -225,20 +226,20 @@ class _Collector:
             self.images[index].part, self.images[index].source = part, tensor
         return "sharded", leaf
 
-    def _index(self, tensor: torch.Tensor, path: Path, plain: str | None = None) -> int:
-        identity = _identity(tensor, is_plain=plain is not None)
+    def _index(
+        self, tensor: torch.Tensor, path: Path, plain: tuple[str, Memory] | None = None
+    ) -> int:
+        identity = plain[1] if plain is not None else _identity(tensor)
         index = self._index_of.get(identity)
         asked_for = self._splitter.asks_for(path)
         if index is None:
             index = self._index_of[identity] = len(self.images)
             # An address names a tensor only as long as the tensor lives.
             self._alive.append(tensor)
-            dtype, data = (plain, tensor) if plain else image_of(tensor, path)
+            dtype, data = (plain[0], tensor) if plain is not None else image_of(tensor, path)
             key = self._unique_key(".".join(map(str, path[1:])) or self._item)
-            image = TensorImage(
-                *(self._item, key, dtype, tuple(data.shape), data),
-                is_parameter=path[-1] in self._parameters,
-            )
+            image = TensorImage(self._item, key, dtype, tuple(data.shape), data)
+            image.is_parameter = path[-1] in self._parameters
             self.images += self._split(image) if asked_for else [image]
             if asked_for:
                 self._asked_for.add(index)
@@ -281,14 +282,11 @@ def _state_of(item: Any) -> Any:
     return item.state_dict() if is_stateful(item) else item
 
 
-def _identity(tensor: torch.Tensor, *, is_plain: bool) -> object:
-    """Equal for two tensors that are the same values in the same memory."""
-    address = tensor.data_ptr()
+def _identity(tensor: torch.Tensor) -> object:
+    """Equal for two tensors that are the same values in the same memory, as `Memory` is."""
     if tensor.numel() == 0:
         return id(tensor)
-    memory = (address, tensor.dtype, tensor.shape)
-    if is_plain:
-        return memory
+    memory = (tensor.data_ptr(), tensor.dtype, tensor.shape)
     details = (
         None if tensor.is_cpu else tensor.device,
         None if tensor.stride() == row_major_strides(tensor.shape) else tensor.stride(),

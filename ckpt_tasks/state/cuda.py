@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -37,15 +37,16 @@ def moment_of(images: Iterable[TensorImage]) -> Moment:
 
 
 def start_copies(
-    images: Sequence[TensorImage],
+    places: Iterable[tuple[TensorImage, int]],
     buffer: memoryview,
-    offsets: Sequence[int],
     moment: Moment | None = None,
 ) -> Callable[[], None]:
-    """Begin to copy those images that are on CUDA devices to their offsets in `buffer`.
+    """Begin to copy those images that are on CUDA devices.
 
     Parameters
     ----------
+    places
+        Images, each with where its bytes begin in `buffer`.
     moment
         What must have happened before; default: all that is launched by now.
 
@@ -54,15 +55,11 @@ def start_copies(
     Callable
         Waits until they are there.
     """
-    on_devices = [
-        (image, offset)
-        for image, offset in zip(images, offsets, strict=True)
-        if image.data.is_cuda and image.nbytes
-    ]
+    on_devices = [(image, at) for image, at in places if image.data.is_cuda and image.nbytes]
     if not on_devices:
         return lambda: None
     _pin(buffer)
-    moment = moment_of(images) if moment is None else moment
+    moment = moment_of(image for image, _ in on_devices) if moment is None else moment
     for image, offset in on_devices:
         _start_copy(image, buffer[offset : offset + image.nbytes], moment)
     used = [_streams[device] for device in {image.data.device for image, _ in on_devices}]

@@ -18,6 +18,9 @@ _THREADS = min(4, os.cpu_count() or 1)
 _ALONE_BYTES = 8 * 1024 * 1024  # below it a second thread costs more than it saves
 _PIECE_BYTES = 16 * 1024 * 1024
 
+_Place = tuple[TensorImage, int]
+"""An image, and where its bytes begin in the buffer."""
+
 _Piece = tuple[int, int, int]
 """Destination's and source's address, and bytes."""
 
@@ -38,11 +41,16 @@ def copy_images(
     moment
         Of the devices' values that are wanted; default: now.
     """
-    wait_for_devices = start_copies(images, buffer, offsets, moment)
+    host: list[_Place] = []
+    devices: list[_Place] = []
     for image, offset in zip(images, offsets, strict=True):
-        if image.nbytes and not (image.data.is_cpu or image.data.is_cuda):
+        if image.nbytes:
+            (host if image.data.is_cpu else devices).append((image, offset))
+    wait_for_devices = start_copies(devices, buffer, moment)
+    for image, offset in devices:
+        if not image.data.is_cuda:
             _copy_from_device(image, buffer[offset : offset + image.nbytes])
-    pieces = list(_pieces(images, buffer, offsets))
+    pieces = _pieces(host, buffer)
     if sum(size for _, _, size in pieces) < _ALONE_BYTES:
         _copy(pieces)
     else:
@@ -52,22 +60,21 @@ def copy_images(
     wait_for_devices()
 
 
-def _pieces(
-    images: Sequence[TensorImage], buffer: memoryview, offsets: Sequence[int]
-) -> Iterator[_Piece]:
-    if not buffer.nbytes:
-        return
-    base = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-    for image, offset in zip(images, offsets, strict=True):
-        size = image.nbytes
-        if not size or not image.data.is_cpu:
+def _pieces(places: Sequence[_Place], buffer: memoryview) -> list[_Piece]:
+    room = buffer.nbytes
+    base = ctypes.addressof(ctypes.c_char.from_buffer(buffer)) if room else 0
+    pieces: list[_Piece] = []
+    for image, offset in places:
+        size, source = image.nbytes, image.data.data_ptr()
+        if offset + size > room:
+            raise ValueError(f"{image} does not fit a buffer of {room} bytes at {offset}")
+        if size <= _PIECE_BYTES:
+            pieces.append((base + offset, source, size))
             continue
-        if offset + size > buffer.nbytes:
-            raise ValueError(f"{image} does not fit a buffer of {buffer.nbytes} bytes at {offset}")
-        source = image.data.data_ptr()
         for start in range(0, size, _PIECE_BYTES):
             piece = min(_PIECE_BYTES, size - start)
-            yield base + offset + start, source + start, piece
+            pieces.append((base + offset + start, source + start, piece))
+    return pieces
 
 
 def _shares(pieces: list[_Piece]) -> Iterator[list[_Piece]]:

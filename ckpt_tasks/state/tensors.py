@@ -34,11 +34,12 @@ from ckpt_tasks.format.safetensors import TENSOR_ALIGNMENT
 from ckpt_tasks.format.tree import Path, path_text
 
 __all__ = [
+    "Memory",
     "TensorImage",
     "check_supported",
     "image_of",
     "named_device",
-    "plain_dtype",
+    "plain_memory",
     "reference_details",
     "row_major_strides",
     "tensor_from_buffer",
@@ -65,6 +66,8 @@ SAFETENSORS_DTYPES: Final[dict[torch.dtype, str]] = {
     torch.complex64: "C64",
 }
 _TORCH_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
+# Conjugation of what is complex may be lazy.
+_PLAIN_DTYPES = {d: name for d, name in SAFETENSORS_DTYPES.items() if not d.is_complex}
 
 _AS_REAL = {torch.complex128: torch.float64, torch.complex32: torch.float16}
 _AS_BYTES = frozenset(
@@ -200,11 +203,16 @@ def _has_memory(tensor: torch.Tensor) -> bool:
     return tensor.data_ptr() != 0 or tensor.numel() == 0
 
 
-def plain_dtype(tensor: torch.Tensor) -> str | None:
-    """The safetensors dtype of a tensor whose image is its memory and whose reference is its index.
+Memory = tuple[int, torch.dtype, torch.Size]
+"""Address, dtype and shape: equal for two row-major tensors that are the same values."""
+
+
+def plain_memory(tensor: torch.Tensor) -> tuple[str, Memory] | None:
+    """The safetensors dtype and the memory of a tensor whose image is its memory and whose
+    reference is its index.
 
     Most are such: a few questions to each of thousands, instead of all of them. ``None`` for any
-    other, supported or not.
+    other, supported or not, and for one without elements.
     """
     if (
         type(tensor) is not torch.Tensor
@@ -213,11 +221,13 @@ def plain_dtype(tensor: torch.Tensor) -> str | None:
         or tensor.requires_grad
         or tensor.is_nested
         or tensor.is_neg()
-        or tensor.stride() != row_major_strides(tensor.shape)
-        or not _has_memory(tensor)
     ):
         return None
-    return None if tensor.is_complex() else SAFETENSORS_DTYPES.get(tensor.dtype)
+    dtype, shape, address = tensor.dtype, tensor.shape, tensor.data_ptr()
+    name = _PLAIN_DTYPES.get(dtype)
+    if name is None or not address or 0 in shape or tensor.stride() != row_major_strides(shape):
+        return None
+    return name, (address, dtype, shape)
 
 
 def image_of(tensor: torch.Tensor, path: Path) -> tuple[str, torch.Tensor]:

@@ -87,6 +87,20 @@ def test_only_what_has_changed_is_written(scene: Scene) -> None:
     assert verify_checkpoint(scene.run.store, "digits", second.id).ok
 
 
+def test_tensors_that_several_threads_digest_keep_their_own_digests(scene: Scene) -> None:
+    """Of any sizes, and whichever of them have changed: where a tensor is looked for, and where it
+    is written.
+    """
+    tensors = [Tensor("model", f"{n}", bytes([n]) * (n * 37_000)) for n in range(1, 9)]
+    scene.save(1, *tensors)
+    changed = [replace(t, data=t.data[:-1] + b"!") if int(t.key) % 3 == 0 else t for t in tensors]
+    second = scene.save(2, *changed)
+    assert scene.tensors(second) == [t.data for t in changed]
+    index = scene.index(second)
+    own = [second.write_id in index.files[tensor.file].path for tensor in index.tensors]
+    assert own == [n % 3 == 0 for n in range(1, 9)]
+
+
 def test_references_make_no_chains(scene: Scene) -> None:
     """The tenth checkpoint names the file of the first, and nothing in between."""
     first = scene.save(1, FROZEN, trained(1))

@@ -116,15 +116,16 @@ def test_metrics_stand_in_the_index(store: Store) -> None:
     assert written.index.metrics == rows
 
 
+@pytest.mark.parametrize("size", [1, 300_000], ids=["alone", "digested meanwhile"])
 @pytest.mark.parametrize("failing", ["model", "optimizer", "index"])
-def test_failure_removes_what_was_written(store: Store, failing: str) -> None:
+def test_failure_removes_what_was_written(store: Store, failing: str, size: int) -> None:
     """Whichever write fails, no object of this write stays, and the error is passed on."""
 
     def before(operation: Operation, path: str) -> None:
         if operation == "write" and f"/{failing}" in path.replace("rank0000.index", "index"):
             raise StoreError("no space")
 
-    state = State({}, [Tensor("model", "x", b"1"), Tensor("optimizer", "y", b"2")])
+    state = State({}, [Tensor("model", "x", b"1" * size), Tensor("optimizer", "y", b"2" * size)])
     with pytest.raises(StoreError, match="no space"):
         write(HookedStore(store, before), state)
     assert paths(store) == []
