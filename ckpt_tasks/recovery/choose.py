@@ -43,13 +43,11 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     asked_for: bool = False
 
-    def passed_over_for(self, start: str | None, failed: Sequence[PassedOver]) -> list[PassedOver]:
+    def passed_over_for(self, start: str, failed: Sequence[PassedOver]) -> list[PassedOver]:
         """What an attempt that starts from `start` passes over, newest first.
 
         `failed` were tried before it in vain.
         """
-        if start is None:
-            return list(failed)
         newer = [p for p in self.passed_over if _age(p.checkpoint) > _age(start)]
         return sorted([*newer, *failed], key=lambda p: _age(p.checkpoint), reverse=True)
 
@@ -165,7 +163,7 @@ def _newest(
         return Candidates(why=why)
     passed = _marked(marks, valid)
     tried = [checkpoint for checkpoint in valid if checkpoint not in passed]
-    expired = [c for c in passed if c in marks["expired"] and _is_whole(c, marks)]
+    expired = [checkpoint for checkpoint in passed if _is_whole(checkpoint, marks)]
     if not tried and not expired:
         raise nothing_restorable(layout, list(passed.values()))
     repeated = find_repeated_failure(store, layout, attempts, committed, invocation)

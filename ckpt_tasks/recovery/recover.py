@@ -105,7 +105,7 @@ def recover(
     if loaded is None and candidates.checkpoints:
         raise nothing_restorable(layout, [*candidates.passed_over, *failed])
     start = loaded.record if loaded else None
-    passed = candidates.passed_over_for(start.id if start else None, failed)
+    passed = candidates.passed_over_for(start.id, failed) if start else []
     lineage = extend_lineage(attempt.number, start)
     resumed = ResumedRecord(
         attempt=attempt.number,

@@ -196,14 +196,17 @@ def test_busy(run: MadeRun, owner: Process) -> None:
 
 
 @pytest.mark.parametrize("beaten", [True, False], ids=["stopped", "never"])
-def test_silent(run: MadeRun, beaten: bool) -> None:
-    """Without a beat for the time asked for, by this observer's clock, the owner counts as dead."""
-    run.put_claim(1)
+def test_silent(run: MadeRun, owner: Process, beaten: bool) -> None:
+    """Without a beat for the time asked for, by this observer's clock, the owner counts as dead;
+    its process, which may only hang, is another invocation's to end.
+    """
+    run.put_claim(1, process=owner)
     if beaten:
         beat(run, 1, 7)
     clock = FakeClock()
     assert claim(run, clock, "other", takeover_after=60.0).number == 2
     assert clock() == pytest.approx(60, abs=1)
+    assert process_is_alive(owner) is True
 
 
 def test_ended(run: MadeRun) -> None:
@@ -330,9 +333,16 @@ def _fail_again_and_again(run: MadeRun) -> None:
     run.fail(fallen_back.number, step=31)
 
 
-def test_same_failure_from_an_older_checkpoint_too_is_final(run: MadeRun) -> None:
-    """That the attempt which fell back committed the step once more is no progress."""
+@pytest.mark.parametrize("damaged", [None, 3], ids=["whole", "a damaged claim"])
+def test_same_failure_from_an_older_checkpoint_too_is_final(
+    run: MadeRun, damaged: int | None
+) -> None:
+    """That the attempt which fell back committed the step once more is no progress; and one of
+    which it is not known whose it was counts.
+    """
     _fail_again_and_again(run)
+    if damaged is not None:
+        run.damage(run.layout.attempt(damaged))
     with pytest.raises(NoProgressError, match=r"4 attempts ended at step 31 .*: bad, also from"):
         run.claim(without_commit=1000)
 

@@ -60,8 +60,15 @@ def test_too_little_in_common(endings: list[Ending]) -> None:
         [_end(start=None, committed=30), _end(), _end()],
         [_end(), _end(None), _end(OTHER), _end(), _end(None), _end()],
         [_end(committed=31), _end(committed=31), _end(committed=31)],
+        [_end(), _end(None, committed=32), _end(), _end(), _end()],
     ],
-    ids=["in a row", "one from the beginning", "with others between", "committed at that step"],
+    ids=[
+        "in a row",
+        "one from the beginning",
+        "with others between",
+        "committed at that step",
+        "since it got past it",
+    ],
 )
 def test_the_same_failure_three_times(endings: list[Ending]) -> None:
     """Whatever lies between them, three times the same at one step is one too many."""
@@ -98,8 +105,19 @@ def test_another_failure_after_going_back_begins_anew() -> None:
     assert repeated_failure([_end(), _end(), _end(), _end(LATER, start=OLDER)]) is None
 
 
-def test_without_an_older_checkpoint_it_stays_worth_a_try() -> None:
-    """As long as nothing older was started from, only the cap on attempts ends it."""
-    repeated = repeated_failure([_end()] * 5)
+@pytest.mark.parametrize(
+    "endings",
+    [
+        [_end()] * 4,
+        [_end(), _end(), _end(start=OLDER), _end(start=OLDER)],
+        [_end(), _end(), _end(None, start=OLDER), _end(), _end()],
+    ],
+    ids=["never", "for the third", "between"],
+)
+def test_without_an_older_checkpoint_it_stays_worth_a_try(endings: list[Ending]) -> None:
+    """As long as nothing older was started from since the third, only the cap on attempts ends
+    it: before that, something else had made them go back.
+    """
+    repeated = repeated_failure(endings)
     assert repeated is not None
-    assert (repeated.times, repeated.gone_back) == (5, False)
+    assert (repeated.times, repeated.gone_back) == (4, False)

@@ -50,17 +50,21 @@ class BeatCounter(HookedStore):
 
 
 def test_heart_beats_until_stopped(store: Store) -> None:
-    """Each beat has another number, tells the step, and the last one says that it has ended."""
+    """Each beat has another number and tells the step; only the last one says that it has ended."""
     counter = BeatCounter(store, 3)
     heart = Heart(counter, LAYOUT, 1, interval=0.001)
     heart.step = 12
     heart.start()
     assert counter.enough.wait(30)
+    alive = read_heartbeat(store, LAYOUT, 1)
     heart.stop(ended=True)
     last = read_heartbeat(store, LAYOUT, 1)
+    assert alive is not None
     assert last is not None
-    assert (last.attempt, last.ended, last.step) == (1, True, 12)
-    assert last.beat > 3
+    assert (alive.ended, last.ended) == (False, True)
+    assert (last.attempt, last.step) == (1, 12)
+    assert last.beat > alive.beat >= 3
+    assert last.uptime is not None
     assert heart.last_error is None
 
 
@@ -206,9 +210,10 @@ def test_fence_that_stays_unreachable(clock: FakeClock) -> None:
     """After the time given, the store's error is raised."""
     run = MadeRun()
     store = FaultyStore(run.store, [Fault(at=1, times=999)], counted={"exists"})
+    clock.sleep(5)
     with pytest.raises(StoreError):
         Fence(store, run.layout, 1).wait(seconds=10, pause=1, sleep=clock.sleep, clock=clock)
-    assert clock() == 10
+    assert clock() == 15
 
 
 def test_stale_attempt_does_not_wait(clock: FakeClock) -> None:

@@ -182,6 +182,13 @@ def test_only_checkpoint_is_tried_again_although_deadly(run: MadeRun) -> None:
     assert _fail_from_the_newest(run, 5) == [str(only)] * 5
 
 
+def test_damage_where_nothing_was_committed_costs_nothing(run: MadeRun) -> None:
+    """There is nothing that could be the run's own: it begins, as it did before."""
+    run.begin()
+    run.damage(run.layout.resumed(1))
+    assert run.begin().start is None
+
+
 def test_checkpoint_asked_for_by_id(run: MadeRun) -> None:
     """An id is obeyed although newer ones exist; the rest becomes a zombie's."""
     first = run.begin()
@@ -261,6 +268,17 @@ def test_expired_ones_are_the_last_resort(run: MadeRun) -> None:
     expired, damaged = first.save(10), first.save(20)
     mark(run.store, run.layout, "expired", expired, why="a test", by="a test")
     run.damage_tensors(str(damaged))
+    assert run.begin().start == str(expired)
+
+
+def test_what_is_damaged_or_being_removed_is_no_resort(run: MadeRun) -> None:
+    """Where all have expired, it is one whose bytes nobody removes, or has found damaged."""
+    first = run.begin()
+    expired, collecting, quarantined = first.save(10), first.save(20), first.save(30)
+    for checkpoint in (expired, collecting, quarantined):
+        mark(run.store, run.layout, "expired", checkpoint, why="a test", by="a test")
+    mark(run.store, run.layout, "collecting", collecting, why="a test", by="a test")
+    mark(run.store, run.layout, "quarantined", quarantined, why="a test", by="a test")
     assert run.begin().start == str(expired)
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from support.made_runs import HookedStore, MadeRun, small_state
+from support.made_ranks import commit_ranks, plain
+from support.made_runs import HookedStore, MadeRun, State, Tensor, small_state
 
-from ckpt_tasks.checkpointer.marks import marked, read_mark
+from ckpt_tasks.checkpointer.marks import mark, marked, read_mark
+from ckpt_tasks.checkpointer.reader import read_index
 from ckpt_tasks.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -19,6 +21,7 @@ from ckpt_tasks.errors import (
 )
 from ckpt_tasks.events import CheckpointQuarantined, Event
 from ckpt_tasks.fencing.attempts import read_attempts
+from ckpt_tasks.format.codec import encode
 from ckpt_tasks.format.digest import digest
 from ckpt_tasks.recovery.recover import RecoveryPreview, preview_recovery, recover
 from ckpt_tasks.store.base import Store
@@ -49,6 +52,9 @@ DAMAGES: dict[str, Damage] = {
     ),
     "file missing": lambda run, c: run.store.delete(run.tensors_path(c)),
     "index missing": lambda run, c: run.store.delete(run.index_path(c)),
+    "another run's": lambda run, c: run.store.put(
+        run.layout.commit(c), encode(msgspec.structs.replace(run.record(c), uid="0" * 32))
+    ),
 }
 
 
@@ -68,6 +74,42 @@ def test_damaged_newest_falls_back(run: MadeRun, damage: Damage) -> None:
     assert event.checkpoint == str(damaged)
     (passed,) = second.recovered.resumed.passed_over
     assert (passed.checkpoint, passed.why) == (str(damaged), event.why)
+
+
+def test_damage_of_any_rank_is_found(run: MadeRun) -> None:
+    """One process restores what two have saved, and takes nothing from the second's file: it is
+    read all the same.
+    """
+    older = run.begin().save(5)
+    tensors = [Tensor("model", "weight", bytes([rank])) for rank in range(2)]
+    damaged = commit_ranks(run, [State({"model": plain(0)}, [tensor]) for tensor in tensors])
+    ref = run.record(damaged).indexes[1]
+    run.damage(run.layout.in_run(read_index(run.store, run.layout, ref).files[0].path))
+    assert run.begin().start == str(older)
+    assert marked(run.store, run.layout)["quarantined"] == {damaged}
+
+
+@pytest.mark.parametrize("until", ["its record is gone", "its bytes are gone"])
+def test_what_is_collected_meanwhile_is_no_damage(run: MadeRun, until: str) -> None:
+    """A collection that comes between the listing and the reading: nobody is to look into it."""
+    first = run.begin()
+    older, collected = first.save(10), first.save(20)
+    tensors = run.tensors_path(collected)
+
+    def before(operation: Operation, path: str) -> None:
+        if operation == "read" and path == run.layout.commit(collected):
+            mark(run.store, run.layout, "collecting", collected, why="a test", by="a test")
+            run.store.delete(tensors)
+            if until == "its record is gone":
+                run.store.delete(run.layout.commit(collected))
+                run.store.delete(run.layout.mark("collecting", collected))
+
+    events: list[Event] = []
+    second = run.begin(through=HookedStore(run.store, before), on_event=events.append)
+    assert second.start == str(older)
+    assert events == []
+    assert marked(run.store, run.layout)["quarantined"] == set()
+    assert [p.checkpoint for p in second.recovered.resumed.passed_over] == [str(collected)]
 
 
 def test_quarantine_says_who_found_what(run: MadeRun) -> None:

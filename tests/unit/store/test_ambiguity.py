@@ -62,8 +62,9 @@ def test_gives_up_after_a_bounded_wait(memory: MemoryStore) -> None:
     for _ in range(2):
         clock = FakeClock()
         store = FaultyStore(memory, [Fault(at=1, times=100)])
-        with pytest.raises(StoreError, match="not known after 6 tries"):
+        with pytest.raises(StoreError, match="not known after 6 tries") as caught:
             create_once(store, "run/x", b"ours", sleep=clock.sleep)
+        assert not isinstance(caught.value, NoSpaceError)
         slept.append(clock.slept)
     assert slept[0] == slept[1] == sorted(slept[0])
     assert 1 < sum(slept[0]) < 10
@@ -85,6 +86,19 @@ def test_unreadable_object_is_not_guessed(memory: MemoryStore) -> None:
     store = FaultyStore(memory, [Fault(at=1, times=100)], counted={"read"})
     with pytest.raises(StoreError, match="not known"):
         create_once(store, "run/x", b"ours", sleep=FakeClock().sleep)
+
+
+def test_object_that_vanishes_is_created_again(memory: MemoryStore) -> None:
+    """Somebody else's that was removed before it could be read has not won."""
+    memory.create("run/x", b"theirs")
+
+    def before(operation: Operation, path: str) -> None:
+        if operation == "read":
+            memory.delete(path)
+
+    store = HookedStore(memory, before)
+    assert create_once(store, "run/x", b"ours", sleep=FakeClock().sleep) is True
+    assert memory.read("run/x") == b"ours"
 
 
 def test_draws_no_random_numbers(memory: MemoryStore) -> None:
