@@ -13,11 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-__all__ = ["LeastRate", "NoAnswerError", "seconds_for", "within"]
+__all__ = ["LeastRate", "NoAnswerError", "TooSlowError", "seconds_for", "within"]
 
-BASE_SECONDS = 60.0
-"""For what moves no bytes: names, connections, the server's own work. A healthy store takes
-milliseconds, a busy one that retries inside its client library some ten seconds."""
+BASE_SECONDS = 90.0
+"""For what moves no bytes: connections, names, the server's own work. A healthy store takes
+milliseconds. gcsfs spends a minute on asking what kind a bucket is, once, where a firewall lets no
+gRPC through."""
 
 GRACE_SECONDS = 30.0
 """Before the rate of a transfer under way is looked at: one stall of a network, such as a change
@@ -30,10 +31,11 @@ than a minute over it, so it saves no model's checkpoints in time; every slower 
 T = TypeVar("T")
 
 
-class NoAnswerError(OSError):
+class NoAnswerError(Exception):
     """An operation was given up; it may still take effect.
 
-    No `TimeoutError`: fsspec replaces those by its own, which say nothing.
+    Neither this nor the next is an `OSError`: fsspec and botocore replace those by errors of their
+    own, which do not say what happened.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -41,6 +43,10 @@ class NoAnswerError(OSError):
             f"no answer within {seconds:.0f} seconds; see whether the network and the store are "
             "up, then run it again"
         )
+
+
+class TooSlowError(Exception):
+    """A transfer was below the least rate, and was cut."""
 
 
 def seconds_for(size: int, connections: int) -> float:
@@ -62,10 +68,10 @@ class LeastRate:
         self._begun = time.monotonic()
 
     def check(self, done: int) -> None:
-        """Raise `TimeoutError` where `done` bytes are too few for the time since the beginning."""
+        """Raise `TooSlowError` where `done` bytes are too few for the time since the beginning."""
         seconds = time.monotonic() - self._begun
         if seconds > GRACE_SECONDS + done / self._rate:
-            raise TimeoutError(
+            raise TooSlowError(
                 f"{done} bytes came through in {seconds:.0f} seconds, fewer than {self._rate:.0f} "
                 "a second: see why the network or the store is so slow, then run it again"
             )

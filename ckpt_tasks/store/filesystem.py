@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from fsspec.asyn import sync
-from fsspec.exceptions import FSTimeoutError
-
 from ckpt_tasks.store.deadline import NoAnswerError, seconds_for, within
 from ckpt_tasks.store.retry import is_transient, retry
 
 __all__ = ["BoundedFile", "BoundedFileSystem"]
 
-_CONNECTIONS = 4  # a load reads so many ranges at once; a file is written over one
+_CONNECTIONS = 4  # at once; so many ranges does a load read
+_TRYING = 1.5  # deadlines, after which no further try begins
 _PIECE_BYTES = 16 * 1024 * 1024
 
 
@@ -32,10 +30,10 @@ class BoundedFileSystem:
     holds, and the next one gets a file system of its own.
 
     How long all takes: a try ends at its deadline, and none begins after one and a half of those.
-    So a silent store is asked twice, and two and a half deadlines are the most: 150 seconds for
+    So a silent store is asked twice, and two and a half deadlines are the most: four minutes for
     what moves no bytes. The client's own tries lie within one of these: gcsfs asks a server that
-    is busy six times in half a minute, which comes to three rounds here; azure's SDK waits 18, 24
-    and 42 seconds before its further tries, of which the last is cut off.
+    is busy six times in half a minute, which comes to five rounds here; azure's SDK waits 18, 24
+    and 42 seconds before its further tries, and its fourth is begun in the first round.
 
     Parameters
     ----------
@@ -73,10 +71,13 @@ class BoundedFileSystem:
 
         if not self._retries:
             return act()
-        return retry(act, is_transient, seconds=1.5 * seconds_for(size, _CONNECTIONS))
+        return retry(act, is_transient, seconds=_TRYING * seconds_for(size, _CONNECTIONS))
 
     def call_once(self, method: str, *args: Any, size: int = 0, **kwargs: Any) -> Any:
         """As `call`, without further tries."""
+        from fsspec.asyn import sync  # only here: it takes a tenth of a second
+        from fsspec.exceptions import FSTimeoutError
+
         fs, seconds = self._fs, seconds_for(size, _CONNECTIONS)
         if not _is_asynchronous(fs, method):
             return self.within(seconds, lambda: getattr(self._opened(), method)(*args, **kwargs))
@@ -143,13 +144,15 @@ class BoundedFile:
     def close(self) -> None:
         """Make it visible for others, with what was written so far."""
         if self._file is not None:
-            self._do(_PIECE_BYTES, self._file.close)
+            # What it holds back until then: adlfs a block of 50 MiB.
+            held = getattr(self._file, "blocksize", None) or 0
+            self._do(max(held, _PIECE_BYTES), self._file.close)
 
     def _do(self, size: int, act: Callable[[], object]) -> None:
         if self._file is None:
             raise ValueError("the file was given up")
         try:
-            self._files.within(seconds_for(size, _CONNECTIONS), act)
+            self._files.within(seconds_for(size, connections=1), act)
         except NoAnswerError:
             # Else it would be closed, and so made visible in parts, when its memory is freed.
             with contextlib.suppress(AttributeError):  # of files that have no such switch

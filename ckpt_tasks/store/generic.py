@@ -22,7 +22,7 @@ from ckpt_tasks.store.filesystem import BoundedFileSystem
 
 __all__ = ["FsspecStore", "modified_time"]
 
-_LIST_BYTES = 16 * 1024 * 1024  # names in a large store; half a MiB are a thousand objects
+_LIST_BYTES = 4 * 1024 * 1024  # in the time for which hundreds of thousands of names arrive
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _MODIFIED = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 

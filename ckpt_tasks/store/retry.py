@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ckpt_tasks.store.deadline import NoAnswerError
+from ckpt_tasks.store.deadline import NoAnswerError, TooSlowError
 
 __all__ = ["delays", "http_status", "is_transient", "retry"]
 
@@ -24,7 +24,7 @@ _spread = random.Random()  # noqa: S311 - of its own, so that the training's is 
 _NOT_IMPLEMENTED = 501
 _STATUS_NAMES = ("status", "status_code", "code")  # of aiohttp, azure.core, gcsfs
 # paramiko and ftplib raise EOFError.
-_CUT_OFF = (ConnectionError, EOFError, NoAnswerError, TimeoutError)
+_CUT_OFF = (ConnectionError, EOFError, NoAnswerError, TimeoutError, TooSlowError)
 # Of client libraries, which need not be installed. Their subclasses are meant as well.
 _CUT_OFF_NAMES = {
     "aiohttp.client_exceptions.ClientConnectionError",

@@ -96,7 +96,7 @@ def _pieces(body: Any, size: int) -> Iterator[bytes]:
     ------
     ConnectionError
         It ended early.
-    TimeoutError
+    TooSlowError
         They come at less than the least rate.
     """
     rate, done = LeastRate(CONNECTIONS), 0
