@@ -11,11 +11,12 @@ import msgspec
 from ckpt_tasks.checkpointer.commit import commit
 from ckpt_tasks.checkpointer.earlier import Earlier
 from ckpt_tasks.checkpointer.gather import GatheredRanks, gather_indexes
+from ckpt_tasks.checkpointer.given_up import GivenUpWrites
 from ckpt_tasks.checkpointer.image import Image
 from ckpt_tasks.checkpointer.reader import read_index
 from ckpt_tasks.checkpointer.references import Base
 from ckpt_tasks.checkpointer.writer import WrittenRank, remove_rank, write_rank
-from ckpt_tasks.errors import CorruptCheckpointError, StoreError
+from ckpt_tasks.errors import CkptTasksError, CorruptCheckpointError, StoreError
 from ckpt_tasks.events import CheckpointCommitted
 from ckpt_tasks.fencing.fence import Fence
 from ckpt_tasks.format.layout import RunLayout
@@ -115,6 +116,7 @@ class JobRunner:
         self._fence = fence
         self._failure = failure
         self._base = base
+        self._given_up = GivenUpWrites(store, layout)
         self._earlier = Earlier() if incremental else None
         age = layout.write_of(base.path) if base is not None else None
         self._latest = Base(age) if age is not None else None
@@ -147,21 +149,7 @@ class JobRunner:
             # be the reason.
             self._earlier = Earlier()
         started = time.perf_counter()
-        written = write_rank(
-            self._store,
-            self._layout,
-            msgspec.msgpack.decode(job.image, type=Image),
-            memory,
-            msgspec.msgpack.decode(job.trees),
-            write_id=job.draft.write_id,
-            rank=job.rank,
-            world_size=job.draft.world_size,
-            metrics=job.rows,
-            earlier=known,
-            shared=job.shared,
-            nonfinite=job.draft.nonfinite,
-            row_blocks=job.row_blocks,
-        )
+        written = self._write(job, memory, known)
         record = msgspec.structs.replace(
             job.draft,
             timings={**job.draft.timings, "write": time.perf_counter() - started},
@@ -175,6 +163,28 @@ class JobRunner:
         if self._earlier is not None:
             self._earlier = written.earlier
         return record
+
+    def _write(self, job: SaveJob, memory: memoryview, known: Earlier | None) -> WrittenRank:
+        try:
+            return write_rank(
+                self._store,
+                self._layout,
+                msgspec.msgpack.decode(job.image, type=Image),
+                memory,
+                msgspec.msgpack.decode(job.trees),
+                write_id=job.draft.write_id,
+                rank=job.rank,
+                world_size=job.draft.world_size,
+                metrics=job.rows,
+                earlier=known,
+                shared=job.shared,
+                nonfinite=job.draft.nonfinite,
+                row_blocks=job.row_blocks,
+            )
+        except StoreError:
+            if job.commits and job.draft.world_size > 1:
+                self._given_up.add(job.draft.write_id)
+            raise
 
     def _commit(self, job: SaveJob, record: CommitRecord, written: WrittenRank) -> CommitRecord:
         """Commit, when all ranks' parts are there; the record that was committed."""
@@ -191,7 +201,12 @@ class JobRunner:
             )
         if any(index.row_blocks for index in indexes):
             record = msgspec.structs.replace(record, required_features=[ROW_BLOCKS])
-        commit(self._store, self._layout, self._fence, record, indexes, base=self._latest)
+        try:
+            commit(self._store, self._layout, self._fence, record, indexes, base=self._latest)
+        except CkptTasksError:
+            self._given_up.leave()
+            raise
+        self._given_up.settle(indexes)
         self._latest = Base.of(record, indexes)
         return record
 
@@ -209,6 +224,7 @@ class JobRunner:
             )
         except StoreError:
             remove_rank(self._store, self._layout, record.write_id, written)
+            self._given_up.add(record.write_id)
             raise
 
     def _known(self, *, whole: bool) -> Earlier | None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.made_runs import HookedStore, claim_request
+from support.run_checks import leftovers_of
 from support.sharded_runs import LAYOUT, full_states, made, same
 from support.worlds import run_world
 from torch.distributed.device_mesh import init_device_mesh
@@ -319,7 +320,9 @@ def test_a_save_that_fails_on_one_rank(tmp_path: Path) -> None:
 def test_a_last_save_that_fails_is_made_up_for(
     tmp_path: Path, every: int, fails_on: int, fails: str, committed: list[tuple[int, int]]
 ) -> None:
-    """By all ranks, though no save of the end is asked for, and one has its part already."""
+    """By all ranks, though no save of the end is asked for, and one has its part already; that is
+    removed.
+    """
     root = tmp_path / "store"
     schedule = ScheduleConfig(every_epochs=every, final=False)
     results = run_world(
@@ -329,6 +332,7 @@ def test_a_last_save_that_fails_is_made_up_for(
     )
     with open_store(str(root)) as store:
         paths = [info.path for info in store.list_objects(LAYOUT.commits)]
+        assert leftovers_of(store, LAYOUT) == set()
     found = [LAYOUT.checkpoint_id(path) for path in paths]
     assert [(c.step, c.sequence) for c in found if c] == committed
     assert [len(result["failed"]) for result in results] == [1, int(fails_on == 1)]

@@ -7,6 +7,7 @@ dies where it was told to.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import functools
 import importlib
@@ -264,6 +265,8 @@ class AttemptForks:
 
 # -- the server's side -----------------------------------------------------------------------------
 
+_PR_SET_PDEATHSIG = 1  # of its main thread, which forks all
+
 
 def serve() -> None:
     """Fork a child for each request read from stdin, until that ends."""
@@ -323,6 +326,9 @@ def _say(reply: Reply) -> None:
 def _in_child(request: Request) -> None:
     code = 70
     try:
+        # One that has nothing to wait for but its test, or a rank that repeats its last save in a
+        # store that is gone, would outlive both.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setpgid(0, 0)
         code = _attempt(request)
     except BaseException:

@@ -92,11 +92,6 @@ class RankedTrial(ToyTrial):
         of_write = self._problems_of_write(*met) if can_tell else []
         return Struck(reached=True, failed=not ended, problems=[*_hangs(ranks), *of_write])
 
-    def _left_of_save(self) -> set[str]:
-        """By the rank that failed: others' parts may be whole by then, and are collected."""
-        own = f"rank{self._scenario.rank:04d}"
-        return {path for path in super()._left_of_save() if own in path}
-
     def check(self) -> Sequence[str]:
         return [*super().check(), *self._parts_missing()]
 

@@ -181,13 +181,9 @@ class ToyTrial:
         problems = []
         if not self._saves_failed:
             problems.append(f"{path} could not be written, and nobody was told")
-        left = self._left_of_save()
-        if left:
-            problems.append(f"of the failed save there is left {sorted(left)}")
+        if leftovers(self._spec):
+            problems.append(f"of the failed save there is left {sorted(leftovers(self._spec))}")
         return problems
-
-    def _left_of_save(self) -> set[str]:
-        return leftovers(self._spec)
 
     def recover(self) -> str | None:
         return self._retry()

@@ -54,14 +54,15 @@ def steps(
     pause: float,
     *,
     count: int,
+    first: int = 1,
     ask: dict[int, SaveDecision] | None = None,
 ) -> list[tuple[int, AgreedSave]]:
-    """Do `count` steps of `pause` seconds; the saves that were agreed, by step.
+    """Do `count` steps of `pause` seconds, from `first`; the saves that were agreed, by step.
 
     Ends at a save that a signal asked for.
     """
     saves = []
-    for step in range(1, count + 1):
+    for step in range(first, first + count):
         time.sleep(pause)
         if ask and step in ask:
             agreement.ask(ask[step])
@@ -78,11 +79,13 @@ def run_steps(
     pauses: list[float],
     count: int,
     ask: dict[int, dict[int, SaveDecision]],
+    *,
+    first: int = 1,
 ) -> list[list[tuple[int, AgreedSave]]]:
     return in_threads(
         [
             lambda rank=rank, pause=pause: steps(  # type: ignore[misc]
-                rank, pause, count=count, ask=ask.get(rank.rank)
+                rank, pause, count=count, first=first, ask=ask.get(rank.rank)
             )
             for rank, pause in zip(ranks, pauses, strict=True)
         ]
@@ -165,7 +168,7 @@ def test_a_step_that_has_gone_by_is_dropped() -> None:
     with agreements(2) as ranks:
         ranks[1].at_step(10)
         ranks[0].ask(SaveDecision("steps", "every 5 steps"), step=5)
-        saved = run_steps(ranks, [0.001, 0.001], 100_000, {0: {250: STOP}})
+        saved = run_steps(ranks, [0.001, 0.001], 100_000, {0: {250: STOP}}, first=11)
     assert [save.trigger for _, save in saved[0]] == ["signal"]
     assert saved[0] == saved[1]
 
