@@ -7,6 +7,7 @@ folder, sizes that do not add up and features this version does not know are ref
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,12 +47,11 @@ def encode(record: Record) -> bytes:
     is too long: better no record than one that nobody can read.
     """
     body = _body(record)
-    data = body + _SEAL % digest(body).encode("ascii")
     try:
-        decode(data, type(record), path="the new record")
-    except CorruptCheckpointError as error:
-        raise ConfigError(f"cannot write {type(record).__name__}: {error.__cause__}") from error
-    return data
+        _parse(body + b"}", type(record))
+    except _MALFORMED as error:
+        raise ConfigError(f"cannot write {type(record).__name__}: {error}") from error
+    return body + _SEAL % digest(body).encode("ascii")
 
 
 def _body(record: Record) -> bytes:
@@ -84,11 +84,19 @@ def decode(data: bytes, kind: type[R], *, path: str) -> R:
     body = _unseal(data, path)
     _check_version(body, path)
     try:
-        record: R = _DECODERS[kind].decode(body)
-        check_distinct(body, _body(record) + b"}")
-        _validate(record)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return _parse(body, kind)
+    except _MALFORMED as error:
         raise CorruptCheckpointError(f"{path} is not a valid {kind.__name__}: {error}") from error
+
+
+_MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+def _parse(body: bytes, kind: type[R]) -> R:
+    """The record that some JSON is; raises what is in `_MALFORMED` where it is none."""
+    record: R = _DECODERS[kind].decode(body)
+    check_distinct(body, _body(record) + b"}")
+    _validate(record)
     return record
 
 
@@ -123,7 +131,7 @@ def _check_version(data: bytes, path: str) -> None:
     """Tell a newer format from damage before a strict decode would call it damage."""
     try:
         version = _VERSION_DECODER.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except _MALFORMED as error:
         raise CorruptCheckpointError(f"{path} is not a record: {error}") from error
     unknown = sorted(set(version.required_features) - FEATURES)
     if version.format > FORMAT or unknown:
@@ -191,8 +199,22 @@ def _validate_index(index: Index) -> None:
             raise ValueError(f"tensor {tensor.key!r} lies outside {file.path}")
         if len(tensor.chunks) != -(-tensor.size // CHUNK_BYTES):
             raise ValueError(f"tensor {tensor.key!r} has {len(tensor.chunks)} chunk digests")
+    _validate_texts(index)
     _validate_shared(index)
     _validate_row_blocks(index)
+
+
+def _validate_texts(index: Index) -> None:
+    """What all tensors have, at once: a pattern for each takes longer than all else in an index."""
+    unknown = [name for name in {t.dtype for t in index.tensors} if not _DTYPE.fullmatch(name)]
+    if unknown:
+        raise ValueError(f"a tensor has dtype {unknown[0]!r}")
+    digests = "".join(chunk for tensor in index.tensors for chunk in tensor.chunks)
+    if digests.encode().translate(None, delete=b"0123456789abcdef"):
+        raise ValueError("a chunk digest has other than hexadecimal digits")
+
+
+_DTYPE = re.compile("[A-Z0-9_]{1,16}")
 
 
 def _validate_shared(index: Index) -> None:

@@ -72,6 +72,7 @@ _Number = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 _Uid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 _Digest = Annotated[str, msgspec.Meta(pattern=f"^[0-9a-f]{{{DIGEST_HEX}}}$")]
+_ChunkDigest = Annotated[str, msgspec.Meta(min_length=DIGEST_HEX, max_length=DIGEST_HEX)]
 _WriteId = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,64}$")]
 
 
@@ -352,11 +353,11 @@ class TensorEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     file: _Count
     key: _Text
-    dtype: Annotated[str, msgspec.Meta(pattern="^[A-Z0-9_]{1,16}$")]
+    dtype: Annotated[str, msgspec.Meta(max_length=16)]
     shape: list[_Count]
     offset: _Count
     size: _Count
-    chunks: list[_Digest]
+    chunks: list[_ChunkDigest]
 
 
 class SharedTensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -60,6 +60,9 @@ class _HeaderTensor(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: tuple[int, int]
 
 
+_DECODER = msgspec.json.Decoder(_HeaderTensor)
+
+
 def build_header(tensors: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
     """Length, header and padding for `tensors` in this order; the data follows at its end."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -90,13 +93,14 @@ def parse_header(header: bytes) -> dict[str, tuple[TensorSpec, int]]:
     try:
         raw = msgspec.json.decode(header[8:], type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(raw.pop("__metadata__", b"{}"), type=dict[str, str])
-        entries = {k: msgspec.json.decode(v, type=_HeaderTensor) for k, v in raw.items()}
+        entries = {key: _DECODER.decode(entry) for key, entry in raw.items()}
         check_distinct(
             header[8:].rstrip(b" "), msgspec.json.encode({"__metadata__": metadata, **entries})
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ValueError(f"the header is no valid safetensors header: {error}") from error
-    found = {}
+    found: dict[str, tuple[TensorSpec, int]] = {}
+    places: list[tuple[int, int, str]] = []
     for key, entry in entries.items():
         start, stop = entry.data_offsets
         shape = entry.shape
@@ -106,20 +110,19 @@ def parse_header(header: bytes) -> dict[str, tuple[TensorSpec, int]]:
             or min(shape, default=0) < 0
         ):
             raise ValueError(f"tensor {key!r} has dtype {entry.dtype} and shape {shape[:99]}")
-        spec = TensorSpec(key, entry.dtype, tuple(entry.shape))
+        spec = TensorSpec(key, entry.dtype, tuple(shape))
         if start < 0 or stop - start != spec.size:
             raise ValueError(f"tensor {key!r} has offsets {start}..{stop}")
         found[key] = (spec, start)
-    _check_contiguous(found)
+        places.append((start, stop, key))
+    _check_contiguous(places)
     return found
 
 
-def _check_contiguous(tensors: Mapping[str, tuple[TensorSpec, int]]) -> None:
+def _check_contiguous(places: list[tuple[int, int, str]]) -> None:
     """Neither holes nor overlaps, as the library demands: hidden or shared bytes are no tensor."""
-    stop = 0
-    for start, size, key in sorted(
-        (start, spec.size, key) for key, (spec, start) in tensors.items()
-    ):
-        if start != stop:
-            raise ValueError(f"tensor {key!r} starts at {start}, where byte {stop} comes next")
-        stop = start + size
+    end = 0
+    for start, stop, key in sorted(places):
+        if start != end:
+            raise ValueError(f"tensor {key!r} starts at {start}, where byte {end} comes next")
+        end = stop

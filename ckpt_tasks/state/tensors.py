@@ -322,18 +322,19 @@ def tensor_from_buffer(buffer: Any, dtype: str, shape: Sequence[int]) -> torch.T
     torch_dtype = _TORCH_DTYPES.get(dtype)
     if torch_dtype is None:
         raise ValueError(f"unknown dtype {dtype!r}")
-    view = memoryview(buffer).cast("B") if memoryview(buffer).nbytes else memoryview(b"")
-    if any(size < 0 for size in shape) or view.nbytes != math.prod(shape) * torch_dtype.itemsize:
-        raise ValueError(f"{view.nbytes} bytes do not hold {dtype} of shape {list(shape)}")
-    if view.nbytes == 0:
+    view = memoryview(buffer)
+    size = view.nbytes
+    if min(shape, default=0) < 0 or size != math.prod(shape) * torch_dtype.itemsize:
+        raise ValueError(f"{size} bytes do not hold {dtype} of shape {list(shape)}")
+    if size == 0:
         return torch.empty(tuple(shape), dtype=torch_dtype)
     if view.readonly:
         view = memoryview(bytearray(view))
-    flat = torch.frombuffer(view, dtype=torch.uint8)
+    flat = torch.frombuffer(view, dtype=torch_dtype)
     if flat.data_ptr() % TENSOR_ALIGNMENT:
         # Kernels may compute in another order on it, with other roundings.
         flat = flat.clone()
-    return flat.view(torch_dtype).view(tuple(shape))
+    return flat.view(tuple(shape))
 
 
 def values_from_image(image: torch.Tensor, details: dict[str, Any]) -> torch.Tensor:

@@ -311,7 +311,11 @@ def test_completed_with_what_is_no_checkpoint_is_damage() -> None:
         ("tensors", {"offset": 2**62}, "outside"),
         ("tensors", {"size": CHUNK_BYTES + 1, "chunks": [HEX]}, "chunk digests"),
         ("tensors", {"chunks": []}, "chunk digests"),
+        ("tensors", {"chunks": [HEX[:-1] + "G"]}, "hexadecimal"),
+        ("tensors", {"chunks": [HEX[:-1] + "\n"]}, "hexadecimal"),
+        ("tensors", {"chunks": [HEX[:-1]]}, "chunks"),
         ("tensors", {"dtype": "F32; rm"}, "dtype"),
+        ("tensors", {"dtype": ""}, "dtype"),
         ("tensors", {"shape": [-1]}, "shape"),
     ],
 )
