@@ -122,14 +122,25 @@ class RankedSaver(Saver):
         def ask() -> bool:
             return bool(self._agreement.from_rank_0(topic, word, seconds=_END_SECONDS))
 
-        return _last_word(ask, otherwise=True)
+        return self._last_word(ask, otherwise=True)
 
     def _still_wanted(self, decision: SaveDecision, position: Position) -> SaveDecision | None:
         return self._repetition(super()._still_wanted(decision, position))
 
     def _still_failing(self) -> SaveDecision | None:
         wanted = super()._still_failing()
-        return _last_word(lambda: self._repetition(wanted), otherwise=None)
+        return self._last_word(lambda: self._repetition(wanted), otherwise=None)
+
+    def _last_word(self, ask: Callable[[], T], *, otherwise: T) -> T:
+        """What rank 0 says at the end. Where nobody answers any more, it has ended, and wanted
+        nothing more; or it has died, of which the supervisor takes care.
+        """
+        try:
+            return ask()
+        except StoreError:
+            if self._agreement.rank == 0:
+                raise
+            return otherwise
 
     def _repetition(self, wanted: SaveDecision | None) -> SaveDecision | None:
         """Rank 0 knows whether the commit stands; if not, all save once more."""
@@ -154,13 +165,3 @@ class RankedSaver(Saver):
     def _tell_failure(self, checkpoint: str, error: Exception) -> None:
         """Of the save that failed, which may have begun many steps before the one now due."""
         self._agreement.tell_failure(CheckpointId.parse(checkpoint).sequence, str(error))
-
-
-def _last_word(ask: Callable[[], T], *, otherwise: T) -> T:
-    """What rank 0 says at the end. Who serves the ranks' store ends with it: where nobody answers
-    any more, it has wanted nothing more, or has died, of which the supervisor takes care.
-    """
-    try:
-        return ask()
-    except StoreError:
-        return otherwise

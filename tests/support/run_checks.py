@@ -12,7 +12,7 @@ from ckpt_tasks.fencing.lineage import trace_lineage
 from ckpt_tasks.format.layout import RunLayout
 from ckpt_tasks.store import Store, open_store
 from ckpt_tasks.training.spec import TrainSpec
-from ckpt_tasks.types import CheckpointId
+from ckpt_tasks.types import CheckpointId, Number
 
 
 def check_run(
@@ -81,15 +81,15 @@ def _trained_steps(store: Store, layout: RunLayout) -> list[int]:
     attempts = read_attempts(store, layout)
     valid = trace_lineage(attempts).valid(list_checkpoints(store, layout))[::-1]
     steps: list[int] = []
-    before = None
+    before: list[tuple[str, Number, int, int]] = []
     for checkpoint in valid:
         record = read_commit(store, layout, checkpoint)
-        if record.position == before:
-            # Its writer died right behind the commit: the save was repeated, with these rows.
-            continue
-        before = record.position
-        index = read_index(store, layout, record.indexes[0])
-        steps += [step for key, _, step, _ in index.metrics if key == "loss"]
+        rows = read_index(store, layout, record.indexes[0]).metrics
+        # Its writer died right behind the commit: the save was repeated, or, with several ranks,
+        # the next one followed, and has these rows, too.
+        again = len(before) if rows[: len(before)] == before else 0
+        steps += [step for key, _, step, _ in rows[again:] if key == "loss"]
+        before = rows
     return steps
 
 

@@ -33,7 +33,8 @@ _SERVERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[S3Server]
     "moto": s3_servers.moto_server,
 }
 _SCENARIOS = SCENARIOS | RANKED_SCENARIOS
-_LOCAL_ONLY = {"files", "mlflow", *RANKED_SCENARIOS}
+# What rank 0 asks of a store, a lone rank asks of it as well.
+_LOCAL_ONLY = {"files", "mlflow", "rank0", "rank0-resume", "rank0-writer"}
 
 
 def main() -> int:
