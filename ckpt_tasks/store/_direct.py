@@ -23,6 +23,7 @@ ALIGNMENT = 4096
 
 _LEAST_BYTES = 1024 * 1024  # below it, preparing the file costs more than is gained
 _BLOCK_BYTES = 8 * 1024 * 1024
+_GATHERED_BYTES = 1024 * 1024  # the first touch of a block takes longer than copying into it
 _THREADS = 2
 _UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -182,23 +183,24 @@ def _allocate(descriptor: int, size: int) -> None:
 def _write_blocks(descriptor: int, source: _Source, size: int) -> None:
     """By several threads; what has to be gathered, through a few blocks that are used again."""
     gathers = isinstance(source, _Gathered)
+    step = _GATHERED_BYTES if gathers else _BLOCK_BYTES
     free = deque(_aligned_block() if gathers else None for _ in range(_THREADS + 1))
     writing: deque[tuple[Future[None], memoryview | None]] = deque()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="write") as pool:
-        for start in range(0, size, _BLOCK_BYTES):
+        for start in range(0, size, step):
             if not free:
                 written, memory = writing.popleft()
                 written.result()
                 free.append(memory)
             memory = free.popleft()
-            block = source.block(start, min(start + _BLOCK_BYTES, size), memory)
+            block = source.block(start, min(start + step, size), memory)
             writing.append((pool.submit(_write, descriptor, block, start), memory))
         for written, _ in writing:
             written.result()
 
 
 def _aligned_block() -> memoryview:
-    return memoryview(mmap.mmap(-1, _BLOCK_BYTES))
+    return memoryview(mmap.mmap(-1, _GATHERED_BYTES))
 
 
 def _write(descriptor: int, view: memoryview, offset: int) -> None:
