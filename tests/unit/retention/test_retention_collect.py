@@ -537,9 +537,7 @@ def test_a_later_attempt_ends_a_collection_at_once(
     fence = Fence(run.store, run.layout, 1)
     store = HookedStore(run.store, before)
     with pytest.raises(StaleAttemptError):
-        collect(
-            store, run.name, grace=GRACE, by="attempt 1", fence=fence, uptime=run.aged.uptime
-        )
+        collect(store, run.name, grace=GRACE, by="attempt 1", fence=fence, uptime=run.aged.uptime)
     assert run.contents() == at_claim
 
 

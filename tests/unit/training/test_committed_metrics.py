@@ -244,7 +244,7 @@ def test_tails_count_from_the_newest_checkpoint_on() -> None:
     run = MadeRun()
     first, second = run.begin(), run.begin()
     second.save(5, rows=_rows(2.0, [4], 0))
-    for attempt, steps in ((first, (1, 9)), (second, (4, 5, 6))):
+    for attempt, steps in ((first, (1, 9)), (second, (3, 5, 6))):
         value = float(attempt.number)
         tail = [MetricRow("loss", value, step, step) for step in steps]
         write_tail(run.store, run.layout, attempt.number, tail)
