@@ -49,7 +49,7 @@ def trace_lineage(attempts: Sequence[AttemptView]) -> Lineage:
     resumed = {a.number: a.resumed for a in attempts if a.resumed is not None}
     entries: list[LineageEntry] = []
     current = max(resumed, default=None)
-    while current is not None and current in resumed:
+    while current in resumed:
         entries += resumed[current].lineage
         # A record keeps the latest entries only; an earlier attempt's goes on from there.
         start = entries[-1].resumed_from

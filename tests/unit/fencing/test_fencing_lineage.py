@@ -139,12 +139,15 @@ def test_damaged_record_is_bridged_by_a_commit(run: MadeRun) -> None:
 
 
 def test_damaged_record_is_bridged_by_its_other_commit(run: MadeRun) -> None:
-    """One damaged commit of the attempt is no obstacle where another can be read."""
+    """One damaged commit of the attempt is no obstacle where another can be read, nor is a file
+    that is none of ours.
+    """
     one = run.begin().save(10)
     second = run.begin()
     two, three = second.save(20), second.save(30)
     run.damage(run.layout.resumed(2))
     run.damage(run.layout.commit(two))
+    run.store.put(f"{run.layout.commits}notes.txt", b"")
     assert valid(run) == [three, two, one]
 
 

@@ -251,6 +251,8 @@ def test_pinned_ones_stay(run: RetainedRun) -> None:
     assert (view.standing, view.pin) == ("valid", "paper (me)")
     run.expire_and_collect(latest=1)
     assert [c.step for c in run.left()] == [10, 30]
+    mark(run.store, run.layout, "expired", first, why="planned before the pin", by="a test")
+    run.aged.age(2 * GRACE)
     assert unpin(run.store, run.layout, first)
     assert not unpin(run.store, run.layout, first)
     run.expire(latest=1)
@@ -512,6 +514,33 @@ def test_stale_attempt_prunes_nothing(run: RetainedRun) -> None:
     assert marked(run.store, run.layout)["collecting"] == set()
 
 
+@pytest.mark.parametrize(
+    ("operation", "part"), [("read_into", ".safetensors"), ("read", ".heartbeat")]
+)
+def test_a_later_attempt_ends_a_collection_at_once(
+    run: RetainedRun, operation: Operation, part: str
+) -> None:
+    """Claimed while the newest checkpoint is read, or before what killed writes have left goes:
+    neither marked nor deleted any more.
+    """
+    saved(run, 3)
+    leave(run, "a0001-s0009-dead")
+    run.expire(latest=1)
+    run.aged.age(2 * GRACE)
+    at_claim: dict[str, bytes] = {}
+
+    def before(asked: Operation, path: str) -> None:
+        if asked == operation and path.endswith(part) and not at_claim:
+            run.claim()
+            at_claim.update(run.contents())
+
+    fence = Fence(run.store, run.layout, 1)
+    store = HookedStore(run.store, before)
+    with pytest.raises(StaleAttemptError):
+        collect(store, run.name, grace=GRACE, by="attempt 1", fence=fence, uptime=run.aged.uptime)
+    assert run.contents() == at_claim
+
+
 # -- leftovers -----------------------------------------------------------------------------------
 
 
@@ -531,6 +560,18 @@ def test_leftovers_of_dead_writes_go(run: RetainedRun) -> None:
     assert report.leftovers == [f"{run.layout.data}a0001-s0002-dead"]
     run.store.delete(f"{run.layout.data}notes.txt")
     run.check_whole()
+
+
+def test_what_was_touched_within_the_grace_stays(run: RetainedRun) -> None:
+    """Of an attempt that is over, too, as long as any of its files is so young."""
+    saved(run, 1)
+    leave(run, "a0001-s0002-dead")
+    run.put_claim(2, process=elsewhere())
+    run.aged.age(2 * GRACE)
+    run.store.put(f"{run.layout.data}a0001-s0002-dead/late.rank0000.safetensors", b"late")
+    assert run.collect().leftovers == []
+    run.aged.age(2 * GRACE)
+    assert run.collect().leftovers == [f"{run.layout.data}a0001-s0002-dead"]
 
 
 def test_writes_of_a_living_attempt_stay(run: RetainedRun) -> None:

@@ -232,6 +232,9 @@ def test_promotions_come_back_with_what_was_lost(
         assert memory.aliases.keys() == holders.keys()
         check_agreed(config, run, memory)
 
+    del memory.aliases["paper"]
+    check_agreed(config, run, memory)
+
     (lost,) = [v for v in memory.versions if v.checkpoint == saved[1]]
     (kept,) = [v for v in memory.versions if (v.checkpoint, v.run_id) == (saved[0], lost.run_id)]
     memory.versions.remove(lost)

@@ -99,6 +99,35 @@ def test_the_replay_stands_and_is_compared() -> None:
     assert _stored(memory) == {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.75, 5: 0.75, 6: 0.75}
 
 
+def test_steps_that_the_registry_has_are_compared_with_it() -> None:
+    """An attempt that was sent back to an older checkpoint does steps again that a later one held,
+    and that are shown already.
+    """
+    run, memory = MadeRun(), RegistryMemory()
+    first = run.begin()
+    publisher = _publisher(run, memory, first)
+    saved = []
+    for steps in ([1, 2], [3, 4]):
+        rows = _rows(0.5, steps, 0)
+        publisher.add_rows(rows)
+        saved.append(str(first.save(steps[-1], rows=rows)))
+        publisher.add_save(saved[-1])
+        publisher.add_commit(saved[-1])
+    publisher.publish()
+    _end(publisher, "failed")
+
+    events: list[Event] = []
+    publisher = _publisher(
+        run, memory, run.begin("flow-run-2", resume=saved[0]), on_event=events.append
+    )
+    publisher.add_rows(_rows(0.75, [3, 4, 5], 900))
+    publisher.publish()
+    (told,) = [event for event in events if isinstance(event, MetricsReplayed)]
+    assert (told.replay.steps, told.replay.diverged_steps) == (2, 2)
+    _end(publisher, "finished")
+    assert _stored(memory) == {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.5, 5: 0.75}
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(
@@ -184,6 +213,19 @@ def test_a_run_that_never_goes_on_loses_no_metric(live: bool) -> None:
         assert _stored(memory) == dict.fromkeys(range(1, 5), 0.5)
 
 
+def _backlog(run: MadeRun, tails_after: float) -> dict[int, float]:
+    """Values that a registry lacks which has none, by step."""
+    rows = find_backlog(
+        run.store,
+        run.layout,
+        run=run.identity,
+        registered=(),
+        high_water={},
+        tails_after=tails_after,
+    ).rows
+    return {row.step: row.value for row in rows}
+
+
 def test_tails_of_a_complete_run_are_the_last_attempts() -> None:
     """It may have ended before the step at which an earlier one died: that one's do not count."""
     run = MadeRun()
@@ -191,19 +233,22 @@ def test_tails_of_a_complete_run_are_the_last_attempts() -> None:
     write_tail(run.store, run.layout, first.number, [MetricRow("loss", 1.0, s, s) for s in (1, 9)])
     write_tail(run.store, run.layout, second.number, [MetricRow("loss", 2.0, 1, 50)])
 
-    def found(after: float) -> dict[int, float]:
-        rows = find_backlog(
-            run.store,
-            run.layout,
-            run=run.identity,
-            registered=(),
-            high_water={},
-            tails_after=after,
-        ).rows
-        return {row.step: row.value for row in rows}
+    assert _backlog(run, 0.0) == {1: 2.0}
+    assert _backlog(run, 1e-9) == {1: 2.0, 9: 1.0}
 
-    assert found(0.0) == {1: 2.0}
-    assert found(1e-9) == {1: 2.0, 9: 1.0}
+
+def test_tails_count_from_the_newest_checkpoint_on() -> None:
+    """What lies before it, its own rows tell; what the attempts before the one that made it had
+    logged beyond, is not of the history that it stands for.
+    """
+    run = MadeRun()
+    first, second = run.begin(), run.begin()
+    second.save(5, rows=_rows(2.0, [4], 0))
+    for attempt, steps in ((first, (1, 9)), (second, (3, 5, 6))):
+        value = float(attempt.number)
+        tail = [MetricRow("loss", value, step, step) for step in steps]
+        write_tail(run.store, run.layout, attempt.number, tail)
+    assert _backlog(run, 1e-9) == {4: 2.0, 5: 2.0, 6: 2.0}
 
 
 def test_a_damaged_tail_is_none() -> None:

@@ -15,10 +15,16 @@ LAYOUT = RunLayout("toy")
 
 
 def test_only_earlier_attempts_uploads_go(tmp_path: Path) -> None:
-    """Of any age; the attempt's own stay, a later one's, and whatever is whole."""
+    """Of any age; the attempt's own stay, a later one's, whatever is whole, and what no attempt of
+    ours has made.
+    """
     names = [f"toy/data/a{number:04d}-s0001-0a/.tmp-x" for number in (1, 2, 3, 4)]
-    whole = ["toy/data/a0001-s0001-0a/model.rank0000.safetensors", "toy/attempts/0001.json"]
-    for name in (*names, *whole):
+    others = [
+        "toy/data/a0001-s0001-0a/model.rank0000.safetensors",
+        "toy/attempts/0001.json",
+        "toy/data/.notes/.tmp-x",
+    ]
+    for name in (*names, *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     events: list[Event] = []
@@ -28,7 +34,7 @@ def test_only_earlier_attempts_uploads_go(tmp_path: Path) -> None:
     assert thread is not None
     thread.join()
     assert [name for name in names if (tmp_path / name).exists()] == names[2:]
-    assert all((tmp_path / name).exists() for name in whole)
+    assert all((tmp_path / name).exists() for name in others)
     assert events == []
 
 

@@ -12,9 +12,10 @@ from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import RegistryError, RegistryRefusedError, StaleAttemptError
 from ckpt_tasks.events import CheckpointRegistered, Event, MetricsReplayed, Warned
 from ckpt_tasks.fencing.fence import Fence
-from ckpt_tasks.format.records import CommitRecord
+from ckpt_tasks.format.records import CommitRecord, PromotionRecord, now
 from ckpt_tasks.registry.base import Registration, Registry, RunDescription
 from ckpt_tasks.testing import FakeClock, MemoryRegistry, RegistryMemory
+from ckpt_tasks.training.registration.promotions import record_promotion
 from ckpt_tasks.training.registration.publisher import Publisher
 from ckpt_tasks.types import CheckpointId, MetricRow, Number
 
@@ -140,10 +141,19 @@ def test_an_alias_that_others_have_moved_on_stays(run: MadeRun, memory: Registry
 
 
 class RefusingRegistry(MemoryRegistry):
-    """Refuses to register some checkpoints, and a number of times to move an alias."""
+    """Refuses to register some checkpoints and to set one `alias`, and loses the answer a number
+    of times when an alias is moved.
+    """
 
-    def __init__(self, memory: RegistryMemory, *refused: CheckpointId, aliases: int = 0) -> None:
+    def __init__(
+        self,
+        memory: RegistryMemory,
+        *refused: CheckpointId,
+        aliases: int = 0,
+        alias: str | None = None,
+    ) -> None:
         super().__init__(memory)
+        self._alias = alias
         self._refused = set(_texts(*refused))
         self._aliases = aliases
 
@@ -158,6 +168,8 @@ class RefusingRegistry(MemoryRegistry):
         super().log_metrics(rows)
 
     def set_alias(self, alias: str, registration: Registration) -> None:
+        if alias == self._alias:
+            raise RegistryRefusedError("it is reserved")
         self._aliases -= 1
         if self._aliases >= 0:
             raise RegistryError("the answer was lost")
@@ -213,6 +225,7 @@ def test_refused_rows_block_no_others(run: MadeRun, memory: RegistryMemory) -> N
     events: list[Event] = []
     publisher = _publisher(run, memory, attempt.number, events, registry=RefusingRegistry(memory))
     refused = {3, 4, 9}
+    publisher.add_rows([("accuracy", 0.9, 1, 1)])
     publisher.add_rows(
         [("loss", 0.5, step, -1 if step in refused else step) for step in range(1, 12)]
     )
@@ -224,6 +237,31 @@ def test_refused_rows_block_no_others(run: MadeRun, memory: RegistryMemory) -> N
     assert _versions(memory) == _texts(saved)
     (warned,) = [event.message for event in events if isinstance(event, Warned)]
     assert "the metric 'loss' of step 3" in warned
+
+
+def test_a_promotion_that_is_refused_blocks_no_other(run: MadeRun, memory: RegistryMemory) -> None:
+    """Two aliases come back with the registration that was lost, one of which the registry takes
+    no more: that is told.
+    """
+    attempt = run.begin()
+    saved = attempt.save(1)
+    for alias in ("latest", "paper"):
+        promotion = PromotionRecord(
+            uid=run.identity.uid,
+            checkpoint=str(saved),
+            alias=alias,
+            registry=MemoryRegistry.name,
+            registered_model="toys",
+            model_id="lost",
+            at=now(),
+        )
+        record_promotion(run.store, run.layout, promotion)
+    events: list[Event] = []
+    registry = RefusingRegistry(memory, alias="latest")
+    _publisher(run, memory, attempt.number, events, registry=registry).publish()
+    assert memory.aliases.keys() == {"resume-digits", "paper"}
+    (warned,) = [event.message for event in events if isinstance(event, Warned)]
+    assert warned == "alias 'latest' is not brought back: it is reserved"
 
 
 def test_an_alias_whose_answer_was_lost(run: MadeRun, memory: RegistryMemory) -> None:
