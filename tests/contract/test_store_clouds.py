@@ -30,20 +30,11 @@ from ckpt_tasks.store import Store, create_once, deadline, filesystem, open_stor
 from ckpt_tasks.testing import StoreTests
 
 _AZURITE = shutil.which("azurite-blob")
-CLOUDS = [
-    "gs",
-    pytest.param(
-        "az",
-        marks=pytest.mark.skipif(
-            _AZURITE is None or importlib.util.find_spec("adlfs") is None,
-            reason="npm install azurite, pip install adlfs",
-        ),
-    ),
-]
+_AZURE = ["az"] if _AZURITE and importlib.util.find_spec("adlfs") else []
 LARGE = random.Random(1).randbytes(12_000_000)  # noqa: S311 - more than one request of a file
 
 
-@pytest.fixture(scope="module", params=CLOUDS)
+@pytest.fixture(scope="module", params=["gs", *_AZURE])
 def cloud(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CloudServer]:
