@@ -17,7 +17,7 @@ from ckpt_tasks.store.base import Store
 __all__ = ["create_once"]
 
 _TRIES = 6
-_FIRST_DELAY = 0.1  # seconds; doubled each time: 3.1 s in all
+_FIRST_DELAY = 0.1  # seconds; doubled each time: 3.1 s in all, beside the tries' own deadlines
 
 
 def create_once(

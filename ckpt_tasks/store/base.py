@@ -6,8 +6,9 @@ them. Every method either does what it says or raises; nothing degrades silently
 Raises
 ------
 StoreError
-    From any method: storage failed or did not answer. After it, a `create`, `put` or `write`
-    may or may not have taken effect; `create_once` finds out.
+    From any method: storage failed, or did not answer in the time that `deadline` allows. After
+    it, a `create`, `put` or `write` may or may not have taken effect, or may still do so;
+    `create_once` finds out.
 """
 
 from __future__ import annotations

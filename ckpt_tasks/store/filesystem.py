@@ -15,7 +15,7 @@ from typing import Any
 from ckpt_tasks.store.deadline import NoAnswerError, seconds_for, within
 from ckpt_tasks.store.retry import is_transient, retry
 
-__all__ = ["BoundedFile", "BoundedFileSystem"]
+__all__ = ["BoundedFile", "BoundedFileSystem", "DirectFileSystem"]
 
 _CONNECTIONS = 4  # at once; so many ranges does a load read
 _TRYING = 1.5  # deadlines, after which no further try begins
@@ -39,14 +39,11 @@ class BoundedFileSystem:
     ----------
     filesystem
         An `fsspec.AbstractFileSystem`.
-    retries
-        Whether operations are tried again here, as they are not where `filesystem` does so itself.
     """
 
-    def __init__(self, filesystem: Any, *, retries: bool = True) -> None:
+    def __init__(self, filesystem: Any) -> None:
         self._fs: Any = filesystem
         self._make = type(filesystem), filesystem.storage_args, filesystem.storage_options
-        self._retries = retries
 
     def call(self, method: str, *args: Any, size: int = 0, **kwargs: Any) -> Any:
         """An operation that may be repeated.
@@ -69,18 +66,17 @@ class BoundedFileSystem:
         def act() -> Any:
             return self.call_once(method, *args, size=size, **kwargs)
 
-        if not self._retries:
-            return act()
         return retry(act, is_transient, seconds=_TRYING * seconds_for(size, _CONNECTIONS))
 
     def call_once(self, method: str, *args: Any, size: int = 0, **kwargs: Any) -> Any:
         """As `call`, without further tries."""
-        from fsspec.asyn import sync  # only here: it takes a tenth of a second
-        from fsspec.exceptions import FSTimeoutError
-
         fs, seconds = self._fs, seconds_for(size, _CONNECTIONS)
         if not _is_asynchronous(fs, method):
             return self.within(seconds, lambda: getattr(self._opened(), method)(*args, **kwargs))
+
+        from fsspec.asyn import sync  # only here: it takes a tenth of a second
+        from fsspec.exceptions import FSTimeoutError
+
         try:
             return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=seconds, **kwargs)
         except FSTimeoutError as error:
@@ -114,6 +110,18 @@ class BoundedFileSystem:
             kind, arguments, options = self._make
             fs = self._fs = kind(*arguments, **options, skip_instance_cache=True)
         return fs
+
+
+class DirectFileSystem(BoundedFileSystem):
+    """One whose operations end by themselves."""
+
+    def call(self, method: str, *args: Any, size: int = 0, **kwargs: Any) -> Any:
+        return getattr(self._fs, method)(*args, **kwargs)
+
+    call_once = call
+
+    def within(self, seconds: float, act: Callable[[], Any]) -> Any:
+        return act()
 
 
 class BoundedFile:
@@ -163,5 +171,7 @@ class BoundedFile:
 
 def _is_asynchronous(fs: Any, method: str) -> bool:
     """Whether a method only waits for a coroutine, the same with an underscore before its name."""
-    called = getattr(getattr(fs, method, None), "__wrapped__", None)
-    return bool(getattr(fs, "async_impl", False)) and inspect.iscoroutinefunction(called)
+    if not getattr(fs, "async_impl", False):
+        return False
+    called = getattr(getattr(fs, method), "__wrapped__", None)
+    return inspect.iscoroutinefunction(called)

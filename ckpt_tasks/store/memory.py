@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from ckpt_tasks.store.filesystem import BoundedFileSystem
+from ckpt_tasks.store.filesystem import BoundedFileSystem, DirectFileSystem
 from ckpt_tasks.store.generic import FsspecStore
 
 __all__ = ["MemoryStore"]
 
 _lock = threading.Lock()  # fsspec's memory file system is one per process, and so is this
-
-
-class _Memory(BoundedFileSystem):
-    """It never waits, and a thread for an operation takes longer than the operation."""
-
-    def within(self, seconds: float, act: Callable[[], Any]) -> Any:
-        return act()
 
 
 class MemoryStore(FsspecStore):
@@ -46,7 +38,8 @@ class MemoryStore(FsspecStore):
             super().create(path, data)
 
     def _bounded(self, filesystem: Any) -> BoundedFileSystem:
-        return _Memory(filesystem)
+        # A thread for an operation takes longer than the operation.
+        return DirectFileSystem(filesystem)
 
     def _make_parent(self, full: str) -> None:
         """Folders need not be made here, and those made would stay after their objects."""

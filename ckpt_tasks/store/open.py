@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import stat
+import sys
 from typing import Any
 
 from ckpt_tasks.config import StoreConfig
@@ -26,6 +28,7 @@ _PACKAGES = {
     "s3": "ckpt-tasks[s3]", "s3a": "ckpt-tasks[s3]", "gs": "gcsfs", "gcs": "gcsfs",
     "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs",
 }  # fmt: skip
+_spread = random.Random()  # noqa: S311 - of delays
 
 
 def open_store(config: StoreConfig | str, *, for_writing: bool = False) -> Store:
@@ -180,8 +183,15 @@ def _open_remote(config: StoreConfig, protocol: str, rest: str) -> Store:
     except Exception as error:  # of a client library that is not known here
         said = mask_text(f"{type(error).__name__}: {error}")
         raise StoreError(f"cannot open the store {shown}: {said}") from error
+    _leave_generators_alone()
     kind = ObjectStore if protocol in CONDITIONAL_PROTOCOLS else FsspecStore
     return kind(filesystem, root, shown)
+
+
+def _leave_generators_alone() -> None:
+    """Keep gcsfs, which draws the delays between its tries, from those of the training."""
+    if "gcsfs.retry" in sys.modules:
+        vars(sys.modules["gcsfs.retry"])["random"] = _spread
 
 
 def _open_s3(rest: str, options: dict[str, Any]) -> Store:

@@ -22,7 +22,7 @@ from ckpt_tasks.errors import CkptTasksError, ConfigError, StoreError
 from ckpt_tasks.masking import mask_url
 from ckpt_tasks.store.base import UploadInfo
 from ckpt_tasks.store.deadline import NoAnswerError, seconds_for
-from ckpt_tasks.store.filesystem import BoundedFileSystem
+from ckpt_tasks.store.filesystem import BoundedFileSystem, DirectFileSystem
 from ckpt_tasks.store.object import ObjectStore
 from ckpt_tasks.store.retry import delays
 from ckpt_tasks.store.s3_client import TIMEOUTS, S3Client, is_transient, share_loader
@@ -186,7 +186,7 @@ class S3Store(ObjectStore):
             self._fs.close_session(self._fs.loop, self._fs._s3)
 
     def _bounded(self, filesystem: Any) -> BoundedFileSystem:
-        return BoundedFileSystem(filesystem, retries=False)
+        return DirectFileSystem(filesystem)  # each of its requests ends
 
     def _target(self, full: str) -> dict[str, Any]:
         bucket, key, _ = self._fs.split_path(full)

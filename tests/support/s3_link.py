@@ -265,7 +265,10 @@ class _Proxy:
         await self._answer(client, server, request, fate)
 
     async def _answer(self, client: Stream, server: Stream, request: Head, fate: str) -> None:
-        answer = Head(await server.until(b"\r\n\r\n"))
+        text = await server.until(b"\r\n\r\n")
+        if not text:
+            raise CutError
+        answer = Head(text)
         status = int(answer.first.split()[1])
         if request.first.startswith(b"HEAD ") or status in (204, 304):
             answer.size, answer.chunked = 0, False
