@@ -12,6 +12,7 @@ from ckpt_tasks.config import RegistryConfig
 from ckpt_tasks.errors import RegistryError, RegistryRefusedError, StaleAttemptError
 from ckpt_tasks.events import CheckpointRegistered, Event, MetricsReplayed, Warned
 from ckpt_tasks.fencing.fence import Fence
+from ckpt_tasks.format.layout import last_promotion
 from ckpt_tasks.format.records import CommitRecord, PromotionRecord, now
 from ckpt_tasks.registry.base import Registration, Registry, RunDescription
 from ckpt_tasks.testing import FakeClock, MemoryRegistry, RegistryMemory
@@ -240,8 +241,8 @@ def test_refused_rows_block_no_others(run: MadeRun, memory: RegistryMemory) -> N
 
 
 def test_a_promotion_that_is_refused_blocks_no_other(run: MadeRun, memory: RegistryMemory) -> None:
-    """Two aliases come back with the registration that was lost, one of which the registry takes
-    no more: that is told.
+    """Two aliases come back with the registration that was lost, one of which the registry does
+    not take: that is told, and the next attempt tries it again.
     """
     attempt = run.begin()
     saved = attempt.save(1)
@@ -262,6 +263,9 @@ def test_a_promotion_that_is_refused_blocks_no_other(run: MadeRun, memory: Regis
     assert memory.aliases.keys() == {"resume-digits", "paper"}
     (warned,) = [event.message for event in events if isinstance(event, Warned)]
     assert warned == "alias 'latest' is not brought back: it is reserved"
+    assert run.store.exists(last_promotion("checkpoints", "paper"))
+    _publisher(run, memory, run.begin().number).publish()
+    assert _aliased(memory, "latest") == str(saved)
 
 
 def test_an_alias_whose_answer_was_lost(run: MadeRun, memory: RegistryMemory) -> None:
