@@ -14,15 +14,13 @@ import msgspec
 import psutil
 from support.attempt_forks import SHOW_STACKS, AttemptForks, Fork
 from support.faulty_attempt import STRUCK
+from support.launches import PATIENCE
 
 from ckpt_tasks.checkpointer.failures import tell_failure
 from ckpt_tasks.events import Event
 from ckpt_tasks.training.spec import AttemptFolder, RankPlace, TrainOutcome, TrainSpec
 from ckpt_tasks.training.supervision import trainers as supervision
 from ckpt_tasks.training.supervision.trainers import Trainers
-
-PATIENCE = 60.0
-"""Seconds for one attempt. No rank has anything to wait for so long."""
 
 _FAREWELL_SECONDS = 1.0
 _POLL_SECONDS = 0.01
