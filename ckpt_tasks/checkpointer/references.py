@@ -87,7 +87,7 @@ def check_references(
     found = (layout.checkpoint_id(info.path) for info in store.list_objects(layout.commits))
     committed = [checkpoint for checkpoint in found if checkpoint is not None]
     damaged = {_age(checkpoint) for checkpoint in marks["quarantined"]}
-    doomed = damaged | {_age(one) for one in (*marks["expired"], *marks["collecting"])}
+    doomed = {_age(one) for one in (*marks["expired"], *marks["collecting"])}
     standing = {_age(checkpoint) for checkpoint in committed} - doomed
     own_age = layout.write_of(f"{own}index")
 

@@ -21,7 +21,7 @@ from ckpt_tasks.checkpointer.drain import InlineDrain
 from ckpt_tasks.checkpointer.job import JobRunner
 from ckpt_tasks.checkpointer.marks import mark
 from ckpt_tasks.checkpointer.reader import load_checkpoint, read_commit, read_index
-from ckpt_tasks.checkpointer.references import check_references
+from ckpt_tasks.checkpointer.references import Base, check_references
 from ckpt_tasks.checkpointer.verify import verify_checkpoint
 from ckpt_tasks.errors import StoreError
 from ckpt_tasks.fencing.fence import Fence
@@ -272,6 +272,22 @@ def test_bytes_of_a_checkpoint_that_is_gone_are_referred_to_by_way_of_the_latest
         state = State({"model": {}}, [FROZEN, trained(step)])
         record = how.save(state, save_request(step, number=step))
         assert first.write_id in " ".join(file.path for file in scene.index(record).files)
+
+
+def test_a_base_vouches_for_nothing_but_what_it_names(scene: Scene) -> None:
+    """That it stands keeps no file of another checkpoint that may go, whether its own index is
+    known, is read, or cannot be read.
+    """
+    run = scene.run
+    first, second = scene.save(1, FROZEN), scene.save(2, trained(2))
+    mark(run.store, run.layout, "expired", first.checkpoint, why="a test", by="a test")
+    foreign, own = scene.index(first), f"a{scene.attempt.number:04d}-s0003-ff"
+    known = Base.of(second, [scene.index(second)])
+    for base in (known, Base(known.age), Base(known.age)):
+        with pytest.raises(StoreError, match="which this checkpoint refers to"):
+            check_references(run.store, run.layout, own, [foreign], base)
+        if base is not known:
+            run.damage(run.index_path(second.checkpoint))
 
 
 def test_writes_that_were_never_committed_are_referred_to_by_their_attempt_only(
