@@ -18,6 +18,7 @@ from support.toy_ranks import SAMPLES
 from support.toy_runs import toy_spec
 
 from ckpt_tasks.checkpointer.catalog import RunView, view_run
+from ckpt_tasks.config import ScheduleConfig
 from ckpt_tasks.events import (
     AttemptClaimed,
     CheckpointCommitted,
@@ -207,13 +208,19 @@ def test_another_number_of_ranks_goes_on(
 ) -> None:
     """Two, one, three, and two again; each sample of an epoch is drawn in it by one of them."""
     monkeypatch.setenv("TOY_DRAWN", str(tmp_path / "drawn"))
+    monkeypatch.setenv("TOY_STEP_SECONDS", "0.4")  # those that are stopped must not come to the end
     spec = _spec(tmp_path / "store")
+    schedule = ScheduleConfig(every_steps=2)
+    spec = msgspec.structs.replace(
+        spec, config=msgspec.structs.replace(spec.config, schedule=schedule)
+    )
     alone = msgspec.structs.replace(spec, nproc=1, entrypoint="support.toy_ranks:alone")
     for other in (spec, alone, msgspec.structs.replace(spec, nproc=3)):
         with launched(other) as attempt:
             attempt.wait_for(CheckpointCommitted)
             attempt.request_stop()
             assert attempt.outcome().code == EXIT_STOPPED
+    monkeypatch.setenv("TOY_STEP_SECONDS", "0")
     outcome = launch(spec)
     assert outcome.code == EXIT_DONE, outcome
     worlds = [c.record.world_size for c in _view(spec).checkpoints[::-1] if c.record is not None]
