@@ -209,12 +209,18 @@ class TestKilledWriter:
         bucket, _, place = store.url.removeprefix("s3://").partition("/")
         self.killed_write(seaweedfs, store, "run/data/w1/x")
         seaweedfs.client().create_multipart_upload(Bucket=bucket, Key=f"{place}/other/data/w/y")
-        time.sleep(6)
+        time.sleep(8)
         seaweedfs.client().create_multipart_upload(Bucket=bucket, Key=f"{place}/run/data/w2/x")
+        made = time.monotonic()
+
+        def between() -> float:
+            """Older than the younger one is now, and younger than the older one."""
+            return time.monotonic() - made + 5
+
         assert store.abort_uploads("run/", older_than=3600) == []
-        told = store.list_uploads("run/", older_than=5)
-        aborted = store.abort_uploads("run/", older_than=5)
-        assert (told, store.list_uploads("run/", older_than=5)) == (aborted, [])
+        told = store.list_uploads("run/", older_than=between())
+        aborted = store.abort_uploads("run/", older_than=between())
+        assert (told, store.list_uploads("run/", older_than=between())) == (aborted, [])
         assert [upload.path for upload in aborted] == ["run/data/w1/x"]
         assert uploads_left(seaweedfs, store) == ["other/data/w/y", "run/data/w2/x"]
         assert not store.exists("run/data/w1/x")
