@@ -80,7 +80,7 @@ class RankedFork:
 
     def _stand(self) -> str:
         """Where each rank stands."""
-        left = [rank for rank, child in self._processes.items() if child.poll() is None]
+        left = [rank for rank, child in self._processes.items() if child.returncode is None]
         for rank in left:
             os.kill(self._children[rank].pid, SHOW_STACKS)
         time.sleep(1.0)
@@ -127,19 +127,19 @@ class _Child:
     """A fork, as `Trainers` knows it."""
 
     def __init__(self, fork: Fork) -> None:
-        self.process = self
         self._fork = fork
-        self.returncode: int | None = None
+        self._returned: int | None = None
 
-    def poll(self) -> int | None:
-        if self.returncode is None and not psutil.pid_exists(self._fork.pid):
-            self.returncode = os.waitstatus_to_exitcode(self._fork.wait().status)
-        return self.returncode
+    @property
+    def returncode(self) -> int | None:
+        if self._returned is None and not psutil.pid_exists(self._fork.pid):
+            self._returned = os.waitstatus_to_exitcode(self._fork.wait().status)
+        return self._returned
 
     def kill(self) -> None:
-        if self.poll() is None:
+        if self.returncode is None:
             os.killpg(self._fork.pid, signal.SIGKILL)
-            self.returncode = os.waitstatus_to_exitcode(self._fork.wait().status)
+            self._returned = os.waitstatus_to_exitcode(self._fork.wait().status)
 
 
 def start_ranks(
