@@ -227,8 +227,9 @@ class _Writing:
                 return describe(*_entries(self._image, chunks, files, held))
 
             if sum(file.entry.size for file in files) < _ALONE_BYTES:
+                result = description()
                 self._write_all(files)
-                return description()
+                return result
             # Digests need the processor while the writing waits for the device.
             described = pool.submit(description)
             self._write_all(files)
