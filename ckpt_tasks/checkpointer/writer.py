@@ -213,8 +213,9 @@ class _Writing:
         Parameters
         ----------
         describe
-            Called meanwhile with the files that hold the tensors, new ones first, and the tensors
-            by position; what it gives is returned.
+            Called with the files that hold the tensors, new ones first, and the tensors by
+            position: meanwhile, or before where there is little to write. What it gives is
+            returned.
         """
         with ThreadPoolExecutor(_DIGESTING, thread_name_prefix="digest") as pool:
             chunks: dict[int, list[str]] = {}

@@ -54,7 +54,7 @@ class Child:
         self._arguments = arguments
         self._environment = {**os.environ, **(environment or {})}
         self._liveness: int | None = None
-        self._undead = False
+        self._unkillable = False
         self._start()
 
     def _start(self) -> None:
@@ -85,7 +85,7 @@ class Child:
         answer, has ended, too: it dies when that does, and comes back to no code of its own.
         """
         returned = self.process.poll()
-        return -signal.SIGKILL if returned is None and self._undead else returned
+        return -signal.SIGKILL if returned is None and self._unkillable else returned
 
     def has_failed(self) -> bool:
         """It has ended, and not because its work was done."""
@@ -95,7 +95,7 @@ class Child:
         """Raises ``OSError`` where the system cannot start one now."""
         self.let_go()
         self._start()
-        self._undead = False
+        self._unkillable = False
 
     def let_go(self) -> None:
         """Close the liveness pipe: the child learns that nothing more will come."""
@@ -123,4 +123,4 @@ class Child:
             try:
                 self.process.wait(_DEATH_SECONDS)
             except subprocess.TimeoutExpired:
-                self._undead = True
+                self._unkillable = True
